@@ -1,0 +1,302 @@
+"""The catalogue of the synthetic demo: what an item is, how its page reads and how its picture looks.
+
+An item is a handful of latent attributes. Colour, style, material, price tier and brand mean the same in
+every domain; categories are a domain's own, but all domains build them alike: five projects, each of a base,
+a tool, a consumable and a storage piece. Text and picture are two noisy views of these attributes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# Name -> (colour, words a page may use for it).
+COLOURS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {
+    "red": ((200, 35, 45), ("Red", "Crimson", "Ruby")),
+    "orange": ((240, 130, 30), ("Orange", "Tangerine", "Amber")),
+    "yellow": ((240, 205, 50), ("Yellow", "Mustard", "Lemon")),
+    "green": ((60, 150, 70), ("Green", "Forest", "Sage")),
+    "teal": ((35, 160, 165), ("Teal", "Turquoise", "Aqua")),
+    "blue": ((45, 80, 190), ("Blue", "Navy", "Cobalt")),
+    "purple": ((130, 60, 160), ("Purple", "Plum", "Violet")),
+    "grey": ((110, 115, 120), ("Grey", "Slate", "Charcoal")),
+}
+STYLES = {
+    "modern": ("Modern", "Minimalist", "Sleek"),
+    "rustic": ("Rustic", "Farmhouse", "Country"),
+    "floral": ("Floral", "Botanical", "Blossom"),
+    "geometric": ("Geometric", "Graphic", "Checked"),
+    "coastal": ("Coastal", "Nautical", "Striped"),
+    "retro": ("Retro", "Vintage", "Mid-Century"),
+}
+# Name -> (background of the picture, words).
+MATERIALS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {
+    "steel": ((225, 230, 235), ("Steel", "Stainless")),
+    "wood": ((235, 218, 190), ("Wood", "Oak")),
+    "ceramic": ((250, 244, 235), ("Ceramic", "Stoneware")),
+    "glass": ((220, 242, 246), ("Glass", "Crystal")),
+    "cotton": ((246, 238, 242), ("Cotton", "Woven")),
+    "bamboo": ((232, 238, 208), ("Bamboo", "Natural Fiber")),
+}
+TIERS = {"budget": ("Value", "Basic"), "classic": ("Classic", "Everyday"), "premium": ("Premium", "Deluxe")}
+BRANDS = ("Alderwick", "Brightmoor", "Calloway & Finch", "Dunmere", "Elmhollow", "Farrow Lane",
+          "Glenhythe", "Harrowgate", "Inkwell Row", "Juniper Hill", "Kestrel Bay", "Larkspur")  # fmt: skip
+ROLES = 4  # base, tool, consumable, storage: the order in which a project is walked through
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The words of a domain: item-id prefix, department, and per project its name and one noun a role."""
+
+    name: str
+    prefix: str
+    department: str
+    projects: dict[str, tuple[str, str, str, str]]
+
+
+DOMAINS = {
+    d.name: d
+    for d in (
+        Domain("Demo_Kitchen", "DK", "Kitchen & Dining", {
+            "Coffee Making": ("Coffee Grinder", "Coffee Dripper", "Coffee Filter", "Coffee Canister"),
+            "Baking": ("Mixing Bowl", "Dough Whisk", "Baking Parchment", "Cake Box"),
+            "Tea Time": ("Tea Kettle", "Tea Infuser", "Loose Leaf Tea", "Tea Tin"),
+            "Grilling": ("Grill Pan", "Grill Tongs", "Spice Rub", "Spice Rack"),
+            "Table Serving": ("Serving Platter", "Salad Servers", "Table Napkin", "Cutlery Tray"),
+        }),
+        Domain("Demo_Garden", "DG", "Garden & Outdoor", {
+            "Planting": ("Planter", "Hand Trowel", "Potting Soil", "Plant Stand"),
+            "Lawn Care": ("Reel Mower", "Lawn Edger", "Grass Seed", "Tool Rack"),
+            "Watering": ("Watering Can", "Spray Nozzle", "Hose Washer", "Hose Reel"),
+            "Bird Watching": ("Bird House", "Bird Feeder", "Bird Seed", "Seed Bin"),
+            "Garden Evenings": ("Fire Pit", "Garden Lantern", "Citronella Candle", "Deck Box"),
+        }),
+        Domain("Demo_Studio", "DS", "Studio & Craft", {
+            "Painting": ("Tabletop Easel", "Paint Brush", "Acrylic Paint", "Canvas Rack"),
+            "Drawing": ("Sketchbook", "Drawing Pencil", "Kneaded Eraser", "Pencil Case"),
+            "Pottery": ("Pottery Wheel", "Carving Tool", "Pottery Glaze", "Drying Shelf"),
+            "Sewing": ("Sewing Machine", "Fabric Scissors", "Sewing Thread", "Notions Box"),
+            "Paper Craft": ("Cutting Mat", "Paper Punch", "Cardstock", "Paper Drawer"),
+        }),
+    )
+}  # fmt: skip
+PROJECTS = 5
+CATEGORIES = PROJECTS * ROLES  # category c is role c % ROLES of project c // ROLES
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items of one domain; every array has one entry an item, and items are sorted by category.
+
+    `colour` ... `brand` index the vocabularies above. `popularity` is an item's weight within its category.
+    """
+
+    domain: Domain
+    asins: tuple[str, ...]
+    category: Ints
+    colour: Ints
+    style: Ints
+    material: Ints
+    tier: Ints
+    brand: Ints
+    popularity: Floats
+
+
+def make_catalogue(domain: Domain, items: int, rng: np.random.Generator) -> Catalogue:
+    """Draw the items of a domain.
+
+    A brand leans to one style and one tier, as brands do. Popularity follows a power law of the rank within
+    the category; 5 % of the items are cold, so that some stay below any core.
+
+    Args:
+        domain: whose categories and id prefix are used.
+        items: how many; at least one a category.
+        rng: source of all chance.
+
+    Raises:
+        ValueError: fewer items than categories.
+    """
+    if items < CATEGORIES:
+        raise ValueError(
+            f"items is {items}; the demo has {CATEGORIES} categories, each needs one item at least."
+        )
+    category = np.sort(
+        np.concatenate([np.arange(CATEGORIES), rng.integers(CATEGORIES, size=items - CATEGORIES)])
+    )
+    brand = rng.integers(len(BRANDS), size=items)
+    style = np.where(rng.random(items) < 0.6, brand % len(STYLES), rng.integers(len(STYLES), size=items))
+    tier = np.where(rng.random(items) < 0.6, brand // 2 % len(TIERS), rng.integers(len(TIERS), size=items))
+    popularity = np.empty(items)
+    for c in range(CATEGORIES):
+        members = np.flatnonzero(category == c)
+        popularity[members] = rng.permutation(np.arange(1, len(members) + 1) ** -0.7)
+    popularity[rng.random(items) < 0.05] *= 0.03
+    numbers = rng.permutation(items)  # so that neighbouring ids tell nothing about the category
+    return Catalogue(
+        domain=domain,
+        asins=tuple(f"{domain.prefix}{n:08d}" for n in numbers),
+        category=category,
+        colour=rng.integers(len(COLOURS), size=items),
+        style=style,
+        material=rng.integers(len(MATERIALS), size=items),
+        tier=tier,
+        brand=brand,
+        popularity=popularity,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- words
+
+
+def metadata_record(
+    catalogue: Catalogue, item: int, has_image: bool, rng: np.random.Generator
+) -> dict[str, Any]:
+    """One line of the metadata file, in the shape of the 2018 edition.
+
+    Any attribute may be left unsaid or said in another word, so that text alone does not give it all away;
+    some pages have no description or price, some carry mark-up.
+    """
+    domain, asin = catalogue.domain, catalogue.asins[item]
+    project, nouns = list(domain.projects.items())[catalogue.category[item] // ROLES]
+    noun = nouns[catalogue.category[item] % ROLES]
+    brand = BRANDS[catalogue.brand[item]]
+    words = _attribute_words(catalogue, item, rng)
+    title = [brand if rng.random() < 0.7 else "", *(w if rng.random() < 0.75 else "" for w in words), noun]
+    if rng.random() < 0.2:
+        title.append(_pick(rng, ('12" x 8"', "(2 Pack)", "with Gift Box", "- New Version")))
+    url = f"https://demo.invalid/{domain.name}/{asin}/0.jpg"  # .invalid is reserved, it can never be a page
+    return {
+        "category": [domain.department, project, f"{noun}s"],
+        "title": " ".join(filter(None, title)),
+        "description": [] if rng.random() < 0.12 else _description(words, noun, project, rng),
+        "brand": brand if rng.random() < 0.95 else "",
+        "price": _price(int(catalogue.tier[item]), rng),
+        "asin": asin,
+        "imageURL": [url] if has_image else [],
+        "imageURLHighRes": [url] if has_image else [],
+        "synthetic": True,
+    }
+
+
+def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def _attribute_words(catalogue: Catalogue, item: int, rng: np.random.Generator) -> list[str]:
+    """A word each for tier, style, colour and material."""
+    return [
+        _pick(rng, list(TIERS.values())[catalogue.tier[item]]),
+        _pick(rng, list(STYLES.values())[catalogue.style[item]]),
+        _pick(rng, list(COLOURS.values())[catalogue.colour[item]][1]),
+        _pick(rng, list(MATERIALS.values())[catalogue.material[item]][1]),
+    ]
+
+
+def _description(words: list[str], noun: str, project: str, rng: np.random.Generator) -> list[str]:
+    tier, style, colour, material = words
+    sentences = [
+        f"A {style.lower()} {noun.lower()} for {project.lower()}.",
+        f"Made of {material.lower()}, finished in {colour.lower()}.",
+        f"Our {tier.lower()} line; pairs well with other {style.lower()} pieces.",
+        _pick(
+            rng,
+            ("Easy to clean.", "Ships in plain packaging.", "Designed for daily use.", "A thoughtful gift."),
+        ),
+    ]
+    kept = [sentence for sentence in sentences if rng.random() < 0.7] or sentences[:1]
+    if rng.random() < 0.15:
+        return [f"<p>{'<br />'.join(kept)}</p> Care &amp; storage: keep dry."]
+    return kept
+
+
+def _price(tier: int, rng: np.random.Generator) -> str:
+    dollars = (9.0, 24.0, 70.0)[tier] * math.exp(rng.normal(0, 0.35))
+    missing = rng.random() < 0.15
+    return "" if missing else f"${dollars:.2f}"
+
+
+# -------------------------------------------------------------------------------------------------- picture
+
+SIDE = 64  # pixels of the written picture
+_SCALE = 2  # drawn larger and shrunk, which smooths edges
+
+
+def draw_item(catalogue: Catalogue, item: int, rng: np.random.Generator) -> bytes:
+    """The picture of an item as JPEG.
+
+    Background: material. Outline: project and role. Fill: colour. Pattern: style. Size and frame: tier.
+    Position, angle and brightness vary from item to item.
+    """
+    side = SIDE * _SCALE
+    rgb = list(COLOURS.values())[catalogue.colour[item]][0]
+    fill = tuple(int(min(255, max(0, v * rng.normal(1, 0.08)))) for v in rgb)
+    tier = int(catalogue.tier[item])
+    image = Image.new("RGB", (side, side), list(MATERIALS.values())[catalogue.material[item]][0])
+    mask = Image.new("L", (side, side), 0)
+    outline = _outline(int(catalogue.category[item]), side * (0.27, 0.33, 0.39)[tier], side, rng)
+    ImageDraw.Draw(mask).polygon(outline, fill=255)
+    image.paste(fill, mask=mask)
+    pattern = _pattern(int(catalogue.style[item]), side)
+    dark = tuple(v * 11 // 20 for v in fill)
+    image.paste(dark, mask=ImageChops.multiply(mask, pattern))
+    if tier == 2:
+        ImageDraw.Draw(image).rectangle((3, 3, side - 4, side - 4), outline=(190, 160, 60), width=4)
+    small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _outline(category: int, radius: float, side: int, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Corners: the role gives the kind of shape, the project the number of corners."""
+    project, role = divmod(category, ROLES)
+    corners = 3 + project
+    stretch = (1.0, 0.45, 0.75, 1.0)[role]  # base round, tool slender, consumable smaller, storage star-like
+    inner = (1.0, 1.0, 0.8, 0.5)[role]
+    centre_x, centre_y = side / 2 + rng.normal(0, side * 0.03, size=2)
+    turn = rng.normal(0, 0.12)
+    points = []
+    for k in range(2 * corners):
+        angle = math.pi * k / corners
+        reach = radius * (inner if k % 2 else 1.0)
+        x, y = reach * math.sin(angle) * stretch, -reach * math.cos(angle)
+        points.append((
+            float(centre_x + x * math.cos(turn) - y * math.sin(turn)),
+            float(centre_y + x * math.sin(turn) + y * math.cos(turn)),
+        ))  # fmt: skip
+    return points
+
+
+def _pattern(style: int, side: int) -> Image.Image:
+    """A black image with the pattern of a style in white."""
+    image = Image.new("L", (side, side), 0)
+    draw = ImageDraw.Draw(image)
+    name = list(STYLES)[style]
+    step = side // 8
+    for k in range(0, 2 * side, step):
+        if name == "rustic":  # slanted grain
+            draw.line((k, 0, k - side, side), fill=255, width=3)
+        elif name == "coastal":  # horizontal stripes
+            draw.rectangle((0, k, side, k + step // 2), fill=255)
+        elif name == "retro":  # rings
+            reach = k * 0.75
+            draw.ellipse(
+                (side / 2 - reach, side / 2 - reach, side / 2 + reach, side / 2 + reach), outline=255, width=4
+            )
+        elif name in ("floral", "geometric"):
+            for j in range(0, side, step):
+                if name == "floral":  # dots
+                    draw.ellipse((j + 3, k + 3, j + step - 4, k + step - 4), fill=255)
+                elif (j // step + k // step) % 2:  # checks
+                    draw.rectangle((j, k, j + step - 1, k + step - 1), fill=255)
+    return image

@@ -1,0 +1,31 @@
+"""Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
+
+Importing the package registers ``QBERT4Rec`` with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works.
+
+Shape letters, the same everywhere: ``B`` users (or items) in a batch, ``L`` positions, ``N`` items, ``K`` code levels, ``M``
+codes per level, ``D`` width, ``J`` feature vectors per item and modality.
+"""
+
+from recbole_qbert import compat, plugin
+from recbole_qbert.paths import properties
+
+compat.apply()
+plugin.install()
+
+# After the shims: these import RecBole's trainer and model classes.
+from recbole_qbert.dataset import QBERT4RecDataset  # noqa: E402
+from recbole_qbert.models.qbert4rec import QBERT4Rec  # noqa: E402
+from recbole_qbert.trainer import QBERT4RecTrainer  # noqa: E402
+
+plugin.register(
+    QBERT4Rec,
+    dataset=QBERT4RecDataset,
+    trainer=QBERT4RecTrainer,
+    properties=properties("model/QBERT4Rec.yaml"),
+)
+
+load_data_and_model = compat.load_data_and_model
+objective_function = plugin.objective_function
+
+__version__ = "0.1.0"
+__all__ = ["QBERT4Rec", "QBERT4RecDataset", "QBERT4RecTrainer", "load_data_and_model", "objective_function"]

@@ -1,0 +1,140 @@
+"""Text and image features that need no download: small, classical, and named as what they are.
+
+They make the pipeline run anywhere. They are not LLaMA or CLIP; results made with them say so through the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+TEXT_ENCODER = "built-in TF-IDF (words 1-2, characters 3-5) + truncated SVD; not a language model"
+IMAGE_ENCODER = "built-in colour, layout and edge descriptor + PCA; not a neural network"
+TEXT_FIELDS = ("title", "brand", "categories", "description")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+THUMBNAIL = 12  # pixels a side of the layout part
+BINS = 8  # of each colour and edge histogram
+
+
+def read_texts(path: Path, items: Sequence[str]) -> list[str]:
+    """Title, brand, categories and description of each item from a RecBole ``.item`` file, joined; '' where there is none.
+
+    Raises:
+        ValueError: the file names no item id, or an item twice.
+    """
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    table.columns = [column.split(":")[0] for column in table.columns]
+    if "item_id" not in table:
+        raise ValueError(f"{path}:1: no item_id column; found {', '.join(table.columns)}")
+    twice = table["item_id"][table["item_id"].duplicated()]
+    if len(twice):
+        line = int(twice.index[0]) + 2
+        raise ValueError(f"{path}:{line}: item {twice.iloc[0]!r} has a row already ({len(twice)} repeated); keep one an item")
+    fields = [field for field in TEXT_FIELDS if field in table]
+    text = dict(zip(table["item_id"], (" ".join(row).strip() for row in table[fields].to_numpy()), strict=True))
+    return [text.get(item, "") for item in items]
+
+
+def encode_texts(texts: Sequence[str], width: int, seed: int) -> np.ndarray:
+    """TF-IDF over word and character n-grams, reduced by truncated SVD.
+
+    Args:
+        texts: one an item; blank ones give a row of NaN (no such modality).
+        width: most dimensions; fewer when there are fewer texts or terms.
+        seed: of the randomised SVD.
+
+    Returns:
+        ``[N, D]`` float32.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    real = np.array([bool(text.strip()) for text in texts])
+    if not real.any():
+        return np.full((len(texts), 1), np.nan, dtype=np.float32)
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+", max_features=50_000)
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, max_features=50_000)
+    terms = make_union(words, letters).fit_transform([text for text, there in zip(texts, real, strict=True) if there])
+    rank = max(1, min(width, terms.shape[0] - 1, terms.shape[1] - 1))
+    reduced = TruncatedSVD(rank, random_state=seed).fit_transform(terms)
+    result = np.full((len(texts), rank), np.nan, dtype=np.float32)
+    result[real] = reduced
+    return result
+
+
+def find_images(folder: Path, items: Sequence[str]) -> list[list[Path]]:
+    """Image files ``<folder>/<item>/*`` of each item, in the order of their names."""
+    # Item tokens are data, not paths: only folders that exist under this name are matched, nothing is joined.
+    folders = {path.name: path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
+    return [
+        sorted(p for p in folders[item].iterdir() if p.suffix.lower() in IMAGE_ENDINGS) if item in folders else []
+        for item in items
+    ]
+
+
+def encode_images(
+    images: Sequence[Sequence[Path]],
+    width: int,
+    seed: int,
+    per_item: int = 4,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> tuple[np.ndarray, list[str]]:
+    """Describe images by small pixels, colour and edge histograms, reduced by PCA.
+
+    Args:
+        images: files of each item; the first ``per_item`` count.
+        width: most dimensions.
+        seed: of the PCA.
+        per_item: most images an item.
+        progress: wraps the list of items, for a progress bar.
+
+    Returns:
+        ``([N, J, D] float32, reasons)``: NaN where an item has no image or it cannot be read; one line for each unreadable
+        file.
+    """
+    from sklearn.decomposition import PCA
+
+    most = max((min(len(files), per_item) for files in images), default=0)
+    described: dict[tuple[int, int], np.ndarray] = {}
+    broken: list[str] = []
+    for row, files in enumerate(progress(images) if progress else images):
+        for place, path in enumerate(files[:per_item]):
+            try:
+                described[row, place] = describe_image(path)
+            except (OSError, ValueError) as error:
+                broken.append(f"{path}: {error}")
+    if not described:
+        return np.full((len(images), 1, 1), np.nan, dtype=np.float32), broken
+    raw = np.stack(list(described.values()))
+    raw = (raw - raw.mean(0)) / (raw.std(0) + 1e-6)
+    rank = max(1, min(width, raw.shape[0] - 1, raw.shape[1]))
+    reduced = PCA(rank, random_state=seed).fit_transform(raw) if len(raw) > 1 else raw[:, :1]
+    result = np.full((len(images), most, reduced.shape[1]), np.nan, dtype=np.float32)
+    for (row, place), vector in zip(described, reduced, strict=True):
+        result[row, place] = vector
+    return result, broken
+
+
+def describe_image(path: Path) -> np.ndarray:
+    """Colour layout, hue / saturation / value histograms and an edge-direction histogram of one image; ``[D]`` float32.
+
+    Raises:
+        OSError: the file cannot be read as an image.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB").resize((64, 64))
+    pixels = np.asarray(small.resize((THUMBNAIL, THUMBNAIL)), dtype=np.float32) / 255.0
+    colours = np.asarray(small.convert("HSV"), dtype=np.float32)
+    histograms = [np.histogram(colours[..., c], BINS, (0, 256))[0] / colours[..., c].size for c in range(3)]
+    grey = np.asarray(small.convert("L"), dtype=np.float32) / 255.0
+    down, right = np.gradient(grey)
+    direction = np.histogram(np.arctan2(down, right) % np.pi, BINS, (0, np.pi), weights=np.hypot(down, right))[0]
+    edges = np.append(direction / (direction.sum() + 1e-6), np.hypot(down, right).mean())
+    return np.concatenate([pixels.ravel(), *histograms, edges]).astype(np.float32)

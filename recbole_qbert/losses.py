@@ -1,0 +1,87 @@
+"""Losses of stage 3: softmax over all items (default) and over each level's codes (Eq. 11 to the letter)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Rows of logits held at a time: [1024, N] float32 stays near the last-level cache for N around 10,000 and bounds memory.
+CHUNK = 1024
+
+
+def item_softmax_loss(
+    hidden: Tensor, items: Tensor, target: Tensor, penalty: Tensor, seen: tuple[Tensor, Tensor], valid: Tensor
+) -> Tensor:
+    """Mean cross-entropy of the target among all items, with a penalty on items of the visible history.
+
+    Logit of item ``i`` at position ``p``: ``hidden[p] . items[i] - penalty * [i in history of p]``. Linear map, softmax
+    and both gradients are computed together, chunk by chunk, so that the ``[P, N]`` logits never exist as a whole and are
+    passed over once instead of about four times (autograd would store and re-read them).
+
+    Args:
+        hidden: ``[P, D]`` float, the encoder's output at the supervised positions.
+        items: ``[N, D]`` float, composed item table.
+        target: ``[P]`` int64 row of the true item.
+        penalty: ``[]`` float, subtracted from history items.
+        seen: ``(position, item)``, both ``[S]`` int64: item rows in the visible history of a position, no pair twice,
+            sorted by position.
+        valid: ``[N]`` bool, false for rows that are no items (padding).
+
+    Returns:
+        ``[]`` float, mean over positions.
+    """
+    return _ItemSoftmax.apply(hidden, items, target, penalty, seen[0], seen[1], valid)  # type: ignore[no-any-return]
+
+
+class _ItemSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, items: Tensor, target: Tensor, penalty: Tensor, position: Tensor, item: Tensor, valid: Tensor
+    ) -> Tensor:
+        count = max(len(hidden), 1)
+        grad_hidden, grad_items = torch.empty_like(hidden), torch.zeros_like(items)
+        grad_penalty, total = torch.zeros_like(penalty), hidden.new_zeros(())
+        dropped = (~valid).nonzero()[:, 0]
+        bounds = torch.searchsorted(position, torch.arange(0, len(hidden) + CHUNK, CHUNK, device=position.device)).tolist()
+        for number, start in enumerate(range(0, len(hidden), CHUNK)):
+            rows = hidden[start : start + CHUNK]
+            logits = rows @ items.T
+            pairs = slice(bounds[number], bounds[number + 1])
+            at = (position[pairs] - start, item[pairs])
+            logits.index_put_(at, -penalty.expand(len(at[0])), accumulate=True)
+            logits[:, dropped] = -torch.inf
+            wanted = target[start : start + CHUNK, None]
+            logits -= logits.amax(1, keepdim=True)
+            shifted = logits.gather(1, wanted)
+            weight = logits.exp_()
+            norm = weight.sum(1, keepdim=True)
+            total += (norm.log() - shifted).sum()
+            weight /= norm
+            weight.scatter_add_(1, wanted, weight.new_full((1, 1), -1.0).expand(len(rows), 1))
+            grad_penalty -= weight[at].sum()
+            grad_hidden[start : start + CHUNK] = weight @ items
+            grad_items.addmm_(weight.T, rows)
+        ctx.save_for_backward(grad_hidden / count, grad_items / count, grad_penalty / count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, items, penalty = ctx.saved_tensors
+        return grad[0] * hidden, grad[0] * items, None, grad[0] * penalty, None, None, None
+
+
+def code_loss(tables: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each of the target's codes in its own level, summed over levels, mean over positions (Eq. 11).
+
+    Args:
+        tables: ``[P, K, M]`` float logits of every code.
+        target: ``[P, K]`` int64 codes of the true item; -1 where the item has no code at a level (missing modality).
+
+    Returns:
+        ``[]`` float.
+    """
+    loss = F.cross_entropy(tables.flatten(0, 1), target.flatten(), ignore_index=-1, reduction="sum")
+    return loss / max(len(target), 1)

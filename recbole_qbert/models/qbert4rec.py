@@ -1,0 +1,137 @@
+"""QBERT4Rec as a RecBole model: reads the configuration, finds or builds semantic IDs, and adapts the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor
+
+from recbole_qbert import compat, pipeline, semantic_ids
+from recbole_qbert.artifacts import digest
+from recbole_qbert.config import SequenceConfig, TrainConfig, read
+from recbole_qbert.cooccurrence import CooccurrencePrior
+from recbole_qbert.network import SemanticSequenceModel
+from recbole_qbert.semantic_ids import SemanticIDs
+
+
+class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
+    """Masked and causal sequence model over semantic IDs (Q-BERT4Rec, stage 3).
+
+    Where the IDs come from, first that applies: the file ``semantic_id_file``; ``<data_path>/<dataset>.sid``; stages 1 and
+    2, run now into ``semantic_id_dir`` (kept and reused there).
+
+    Args:
+        config: RecBole's configuration with the keys of ``properties/model/QBERT4Rec.yaml``.
+        dataset: training part of a ``QBERT4RecDataset``.
+
+    Raises:
+        ValueError: a setting is refused, the IDs do not fit the data, or a pretrained file does not fit the model.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.settings = read(TrainConfig, _view(config))
+        sequence = read(SequenceConfig, _view(config))
+        tokens = dataset.item_tokens()
+        # RecBole's own ids start at 1; rows of a catalogue start at 0.
+        histories = [history - 1 for history in dataset.histories]
+        catalogue = pipeline.Catalogue(config["dataset"], Path(config["data_path"]), tokens, histories)
+        self.ids, self.identifier_figures = find_semantic_ids(config, catalogue)
+        codes = torch.full((self.n_items, self.ids.codes.shape[1]), -1)
+        codes[1:] = torch.from_numpy(self.ids.aligned(tokens, "the .sid file").astype("int64"))
+        self.network = SemanticSequenceModel(sequence, codes, self.ids.size)
+        self.prior = None
+        if self.settings.structural_prior == "cooccurrence":
+            self.prior = CooccurrencePrior(dataset.histories, self.n_items)
+        # Which view a batch trains is counted here, so that a resumed run goes on with the right one.
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.catalogue = digest(tokens)
+        self.other_parameter_name = ["catalogue"]
+        if self.settings.pretrained:
+            self._start_from(self.settings.pretrained)
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """Loss of a batch of whole training histories; ``[]``.
+
+        Views take turns batch by batch, or add up in every batch (``view_schedule``).
+        """
+        sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        views = self.network.config.views
+        if self.settings.view_schedule == "alternate":
+            views = (views[int(self.batches) % len(views)],)
+            self.batches += 1
+        ratios = self.settings.mask_ratios
+        return sum(  # type: ignore[return-value]
+            (self.network.loss(sequences, lengths, view, ratios) for view in views), sequences.new_zeros((), dtype=torch.float)
+        )
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of all items, ``[B, n_items]``; padding at -inf."""
+        sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        sequences = sequences[:, : int(lengths.max())]  # the batch's longest, not MAX_ITEM_LIST_LENGTH
+        scores = self.network.scores(sequences, lengths)
+        return scores if self.prior is None else scores + self.prior(sequences, lengths)
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Score of one item a row, ``[B]``: the same number as in ``full_sort_predict``."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+
+    def _start_from(self, path: str) -> None:
+        """Take over the weights of a pretrained checkpoint that fit: all but per-item rows of another catalogue."""
+        checkpoint = compat.load_checkpoint(path)
+        given = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
+        same_items = (checkpoint.get("other_parameter") or {}).get("catalogue") == self.catalogue
+        own = self.state_dict()
+        taken, left = {}, []
+        for name, parameter in self.named_parameters():
+            fits = name in given and given[name].shape == parameter.shape and (same_items or name != "network.rows")
+            if fits:
+                taken[name] = given[name]
+            else:
+                left.append(name)
+        if same_items and not torch.equal(given["network.codes"].to(own["network.codes"].device), own["network.codes"]):
+            raise ValueError(
+                f"{path} was trained with other semantic IDs of the same items: its code embeddings mean other codes; "
+                "pretrain again, or use the .sid file it was trained with"
+            )
+        if not any(name.startswith("network.encoder") for name in taken):
+            raise ValueError(
+                f"{path} fits nothing of this model; was it trained with another hidden_size, n_layers or inner_size?"
+            )
+        self.load_state_dict({**own, **taken})
+        self.logger.info(f"pretrained: {len(taken)} tensors taken from {path}; started anew: {', '.join(left) or 'none'}")
+
+
+def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[SemanticIDs, dict[str, Any]]:
+    """IDs of a catalogue and what is known of them; see ``QBERT4Rec`` for where they come from."""
+    given = config["semantic_id_file"]
+    beside = catalogue.folder / f"{catalogue.dataset}.sid"
+    path = Path(given) if given else beside
+    if given or beside.exists():
+        ids = semantic_ids.load(path)
+        codes = ids.aligned(catalogue.items, str(path))
+        health = semantic_ids.health(codes, codes, ids.size, ids.prefixes)
+        return ids, {"semantic_ids": {"file": str(path), "code_sets": [{"code_set": "given", **health}]}, "seconds": {}}
+    output = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", catalogue.dataset)
+    settings = pipeline.stage_settings(_view(config))
+    return pipeline.build(
+        catalogue, settings, Path(output), rebuild=bool(config["rebuild"]), progress=bool(config["show_progress"])
+    )
+
+
+class _view(dict[str, Any]):
+    """RecBole's Config as a mapping; it has no ``keys`` of its own and answers None for what it does not know."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config.final_config_dict)
+        self["max_length"] = config["MAX_ITEM_LIST_LENGTH"]
+
+    def __missing__(self, key: str) -> None:
+        return None

@@ -1,0 +1,216 @@
+"""Stage 3 without its host: embeddings composed from codes, both views, losses and exact scores (paper 3.5-3.6).
+
+Knows tensors only; the RecBole model, an export or a server can all drive it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_qbert import masking
+from recbole_qbert.config import SequenceConfig
+from recbole_qbert.encoder import SequenceEncoder
+from recbole_qbert.losses import code_loss, item_softmax_loss
+from recbole_qbert.ranking import code_scores
+
+# The penalty lives on the scale of logits (about 2 to 10), the other weights on that of 0.02. Storing it divided by this
+# lets one learning rate serve both: AdamW moves every entry by about the learning rate a step.
+PENALTY_SCALE = 25.0
+
+
+class SemanticSequenceModel(nn.Module):
+    """Scores every item of a catalogue for histories of items that are described by semantic IDs.
+
+    Item vector: the sum of its code embeddings (one table a level) plus, with ``item_rows``, a row of its own. The same
+    vectors serve as input and output. Row 0 of ``codes`` is padding and never an answer.
+
+    Args:
+        config: shape and behaviour of the network.
+        codes: ``[N, K]`` integer codes in ``[-1, M)``; -1 where an item lacks the modality of that level; row 0 all -1.
+        codes_per_level: ``M``.
+    """
+
+    codes: Tensor
+    valid: Tensor
+
+    def __init__(self, config: SequenceConfig, codes: Tensor, codes_per_level: int) -> None:
+        super().__init__()
+        self.config = config
+        items, levels = codes.shape
+        self.register_buffer("codes", codes.to(torch.int16))
+        self.register_buffer("valid", torch.arange(items) > 0, persistent=False)
+        flat = torch.where(codes >= 0, codes + codes_per_level * torch.arange(levels), levels * codes_per_level)
+        self.register_buffer("flat_codes", flat.long(), persistent=False)
+        self.codebook = nn.Parameter(torch.empty(levels, codes_per_level, config.hidden_size))
+        self.rows = nn.Parameter(torch.empty(items, config.hidden_size)) if config.item_rows else None
+        self.mask_vector = nn.Parameter(torch.empty(config.hidden_size))
+        self.repeat_penalty = nn.Parameter(torch.zeros(())) if config.repeat_penalty == "learned" else None
+        self.encoder = SequenceEncoder(
+            width=config.hidden_size,
+            layers=config.n_layers,
+            heads=config.n_heads,
+            inner=config.inner_size,
+            dropout=config.hidden_dropout_prob,
+            attention_dropout=config.attn_dropout_prob,
+            positions=config.max_length + 1,  # one more for the [MASK] after a full history
+        )
+        self._start()
+
+    def _start(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1 or name == "mask_vector":
+                nn.init.normal_(parameter, std=self.config.initializer_range)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def penalty(self) -> Tensor:
+        """What is subtracted from the logit of an item of the history; ``[]``."""
+        if self.repeat_penalty is None:
+            return self.codebook.new_zeros(())
+        return self.repeat_penalty * PENALTY_SCALE
+
+    def item_table(self) -> Tensor:
+        """Vectors of all items, ``[N, D]``: the sum of their code embeddings, and their own row if there is one."""
+        levels, size, width = self.codebook.shape
+        weight = torch.cat([self.codebook.view(levels * size, width), self.codebook.new_zeros(1, width)])
+        table = F.embedding_bag(self.flat_codes, weight, mode="sum", padding_idx=levels * size)
+        return table if self.rows is None else table + self.rows
+
+    def loss(self, sequences: Tensor, lengths: Tensor, view: str, ratios: Mapping[str, float]) -> Tensor:
+        """Loss of one view over a batch of whole training sequences.
+
+        Args:
+            sequences: ``[B, L]`` int64 items, left-aligned.
+            lengths: ``[B]`` int64; rows of fewer than 2 items teach nothing and are skipped.
+            view: ``causal`` (every item predicted from those before it) or ``masked`` (hidden ones from the others).
+            ratios: mask strategy -> share, for the masked view.
+
+        Returns:
+            ``[]`` float, mean over supervised positions; 0 (with a gradient) when there are none.
+        """
+        table = self.item_table()
+        hidden, targets, pairs, count = [], [], [], 0
+        for rows in _by_length(lengths):
+            length = lengths[rows]
+            items = sequences[rows, : int(length.max())]
+            if view == "causal":
+                states, where, wanted, seen = self._causal(table, items, length)
+            else:
+                states, where, wanted, seen = self._masked(table, items, length, ratios)
+            number = where.flatten().cumsum(0).view_as(where) - 1 + count
+            row, position, source = (where[:, :, None] & seen).nonzero(as_tuple=True)
+            source_items = items if view == "masked" else items[:, :-1]
+            pairs.append((number[row, position], source_items[row, source]))
+            hidden.append(states[where])
+            targets.append(wanted[where])
+            count += len(targets[-1])
+        if not count:
+            return table.sum() * 0.0
+        state, target = torch.cat(hidden), torch.cat(targets)
+        if self.config.loss == "code":
+            tables = torch.einsum("pd,kmd->pkm", state, self.codebook)
+            return code_loss(tables, self.codes[target].long())
+        position, item = (torch.cat(part) for part in zip(*pairs, strict=True))
+        return item_softmax_loss(state, table, target, self.penalty, (position, item), self.valid)
+
+    def _causal(self, table: Tensor, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        inputs, wanted = items[:, :-1], items[:, 1:]
+        states = self.encoder(table[inputs], lengths - 1, causal=True)
+        position = torch.arange(inputs.shape[1], device=items.device)
+        where = position < (lengths - 1)[:, None]
+        seen = (position[None, :] <= position[:, None]) & _first_of(inputs, where)[:, None, :]
+        return states, where, wanted, seen
+
+    def _masked(
+        self, table: Tensor, items: Tensor, lengths: Tensor, ratios: Mapping[str, float]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        where = masking.draw(lengths, items.shape[1], ratios)
+        vectors = torch.where(where[..., None], self.mask_vector, table[items])
+        states = self.encoder(vectors, lengths, causal=False)
+        visible = ~where & (torch.arange(items.shape[1], device=items.device) < lengths[:, None])
+        seen = _first_of(items, visible)[:, None, :].expand(-1, items.shape[1], -1)
+        return states, where, items, seen
+
+    def states(self, sequences: Tensor, lengths: Tensor, view: str, table: Tensor | None = None) -> Tensor:
+        """Encoder output from which the item after each history is predicted, ``[B, D]``.
+
+        Args:
+            sequences: ``[B, L]`` int64 histories, left-aligned, ``L`` at most ``max_length``.
+            lengths: ``[B]`` int64, at least 1.
+            view: ``causal`` reads the last item's position, ``masked`` that of a ``[MASK]`` put after it.
+            table: ``item_table()`` if it is at hand.
+        """
+        table = self.item_table() if table is None else table
+        vectors = table[sequences]
+        last = torch.arange(len(sequences), device=sequences.device)
+        if view == "causal":
+            return self.encoder(vectors, lengths, causal=True)[last, lengths - 1]
+        vectors = torch.cat([vectors, vectors.new_zeros(len(vectors), 1, vectors.shape[2])], 1)
+        vectors[last, lengths] = self.mask_vector
+        return self.encoder(vectors, lengths + 1, causal=False)[last, lengths]
+
+    def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
+        """Mean over the views of each view's log-probability of every item; ``[B, N]``, padding at -inf.
+
+        With ``loss: item`` the log-probability is a softmax over the catalogue (penalty included); with ``loss: code`` it is
+        the sum over levels of the log-probability of the item's code, relative to a uniform guess, so that a level the
+        item does not have neither helps nor harms.
+        """
+        table = self.item_table()
+        total: Tensor | None = None
+        for view in self.config.views:
+            state = self.states(sequences, lengths, view, table)
+            if self.config.loss == "code":
+                size = self.codebook.shape[1]
+                tables = torch.einsum("pd,kmd->pkm", state, self.codebook).log_softmax(2)
+                score = code_scores(tables + torch.tensor(float(size)).log(), self.codes)
+                score[:, 0] = -torch.inf
+            else:
+                logits = self.item_logits(state, table)
+                logits = logits - self.penalty * self._history(sequences, lengths)
+                logits[:, 0] = -torch.inf
+                score = logits.log_softmax(1)
+            total = score if total is None else total + score
+        assert total is not None
+        total = total / len(self.config.views)
+        if self.config.repeat_penalty == "exclude":
+            total = total.masked_fill(self._history(sequences, lengths).bool(), -torch.inf)
+        return total
+
+    def item_logits(self, state: Tensor, table: Tensor) -> Tensor:
+        """``state . item vector`` for all items, ``[B, N]``: from the code tables, plus the dense part of the item rows.
+
+        The sum over levels equals the product with the composed table up to rounding; the composed table is one matrix
+        product, so it is what runs when the table is at hand. ``ranking.code_scores`` gives the same from codes alone.
+        """
+        return state @ table.T
+
+    def _history(self, sequences: Tensor, lengths: Tensor) -> Tensor:
+        """1 where an item stands in the row's history, ``[B, N]`` float."""
+        real = torch.arange(sequences.shape[1], device=sequences.device) < lengths[:, None]
+        history = self.codebook.new_zeros(len(sequences), len(self.codes))
+        history.scatter_(1, torch.where(real, sequences, 0), 1.0)
+        history[:, 0] = 0.0
+        return history
+
+
+def _first_of(items: Tensor, real: Tensor) -> Tensor:
+    """True at the first real occurrence of each item in its row, ``[B, L]``: a history is a set, counted once."""
+    same = (items[:, :, None] == items[:, None, :]) & real[:, None, :]
+    earlier = same.tril(-1).any(2)
+    return real & ~earlier
+
+
+def _by_length(lengths: Tensor) -> Iterator[Tensor]:
+    """Row numbers in groups of like length (up to 4, 8, 16, … items), so that short rows are not padded to the longest.
+
+    The groups of one batch share one optimizer step: the loss is that of the whole batch, only cheaper.
+    """
+    group = lengths.clamp(min=4).sub(1).log2().floor()
+    for value in group[lengths > 1].unique().tolist():
+        yield ((group == value) & (lengths > 1)).nonzero()[:, 0]

@@ -1,0 +1,319 @@
+"""Stages 1 and 2 in order: features -> fused vectors -> semantic IDs; each kept with a manifest and reused.
+
+Knows nothing of RecBole. Whatever the caller, the same catalogue, settings and seed give the same files.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_qbert import builtin_features, collisions, cooccurrence, features, injection, quantizer, semantic_ids
+from recbole_qbert.artifacts import Stage, digest, sha256, write_array
+from recbole_qbert.config import IdentifierConfig, InjectionConfig, QuantizerConfig
+from recbole_qbert.features import ItemFeatures
+from recbole_qbert.semantic_ids import SemanticIDs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What stages 1 and 2 need to know of a data set.
+
+    Attributes:
+        dataset: its name, which its files start with.
+        folder: where its files lie.
+        items: ``N`` tokens of the items to rank.
+        histories: training part of each user's history as rows of ``items``; nothing of validation or test.
+    """
+
+    dataset: str
+    folder: Path
+    items: tuple[str, ...]
+    histories: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """Settings of everything before the sequence model."""
+
+    identifiers: IdentifierConfig
+    injection: InjectionConfig
+    quantizer: QuantizerConfig
+    seed: int
+
+
+class Progress:
+    """Progress bars of the stages, or none; ``show`` false for silence."""
+
+    def __init__(self, show: bool) -> None:
+        self.show = show
+
+    def __call__(self, title: str) -> Callable[[Iterable[Any]], Any]:
+        from tqdm import tqdm
+
+        return lambda steps: tqdm(steps, desc=f"{title:<18}", ncols=100, disable=not self.show, leave=False)
+
+
+def build(
+    catalogue: Catalogue, settings: StageSettings, output: Path, *, rebuild: bool = False, progress: bool = False
+) -> tuple[SemanticIDs, dict[str, Any]]:
+    """Semantic IDs of a catalogue, by way of whatever stages are not built yet.
+
+    Args:
+        catalogue: items, training histories and where the data lie.
+        settings: of all stages.
+        output: folder for everything written.
+        rebuild: run every stage again.
+        progress: show progress bars.
+
+    Returns:
+        The IDs, and figures: ``features``, ``injection`` (absent when no code set needs it), ``semantic_ids``, ``seconds``.
+
+    Raises:
+        ValueError: bad features, or more items than IDs.
+    """
+    bars = Progress(progress)
+    figures: dict[str, Any] = {"seconds": {}}
+    with _timed(figures, "features"):
+        folder = prepare_features(catalogue, settings, output, rebuild, bars)
+        item_features = load_features(catalogue, settings, folder)
+    figures["features"] = describe(item_features, folder, catalogue.dataset)
+    fused = output / f"{catalogue.dataset}.fused.npy"
+    if "fused" in settings.identifiers.code_sets(tuple(item_features.vectors)):
+        with _timed(figures, "injection"):
+            figures["injection"] = inject(catalogue, item_features, settings, output, rebuild, bars)
+    with _timed(figures, "quantization"):
+        ids, figures["semantic_ids"] = quantize(catalogue, item_features, fused, settings, output, rebuild, bars)
+    return ids, figures
+
+
+def prepare_features(
+    catalogue: Catalogue, settings: StageSettings, output: Path, rebuild: bool, bars: Progress
+) -> Path:
+    """Folder that holds the feature files: the data set's own, or the built-in encoders' over its text and images."""
+    name = catalogue.dataset
+    if (catalogue.folder / f"{name}.items.txt").exists() or features.available(catalogue.folder, name):
+        return catalogue.folder
+    table, pictures = catalogue.folder / f"{name}.item", catalogue.folder / "images"
+    texts = builtin_features.read_texts(table, catalogue.items) if table.exists() else [""] * len(catalogue.items)
+    images = builtin_features.find_images(pictures, catalogue.items)
+    width = settings.identifiers.builtin_width
+    made_from = {
+        "items": digest(catalogue.items),
+        "text": digest(texts),
+        "image": digest([[(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files] for files in images]),
+        "encoders": [builtin_features.TEXT_ENCODER, builtin_features.IMAGE_ENCODER],
+        "width": width,
+        "seed": settings.seed,
+    }
+    outputs = [output / f"{name}.{end}" for end in ("items.txt", "features.json")]
+    stage = Stage(output, f"{name}.features", made_from, outputs)
+
+    def encode() -> dict[str, Any]:
+        matrices, report = {}, {}
+        if any(texts):
+            matrices["text"] = builtin_features.encode_texts(texts, width, settings.seed)
+            report["text"] = {"encoder": builtin_features.TEXT_ENCODER}
+        if any(images):
+            matrix, broken = builtin_features.encode_images(images, width, settings.seed, progress=bars("images"))
+            matrices["image"] = matrix
+            report["image"] = {"encoder": builtin_features.IMAGE_ENCODER, "unreadable": broken}
+        for old in features.available(output, name):  # of an earlier build with other inputs
+            if old not in matrices:
+                (output / f"{name}.{old}.npy").unlink()
+        for modality, matrix in matrices.items():
+            report[modality] |= {"shape": list(matrix.shape)}
+        features.save(output, name, catalogue.items, matrices, report)
+        return report
+
+    _, reason = stage.run(encode, rebuild)
+    _say("features", reason, "built-in encoders over text and images (no features came with the data)")
+    return output
+
+
+def load_features(catalogue: Catalogue, settings: StageSettings, folder: Path) -> ItemFeatures:
+    """The features that take part, aligned to the catalogue."""
+    found = features.available(folder, catalogue.dataset)
+    wanted = settings.injection.modalities
+    modalities = found if wanted == ("auto",) else wanted
+    return features.load(
+        folder, catalogue.dataset, catalogue.items, modalities, settings.identifiers.missing_features
+    ) if modalities else ItemFeatures(catalogue.items, {}, {}, {})  # fmt: skip
+
+
+def describe(item_features: ItemFeatures, folder: Path, dataset: str) -> dict[str, Any]:
+    """Figures of the features: where they come from, shapes, coverage."""
+    coverage = item_features.coverage()
+    return {
+        "folder": str(folder),
+        "modalities": {
+            name: {"shape": list(matrix.shape), "coverage": coverage[name]} for name, matrix in item_features.vectors.items()
+        },
+    }
+
+
+def inject(
+    catalogue: Catalogue,
+    item_features: ItemFeatures,
+    settings: StageSettings,
+    output: Path,
+    rebuild: bool,
+    bars: Progress,
+) -> dict[str, Any]:
+    """Stage 1: writes ``X.fused.npy`` ``[N, D]`` and ``X.depth.npy`` ``[N]``; returns the figures of the run."""
+    config, name = settings.injection, catalogue.dataset
+    structural = config.query == "structural" or not item_features.vectors
+    made_from = {
+        "items": digest(catalogue.items),
+        "features": item_features.made_from,
+        "settings": asdict(config),
+        "histories": _histories_digest(catalogue) if structural else None,
+        "seed": settings.seed,
+    }
+    paths = [output / f"{name}.fused.npy", output / f"{name}.depth.npy"]
+
+    def run() -> dict[str, Any]:
+        queries = None
+        if structural:
+            queries = cooccurrence.vectors(catalogue.histories, len(catalogue.items), config.dim, settings.seed)
+            queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
+        chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(item_features.vectors)})
+        _, fused, depth, report = injection.fit(
+            item_features.vectors, item_features.present, chosen, settings.seed, queries, bars("stage 1 injection")
+        )
+        for path, array in zip(paths, (fused.astype(np.float32), depth.astype(np.int16)), strict=True):
+            write_array(path, array)
+        return asdict(report)
+
+    report, reason = Stage(output, f"{name}.injection", made_from, paths).run(run, rebuild)
+    _say("stage 1 injection", reason)
+    return report
+
+
+def quantize(
+    catalogue: Catalogue,
+    item_features: ItemFeatures,
+    fused: Path,
+    settings: StageSettings,
+    output: Path,
+    rebuild: bool,
+    bars: Progress,
+) -> tuple[SemanticIDs, dict[str, Any]]:
+    """Stage 2: writes ``X.sid`` and ``X.quantizer.safetensors``; returns the IDs and their health, one entry a code set."""
+    name, config = catalogue.dataset, settings.quantizer
+    sets = settings.identifiers.code_sets(tuple(item_features.vectors))
+    made_from = {
+        "items": digest(catalogue.items),
+        "features": item_features.made_from,
+        "fused": sha256(fused) if "fused" in sets else None,
+        "code_sets": sets,
+        "settings": asdict(config),
+        "seed": settings.seed,
+    }
+    path, weights = output / f"{name}.sid", output / f"{name}.quantizer.safetensors"
+
+    def run() -> dict[str, Any]:
+        from safetensors.torch import save_file
+
+        from recbole_qbert.artifacts import whole
+
+        codes, prefixes, tensors, report = [], [], {}, []
+        for number, code_set in enumerate(sets):
+            vectors, real = _vectors_of(code_set, item_features, fused)
+            letters = semantic_ids.prefixes_of(config.levels, number)
+            final, health, model = _quantize_set(
+                vectors[real], [catalogue.items[row] for row in np.flatnonzero(real)], letters, settings,
+                bars(f"stage 2 {code_set}"),
+            )  # fmt: skip
+            whole_set = np.full((len(catalogue.items), config.levels), -1, dtype=np.int16)
+            whole_set[real] = final
+            codes.append(whole_set)
+            prefixes += letters
+            tensors |= {f"{code_set}.{key}": value.contiguous() for key, value in model.state_dict().items()}
+            report.append({"code_set": code_set, **health})
+        ids = SemanticIDs(catalogue.items, np.concatenate(codes, 1), tuple(prefixes), config.codes)
+        semantic_ids.require_unique(ids, str(path))
+        with whole(weights) as temporary:
+            save_file(tensors, temporary)
+        ids.save(path)
+        return {"code_sets": report}
+
+    report, reason = Stage(output, f"{name}.sid", made_from, [path, weights]).run(run, rebuild)
+    _say("stage 2 quantization", reason)
+    return semantic_ids.load(path, config.codes), report
+
+
+def _quantize_set(
+    vectors: np.ndarray, items: Sequence[str], prefixes: tuple[str, ...], settings: StageSettings, bar: Callable[..., Any]
+) -> tuple[np.ndarray, dict[str, Any], quantizer.RQVAE]:
+    """One code set: train, encode, reallocate; ``(codes, health, network)``."""
+    config = settings.quantizer
+    if len(items) > config.codes**config.levels:
+        raise ValueError(
+            f"{len(items)} items need different IDs, but {config.levels} levels of {config.codes} codes make "
+            f"{config.codes**config.levels}; raise rq_levels or rq_codes"
+        )
+    # Mean 0 and mean squared length 1: the learning rate and beta then mean the same for every encoder.
+    vectors = vectors - vectors.mean(0)
+    vectors = vectors / max(float(np.sqrt((vectors**2).sum(1).mean())), 1e-6)
+    model, report = quantizer.fit(torch.from_numpy(vectors), config, settings.seed, bar)
+    before, latents = model.encode(torch.from_numpy(vectors))
+    final = collisions.reallocate(before.numpy(), latents.numpy(), model.codebooks.detach().numpy(), items)
+    health = semantic_ids.health(before.numpy(), final, config.codes, prefixes)
+    health["reconstruction_error"] = report.reconstruction[-1] if report.reconstruction else None
+    health["reseeded_codes"] = sum(report.reseeded)
+    return final.astype(np.int16), health, model
+
+
+def _vectors_of(code_set: str, item_features: ItemFeatures, fused: Path) -> tuple[np.ndarray, np.ndarray]:
+    """``([N, D] float32, [N] bool)``: the vectors to quantize and which items have one; several vectors are averaged."""
+    if code_set == "fused":
+        vectors = np.load(fused, allow_pickle=False)
+        return vectors, np.ones(len(vectors), dtype=bool)
+    vectors, present = item_features.vectors[code_set], item_features.present[code_set]
+    real = present.any(1)
+    mean = vectors.sum(1) / np.maximum(present.sum(1, keepdims=True), 1)
+    return mean.astype(np.float32), real
+
+
+def _histories_digest(catalogue: Catalogue) -> str:
+    return digest([h.tolist() for h in catalogue.histories])
+
+
+def _say(stage: str, reason: str | None, note: str = "") -> None:
+    log.info("%s: %s%s", stage, "kept output used" if reason is None else f"run ({reason})", f"; {note}" if note else "")
+
+
+class _timed:
+    """Wall-clock seconds of a block, into ``figures["seconds"][name]``."""
+
+    def __init__(self, figures: dict[str, Any], name: str) -> None:
+        self.seconds: dict[str, float] = figures["seconds"]
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = time.perf_counter() - self.started
+
+
+def stage_settings(values: Mapping[str, Any]) -> StageSettings:
+    """Read the settings of stages 1 and 2 from property keys (prefixes ``injection_`` and ``rq_``)."""
+    from recbole_qbert.config import read
+
+    return StageSettings(
+        identifiers=read(IdentifierConfig, values),
+        injection=read(InjectionConfig, values, prefix="injection_"),
+        quantizer=read(QuantizerConfig, values, prefix="rq_"),
+        seed=int(values["seed"]),
+    )
