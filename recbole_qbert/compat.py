@@ -4,6 +4,7 @@
 * :func:`readable_checkpoints` - :func:`load_data_and_model` in RecBole's place.
 * :func:`countable_metrics` - item coverage and its like crash.
 * :func:`log_every_run` - the second run of a process logs nowhere.
+* :func:`no_anomaly_detection` - importing RecBole's models turns on autograd's debugging mode.
 
 Beside them, for callers: :func:`load_checkpoint`, :func:`fresh_logging`, :func:`clean_argv`.
 """
@@ -49,6 +50,7 @@ __all__ = [
     "load_checkpoint",
     "load_data_and_model",
     "log_every_run",
+    "no_anomaly_detection",
     "plain_checkpoints",
     "quick_start",
     "readable_checkpoints",
@@ -76,6 +78,7 @@ def apply() -> None:
     readable_checkpoints()
     countable_metrics()
     log_every_run()
+    no_anomaly_detection()
 
 
 def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -405,6 +408,27 @@ def _init_logger(original: Callable[[Any], None]) -> Callable[[Any], None]:
                 root.addHandler(handler)
 
     return init_logger
+
+
+def no_anomaly_detection() -> None:
+    """Turn autograd's anomaly detection off again.
+
+    Importing any sequential model of RecBole runs ``torch.autograd.set_detect_anomaly(True)``
+    (model/sequential_recommender/sine.py:25): every operation of every model then records a stack trace and every
+    gradient is searched for NaN. RecBole's trainer checks the loss for NaN anyway.
+    """
+    importlib.import_module("recbole.model.sequential_recommender")  # now, or it would happen later
+    torch.autograd.set_detect_anomaly(False)
+
+
+class ConfigValues(dict[str, Any]):
+    """RecBole's Config as a mapping: Config has no ``keys`` of its own. A missing key gives None, as Config does."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.final_config_dict)
+
+    def __missing__(self, key: str) -> None:
+        return None
 
 
 @contextlib.contextmanager

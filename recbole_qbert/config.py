@@ -58,6 +58,8 @@ class SequenceConfig:
         _choice("repeat_penalty", self.repeat_penalty, ("learned", "exclude", "none"))
         _within("hidden_dropout_prob", self.hidden_dropout_prob, 0, 0.95)
         _within("attn_dropout_prob", self.attn_dropout_prob, 0, 0.95)
+        if self.hidden_size % self.n_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}")
         if self.loss == "code" and self.repeat_penalty == "learned":
             raise ValueError(
                 "repeat_penalty is 'learned' but loss is 'code': a penalty on items has no place in a loss over codes; "

@@ -81,17 +81,18 @@ class CooccurrencePrior(nn.Module):
         items: ``N``.
     """
 
+    pair: Tensor
+    value: Tensor
     weight: Tensor
     epsilon: Tensor
 
     def __init__(self, sequences: Sequence[np.ndarray], items: int) -> None:
         super().__init__()
         self.items = items
-        similar = cosine(counts(sequences, items))
+        similar = cosine(counts(sequences, items)).tocoo()
         # Rebuilt from the training data with the model, so not part of a checkpoint.
-        for name, part, kind in (("start", similar.indptr, torch.int64), ("column", similar.indices, torch.int64)):
-            self.register_buffer(name, torch.from_numpy(part.astype(np.int64)).to(kind), persistent=False)
-        self.register_buffer("value", torch.from_numpy(similar.data.copy()), persistent=False)
+        self.register_buffer("pair", torch.from_numpy(np.stack([similar.row, similar.col]).astype(np.int64)), persistent=False)
+        self.register_buffer("value", torch.from_numpy(similar.data), persistent=False)
         self.register_buffer("weight", torch.zeros(()))
         self.register_buffer("epsilon", torch.tensor(1e-3))
 
@@ -106,7 +107,8 @@ class CooccurrencePrior(nn.Module):
         history = torch.zeros(self.items, len(sequences), device=sequences.device)
         user = torch.arange(len(sequences), device=sequences.device)[:, None].expand_as(sequences)
         history[sequences[real], user[real]] = 1.0
-        similar = torch.sparse_csr_tensor(self.start, self.column, self.value, (self.items, self.items))
+        shape = (self.items, self.items)
+        similar = torch.sparse_coo_tensor(self.pair, self.value, shape, is_coalesced=True, check_invariants=False)
         score = (similar @ history).T  # the matrix is symmetric
         score = score.masked_fill(history.T > 0, 0.0)
         return score / score.sum(1, keepdim=True).clamp(min=1e-12)

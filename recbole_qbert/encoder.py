@@ -26,9 +26,6 @@ class SequenceEncoder(nn.Module):
         dropout: probability after the embedding and inside every block.
         attention_dropout: probability on attention weights.
         positions: most positions a sequence can have.
-
-    Raises:
-        ValueError: ``width`` is not a multiple of ``heads``.
     """
 
     def __init__(
@@ -43,8 +40,6 @@ class SequenceEncoder(nn.Module):
         positions: int,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"hidden_size {width} is not a multiple of n_heads {heads}")
         self.distance = nn.Parameter(torch.empty(heads, 2 * positions - 1))
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)

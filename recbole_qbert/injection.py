@@ -125,7 +125,7 @@ class DynamicInjection(nn.Module):
         """
         shared = F.normalize(self.project[name](F.normalize(vectors, dim=2)), dim=2)
         match = torch.einsum("bd,bjd->bj", F.normalize(query, dim=1), shared) / self.config.temperature
-        weight = match.masked_fill(~present, -torch.inf).softmax(1).nan_to_num(0.0)
+        weight = _masked_softmax(match, present)
         return torch.einsum("bj,bjd->bd", weight, shared)
 
     def loss(self, fused: Fused, query: Tensor) -> Tensor:
@@ -173,9 +173,15 @@ class _CrossBlock(nn.Module):
         query = self.query(self.norm_query(hidden)).view(size, self.heads, 1, -1)
         key, value = self.key_value(source).view(size, count, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         match = query @ key.transpose(2, 3) / (width // self.heads) ** 0.5
-        weight = match.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(3).nan_to_num(0.0)
+        weight = _masked_softmax(match, mask[:, None, None, :])
         hidden = hidden + self.dropout(self.mix((weight @ value).reshape(size, width)))
         return hidden + self.dropout(self.feed(self.norm_feed(hidden)))
+
+
+def _masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis among the true entries of ``mask``; all zero, with a zero gradient, where none is."""
+    # A large negative number, not -inf: a row of nothing but -inf has NaN gradients even if the value is mended.
+    return logits.masked_fill(~mask, -1e4).softmax(-1) * mask
 
 
 def _gate(width: int) -> nn.Sequential:

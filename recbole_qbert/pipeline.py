@@ -282,6 +282,11 @@ def _vectors_of(code_set: str, item_features: ItemFeatures, fused: Path) -> tupl
     vectors, present = item_features.vectors[code_set], item_features.present[code_set]
     real = present.any(1)
     mean = vectors.sum(1) / np.maximum(present.sum(1, keepdims=True), 1)
+    if code_set == next(iter(item_features.vectors)):
+        # An item without any modality still needs an ID: it stands where the average item stands.
+        nothing = ~np.any([there.any(1) for there in item_features.present.values()], axis=0)
+        mean[nothing] = mean[real].mean(0) if real.any() else 0.0
+        real = real | nothing
     return mean.astype(np.float32), real
 
 

@@ -459,3 +459,14 @@ def test_apply_is_idempotent() -> None:
     compat.apply()
     assert touched() == before
     assert before[-1] is before[-2] is compat.load_data_and_model
+
+
+def test_anomaly_detection_is_off_after_recbole_was_imported() -> None:
+    """RecBole's sine.py turns it on for the whole process."""
+    code = (
+        "import torch, recbole_qbert\nfrom recbole.utils import get_model\nget_model('SASRec')\n"
+        "import recbole.model.sequential_recommender.sine\nprint(torch.is_anomaly_enabled())"
+    )
+    root = Path(__file__).resolve().parent.parent
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"

@@ -37,8 +37,9 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.settings = read(TrainConfig, _view(config))
-        sequence = read(SequenceConfig, _view(config))
+        values = compat.ConfigValues(config)
+        self.settings = read(TrainConfig, values)
+        sequence = read(SequenceConfig, values | {"max_length": self.max_seq_length})
         tokens = dataset.item_tokens()
         # RecBole's own ids start at 1; rows of a catalogue start at 0.
         histories = [history - 1 for history in dataset.histories]
@@ -101,9 +102,11 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
                 f"{path} was trained with other semantic IDs of the same items: its code embeddings mean other codes; "
                 "pretrain again, or use the .sid file it was trained with"
             )
-        if not any(name.startswith("network.encoder") for name in taken):
+        strange = [name for name in left if name.startswith("network.encoder")]
+        if strange:
             raise ValueError(
-                f"{path} fits nothing of this model; was it trained with another hidden_size, n_layers or inner_size?"
+                f"{path} does not fit this model (first: {strange[0]}): it was trained with another hidden_size, n_layers, "
+                "n_heads, inner_size or MAX_ITEM_LIST_LENGTH; set them as they were"
             )
         self.load_state_dict({**own, **taken})
         self.logger.info(f"pretrained: {len(taken)} tensors taken from {path}; started anew: {', '.join(left) or 'none'}")
@@ -120,18 +123,7 @@ def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[Seman
         health = semantic_ids.health(codes, codes, ids.size, ids.prefixes)
         return ids, {"semantic_ids": {"file": str(path), "code_sets": [{"code_set": "given", **health}]}, "seconds": {}}
     output = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", catalogue.dataset)
-    settings = pipeline.stage_settings(_view(config))
+    settings = pipeline.stage_settings(compat.ConfigValues(config))
     return pipeline.build(
         catalogue, settings, Path(output), rebuild=bool(config["rebuild"]), progress=bool(config["show_progress"])
     )
-
-
-class _view(dict[str, Any]):
-    """RecBole's Config as a mapping; it has no ``keys`` of its own and answers None for what it does not know."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config.final_config_dict)
-        self["max_length"] = config["MAX_ITEM_LIST_LENGTH"]
-
-    def __missing__(self, key: str) -> None:
-        return None

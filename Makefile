@@ -1,0 +1,77 @@
+# make demo | test | test-all | lint | check | clean        (make help says more)
+#
+# VENV=DIR      where the environment lies (default .venv)
+# PYTHON=FILE   the Python 3.10 or 3.11 that makes it (default: the first one found)
+# ARGS='...'    more arguments for pytest, for example ARGS='-k packaging'
+# PIP_ARGS='..' more arguments for pip, for example an index of CPU builds of torch
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null && echo $$p && break; done)
+ARGS ?=
+PIP_ARGS ?=
+THREADS ?= 2
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+# One name for each checkout: the environment holds a link to the checkout that set it up last.
+STAMP := $(VENV)/.ready-$(shell pwd | cksum | cut -d' ' -f1)
+SUPPORTED = import sys; v = sys.version_info[:2]; v in ((3, 10), (3, 11)) or sys.exit( \
+	f"recbole_qbert needs Python 3.10 or 3.11 (RecBole has no other), but {sys.executable} is {v[0]}.{v[1]}.\n" \
+	"Say which one to use: make PYTHON=/path/to/python3.11 VENV=.venv311")
+
+export OMP_NUM_THREADS := $(THREADS)
+export MKL_NUM_THREADS := $(THREADS)
+export OPENBLAS_NUM_THREADS := $(THREADS)
+
+.PHONY: help setup demo test test-all lint check clean which-python
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo      synthetic raw data through every stage, next to two baselines'
+	@echo 'make test      everyday tests;  ARGS="-k packaging" for some of them'
+	@echo 'make test-all  these and the slow ones (and gpu, where there is one)'
+	@echo 'make lint      ruff, ruff format, mypy'
+	@echo 'make check     lint and test'
+	@echo 'make clean     remove .venv and what builds and tools left'
+	@echo 'Each sets up $(VENV) first if it is not there or setup.py or constraints.txt changed.'
+
+setup: $(STAMP)
+
+demo: setup
+	@$(BIN)/python run_recbole_qbert.py $(ARGS)
+
+test: setup
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-all: setup
+	@$(BIN)/python -m pytest -q -m '' $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+which-python:
+	@echo $(PYTHON)
+
+$(STAMP): setup.py constraints.txt
+	@$(BIN)/python -c '' 2>/dev/null || { \
+	  [ -n "$(PYTHON)" ] || { echo 'No Python 3.10 or 3.11 found. Install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }; \
+	  $(PYTHON) -c '$(SUPPORTED)' || exit 1; \
+	  echo "[1/3] new environment $(VENV) with $$($(PYTHON) -V)"; \
+	  $(PYTHON) -m venv "$(VENV)" >/dev/null 2>&1 \
+	  || $(PYTHON) -m virtualenv --quiet "$(VENV)" 2>/dev/null \
+	  || { $(PYTHON) -m venv --without-pip "$(VENV)" && $(PYTHON) -m pip --quiet --python "$(BIN)/python" install pip; } \
+	  || { echo '$(PYTHON) can make no environment. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }; }
+	@$(BIN)/python -c '$(SUPPORTED)'
+	@echo '[2/3] torch: a download of 200 MB (CPU build) to 3 GB (CUDA build), once'
+	@$(PIP) setuptools wheel torch
+	@echo '[3/3] RecBole and the rest'
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@rm -f $(VENV)/.ready-* && touch $@

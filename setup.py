@@ -1,0 +1,70 @@
+"""Packaging. ``properties/``, beside the package in a checkout, lies in ``recbole_qbert/`` in a wheel.
+
+Only the versions in constraints.txt, on Python 3.11, are tested as a set; lower bounds are estimates.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """``__version__`` of recbole_qbert, read without importing it (that would need RecBole and torch)."""
+    for node in ast.parse((ROOT / "recbole_qbert" / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise RuntimeError('recbole_qbert/__init__.py has no line `__version__ = "..."`')
+
+
+def description() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+TUNING = ["hyperopt==0.2.5"]  # what RecBole's HyperTuning is written for
+
+setup(
+    name="recbole-qbert",
+    version=version(),
+    description="Q-BERT4Rec: semantic-ID sequential recommendation as a RecBole plugin",
+    long_description=description(),
+    long_description_content_type="text/markdown",
+    author="the recbole_qbert authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.12",  # from 3.12 on there is no ray that RecBole accepts
+    packages=["recbole_qbert", "recbole_qbert.models", "recbole_qbert.properties", "dataset_prep"],
+    package_dir={"recbole_qbert.properties": "properties"},
+    package_data={"recbole_qbert": ["py.typed"], "recbole_qbert.properties": ["**/*.yaml"]},
+    entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},
+    install_requires=[
+        "recbole==1.2.1",  # the plugin reaches into its registries and shims its trainer
+        "torch>=2.2",
+        "numpy>=1.23,<2",  # ray and RecBole use names that numpy 2 dropped
+        "pandas>=2,<3",  # RecBole aggregates with `agg(len)`, which pandas 3 changed
+        "scipy>=1.10,<2",
+        "scikit-learn>=1.2",
+        "safetensors>=0.4",
+        "pillow>=9.4",
+        "pyyaml>=6",
+        "tqdm>=4.64",
+        "setuptools<81",  # at run time: ray imports pkg_resources
+    ],
+    extras_require={
+        "encoders": ["transformers>=4.40", "open_clip_torch>=3.3,<4", "torchvision>=0.17"],
+        "tuning": TUNING,
+        "dev": [*TUNING, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff", "mypy"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,187 @@
+"""recbole_qbert.artifacts: files are whole or absent; a stage runs again exactly when it has to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_qbert.artifacts import Stage, digest, sha256, whole, write_array, write_json
+
+# -------------------------------------------------------------------------------- writing
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with whole(path) as temporary:
+            temporary.write_text("half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_until_the_end_of_a_write_the_old_file_stands(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with whole(path) as temporary:
+        assert temporary.parent == tmp_path  # a rename across disks would not be atomic
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_folders_are_made(tmp_path):
+    write_json(tmp_path / "a" / "b" / "c.json", {"ü": 1})
+    assert json.loads((tmp_path / "a" / "b" / "c.json").read_text(encoding="utf-8")) == {"ü": 1}
+
+
+def test_a_value_that_is_not_json_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, [1])
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == [1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrays_keep_their_name_and_content(tmp_path):
+    array = np.arange(6, dtype=np.float16).reshape(2, 3)
+    write_array(tmp_path / "a.fused.npy", array)
+    back = np.load(tmp_path / "a.fused.npy")
+    assert back.dtype == np.float16
+    assert np.array_equal(back, array)
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    content = bytes(range(256)) * 10_000  # several parts
+    (tmp_path / "a").write_bytes(content)
+    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=3), st.integers() | st.lists(st.text(max_size=2), max_size=3), min_size=1
+    )
+)
+def test_a_digest_depends_on_content_and_not_on_the_order_of_keys(value):
+    assert digest(dict(reversed(value.items()))) == digest(value)
+    key = next(iter(value))
+    assert digest({**value, key: "something else"}) != digest(value)
+
+
+# -------------------------------------------------------------------------------- stages
+
+
+class Step:
+    """A stage that writes one file, counts its runs and can be interrupted half way."""
+
+    def __init__(self, folder, made_from, content="out", fails=False):
+        self.output, self.runs, self.content, self.fails = folder / "out.txt", 0, content, fails
+        self.stage = Stage(folder, "step", made_from, [self.output])
+
+    def run(self, **options):
+        return self.stage.run(self.build, **options)
+
+    def build(self):
+        self.runs += 1
+        self.output.write_text(self.content)
+        if self.fails:
+            raise RuntimeError("interrupted")
+        return {"written": len(self.content), "list": [1, 2.5, None]}
+
+
+SETTINGS = {"inputs": "abc", "settings": {"epochs": 3, "sizes": (1, 2)}, "seed": 1}
+
+
+def test_the_first_run_builds_and_the_second_reuses(tmp_path):
+    first, second = Step(tmp_path, SETTINGS), Step(tmp_path, SETTINGS)
+    report, reason = first.run()
+    assert reason == "not built yet"
+    assert second.run() == (report, None)
+    assert (first.runs, second.runs) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"inputs": "abd"}, "inputs changed"),
+        ({"seed": 2}, "seed changed"),
+        ({"settings": {"epochs": 4, "sizes": (1, 2)}}, "settings changed"),
+        ({"settings": {"epochs": 3, "sizes": (1, 3)}}, "settings changed"),
+        ({"a new key": 0}, "a new key changed"),
+        ({"inputs": "x", "seed": 2}, "inputs, seed changed"),
+    ],
+)
+def test_a_change_of_what_it_is_made_from_runs_it_again(tmp_path, changes, reason):
+    Step(tmp_path, SETTINGS).run()
+    step = Step(tmp_path, {**SETTINGS, **changes})
+    assert step.run()[1] == reason
+    assert step.runs == 1
+    assert Step(tmp_path, {**SETTINGS, **changes}).run()[1] is None
+
+
+def test_a_key_that_is_gone_runs_it_again(tmp_path):
+    Step(tmp_path, SETTINGS).run()
+    assert Step(tmp_path, {"inputs": "abc", "seed": 1}).stage.stale() == "settings changed"
+
+
+def test_an_output_that_changed_or_vanished_runs_it_again(tmp_path):
+    Step(tmp_path, SETTINGS).run()
+    (tmp_path / "out.txt").write_text("by hand")
+    step = Step(tmp_path, SETTINGS)
+    assert step.run()[1] == "out.txt is not what was written"
+    assert step.output.read_text() == "out"
+    step.output.unlink()
+    assert step.run()[1] == "out.txt is missing"
+    assert step.run()[1] is None
+
+
+def test_another_output_file_runs_it_again(tmp_path):
+    Step(tmp_path, SETTINGS).run()
+    (tmp_path / "second.txt").write_text("there by chance")
+    stage = Stage(tmp_path, "step", SETTINGS, [tmp_path / "out.txt", tmp_path / "second.txt"])
+    assert stage.stale() is not None
+
+
+def test_an_interrupted_build_counts_as_not_built(tmp_path):
+    Step(tmp_path, SETTINGS).run()
+    with pytest.raises(RuntimeError):
+        Step(tmp_path, SETTINGS, fails=True).run(rebuild=True)
+    # Same settings and the very bytes of the first run: nothing but the missing manifest tells.
+    step = Step(tmp_path, SETTINGS)
+    assert step.run()[1] == "not built yet"
+    assert step.runs == 1
+
+
+def test_rebuild_runs_it_in_any_case(tmp_path):
+    Step(tmp_path, SETTINGS).run()
+    step = Step(tmp_path, SETTINGS)
+    assert step.run(rebuild=True)[1] == "rebuild was asked for"
+    assert step.runs == 1
+
+
+@pytest.mark.parametrize("content", ["{", "", "[]", "null", '{"made_from": 3}'])
+def test_a_broken_manifest_runs_it_again(tmp_path, content):
+    Step(tmp_path, SETTINGS).run()
+    (tmp_path / "step.manifest.json").write_text(content)
+    step = Step(tmp_path, SETTINGS)
+    assert step.run()[1] is not None
+    assert step.runs == 1
+    assert step.run()[1] is None
+
+
+def test_the_order_of_keys_and_tuples_for_lists_are_no_change(tmp_path):
+    Step(tmp_path, SETTINGS).run()
+    again = {"seed": 1, "settings": {"sizes": [1, 2], "epochs": 3}, "inputs": "abc"}
+    assert Step(tmp_path, again).run()[1] is None

@@ -1,0 +1,241 @@
+"""recbole_qbert.cooccurrence: counts, vectors and the prior by hand on tiny histories."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_qbert import cooccurrence
+from recbole_qbert.cooccurrence import (
+    EPSILONS,
+    WEIGHTS,
+    CooccurrencePrior,
+    cosine,
+    counts,
+    fit_weight,
+    vectors,
+)
+
+HISTORIES = [np.array(h) for h in ([0, 1, 1], [1, 2], [0, 1, 2], [3])]  # item 4 is in nobody's history
+COUNTS = [[2, 2, 1, 0, 0], [2, 3, 2, 0, 0], [1, 2, 2, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
+
+SEQUENCES = st.lists(st.lists(st.integers(0, 7), max_size=6), min_size=1, max_size=12)
+
+
+def test_counts_by_hand():
+    assert counts(HISTORIES, 5).toarray().tolist() == COUNTS
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEQUENCES)
+def test_counts_equal_brute_force(sequences):
+    found = counts([np.array(s, dtype=np.int64) for s in sequences], 8).toarray()
+    for i in range(8):
+        for j in range(8):
+            assert found[i, j] == sum(i in s and j in s for s in sequences)
+
+
+def test_no_histories_count_nothing():
+    assert counts([], 3).toarray().tolist() == [[0] * 3] * 3
+
+
+def test_cosine_by_hand():
+    found = cosine(counts(HISTORIES, 5)).toarray()
+    wanted = np.zeros((5, 5))
+    wanted[0, 1] = wanted[1, 0] = 2 / math.sqrt(2 * 3)
+    wanted[0, 2] = wanted[2, 0] = 1 / 2
+    wanted[1, 2] = wanted[2, 1] = 2 / math.sqrt(2 * 3)
+    assert found == pytest.approx(wanted)
+
+
+# -------------------------------------------------------------------------------- item vectors
+
+
+def positive_information(sequences, items):
+    """PPMI, one pair at a time."""
+    matrix = np.zeros((items, items))
+    for i in range(items):
+        for j in range(items):
+            both, one, other = (sum(set(w) <= set(s) for s in sequences) for w in ([i, j], [i], [j]))
+            if i != j and both:
+                matrix[i, j] = max(math.log(both * len(sequences) / (one * other)), 0.0)
+    return matrix
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_full_rank_vectors_hold_the_whole_ppmi_matrix(seed):
+    """With P = U S V', the vectors X = U sqrt(S) give X X' = U S U', whose square is P P'."""
+    random = np.random.default_rng(seed)
+    sequences = [random.choice(9, random.integers(2, 6), replace=False).tolist() for _ in range(15)]
+    wanted = positive_information(sequences, 10)  # item 9 is cold, so the rank is at most N - 1
+    assert wanted.any()
+    found = vectors([np.array(s) for s in sequences], 10, 9, 0).astype(float)
+    gram = found @ found.T
+    assert gram @ gram == pytest.approx(wanted @ wanted.T, abs=1e-3)
+    assert not found[9].any()
+
+
+def test_fewer_dimensions_keep_the_strongest():
+    random = np.random.default_rng(0)
+    sequences = [random.choice(20, 4, replace=False) for _ in range(40)]
+    full = vectors(sequences, 20, 19, 0)
+    part = vectors(sequences, 20, 5, 0)
+    strength = np.linalg.svd(positive_information(sequences, 20))[1]
+    assert (part**2).sum(0) == pytest.approx(strength[:5], rel=0.02)
+    assert np.abs(np.abs((full[:, :2] * part[:, :2]).sum(0)) - strength[:2]).max() < 0.05 * strength[0]
+
+
+def test_vectors_of_tiny_catalogues_are_filled_up_with_zeros():
+    found = vectors([np.array([0, 1]), np.array([2])], 3, 8, 0)
+    assert found.shape == (3, 8)
+    assert found.dtype == np.float32
+    assert found[0].any()
+    assert not found[2].any()  # never with another item
+    assert not found[:, 2:].any()
+
+
+@pytest.mark.parametrize("sequences", [[], [[0], [1]], [[0, 1, 2]]])
+def test_without_evidence_all_vectors_are_zero(sequences):
+    assert not vectors([np.array(s) for s in sequences], 3, 4, 0).any()
+
+
+def test_items_of_the_same_company_get_like_vectors():
+    sequences = [np.array(s) for s in ([0, 2], [1, 2], [0, 3], [1, 3], [4, 5], [4, 6], [7])]
+    found = vectors(sequences, 8, 7, 0)
+    norm = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    match = norm @ norm.T
+    assert match[0, 1] > 0.99
+    assert abs(match[0, 4]) < 0.01
+
+
+def test_vectors_are_the_same_for_the_same_seed():
+    sequences = [np.random.default_rng(n).choice(30, 5, replace=False) for n in range(40)]
+    assert np.array_equal(vectors(sequences, 30, 6, 1), vectors(sequences, 30, 6, 1))
+
+
+# -------------------------------------------------------------------------------- the prior
+
+
+def test_share_by_hand():
+    prior = CooccurrencePrior(HISTORIES, 5)
+    share = prior.share(
+        torch.tensor([[0, 4, 9], [0, 0, 2]]), torch.tensor([1, 3])
+    )  # 9 stands behind the row's length
+    a, b = 2 / math.sqrt(6), 1 / 2
+    assert share[0].tolist() == pytest.approx([0, a / (a + b), b / (a + b), 0, 0])
+    assert share[1].tolist() == pytest.approx([0, 1, 0, 0, 0])  # items of the history take nothing
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEQUENCES, st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_share_equals_brute_force_and_is_zero_on_the_history(training, histories):
+    prior = CooccurrencePrior([np.array(s, dtype=np.int64) for s in training], 8)
+    lengths = torch.tensor([len(h) for h in histories])
+    rows = torch.tensor([h + [7] * (5 - len(h)) for h in histories])
+    similar = cosine(counts([np.array(s, dtype=np.int64) for s in training], 8)).toarray()
+    share = prior.share(rows, lengths)
+    for row, history in zip(share.tolist(), histories, strict=True):
+        wanted = np.array(
+            [0.0 if i in history else sum(similar[i, j] for j in set(history)) for i in range(8)]
+        )
+        assert row == pytest.approx((wanted / wanted.sum() if wanted.sum() else wanted).tolist(), abs=1e-6)
+        assert sum(row) == pytest.approx(1.0 if wanted.sum() else 0.0, abs=1e-5)
+        assert all(row[item] == 0.0 for item in history)
+
+
+def test_a_prior_knows_only_what_it_was_given():
+    """The same training histories, the same shares; a held-out pair shows only where it is passed."""
+    question = (torch.tensor([[0]]), torch.tensor([1]))
+    training = [np.array([0, 1]), np.array([2, 3])]
+    one, same = (
+        CooccurrencePrior(training, 4).share(*question),
+        CooccurrencePrior(training, 4).share(*question),
+    )
+    leaked = CooccurrencePrior([*training, np.array([0, 3])], 4).share(*question)
+    assert torch.equal(one, same)
+    assert one[0].tolist() == [0, 1, 0, 0]
+    assert leaked[0, 3] > 0
+
+
+def test_weight_zero_adds_nothing_and_other_weights_add_the_log_share():
+    prior = CooccurrencePrior(HISTORIES, 5)
+    question = (torch.tensor([[0]]), torch.tensor([1]))
+    assert not prior(*question).any()
+    prior.weight.fill_(2.0)
+    prior.epsilon.fill_(0.01)
+    torch.testing.assert_close(prior(*question), 2 * torch.log(prior.share(*question) + 0.01))
+
+
+def test_only_weight_and_epsilon_are_kept_in_a_checkpoint():
+    prior = CooccurrencePrior(HISTORIES, 5)
+    assert set(prior.state_dict()) == {"weight", "epsilon"}
+
+
+# -------------------------------------------------------------------------------- its weight
+
+
+class Evidence:
+    """Stands for a prior whose shares are given."""
+
+    def __init__(self, share):
+        self.given, self.weight, self.epsilon = share, torch.tensor(-1.0), torch.tensor(-1.0)
+
+    def share(self, sequences, lengths):
+        return self.given[sequences[:, 0]]
+
+
+def ask(users):
+    return torch.arange(users)[:, None], torch.ones(users, dtype=torch.long)
+
+
+@pytest.mark.parametrize("wanted", [0.4, 1.0, 2.0])
+def test_the_planted_weight_is_found(wanted):
+    """The first user needs ``wanted`` or more, the second bears ``wanted`` and no more."""
+    lighter, heavier = (WEIGHTS[WEIGHTS.index(wanted) + step] for step in (-1, 1))
+    prior = Evidence(torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0]]))
+    gap = math.log(0.9 / 0.1)  # what a weight of 1 moves between the first two items
+    scores = torch.tensor(
+        [[0.0, gap * (lighter + wanted) / 2, -99.0], [0.0, -gap * (wanted + heavier) / 2, -99.0]]
+    )
+    found = fit_weight(prior, [(scores, *ask(2), torch.tensor([0, 0]))])
+    assert found["weight"] == wanted == pytest.approx(prior.weight.item())
+    assert found["ndcg@10"] == 1.0
+    assert found["ndcg@10_without"] == pytest.approx((1 / math.log2(3) + 1) / 2)
+    assert prior.epsilon.item() in [pytest.approx(e) for e in EPSILONS]
+
+
+def test_misleading_evidence_gets_no_weight():
+    prior = Evidence(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    found = fit_weight(prior, [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), *ask(2), torch.tensor([0, 1]))])
+    assert found["weight"] == 0.0 == prior.weight.item()
+    assert found["ndcg@10"] == found["ndcg@10_without"] == 1.0
+
+
+def test_all_batches_count_alike_by_user():
+    """One user in the first batch is hurt by evidence that helps three in the second."""
+    prior = Evidence(torch.tensor([[0.01, 0.99]] * 3))
+    good = (torch.tensor([[0.1, 0.0]] * 3), *ask(3), torch.tensor([1, 1, 1]))
+    bad = (torch.tensor([[0.1, 0.0]]), *ask(1), torch.tensor([0]))
+    found = fit_weight(prior, [bad, good])
+    assert found["weight"] > 0
+    assert found["ndcg@10"] == pytest.approx((3 + 1 / math.log2(3)) / 4)
+    assert found["ndcg@10_without"] == pytest.approx((1 + 3 / math.log2(3)) / 4)
+
+
+def test_targets_below_rank_ten_gain_nothing():
+    prior = Evidence(torch.full((1, 20), 0.05))
+    scores = torch.arange(20.0)[None]
+    for target, gain in ((19, 1.0), (10, 1 / math.log2(11)), (9, 0.0)):
+        found = fit_weight(prior, [(scores, *ask(1), torch.tensor([target]))])
+        assert found["ndcg@10"] == pytest.approx(gain)
+
+
+def test_the_grid_holds_no_weight_and_both_edges():
+    assert WEIGHTS[0] == 0.0
+    assert list(WEIGHTS) == sorted(WEIGHTS)
+    assert cooccurrence.WEIGHTS[-1] > 2.4

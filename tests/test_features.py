@@ -1,0 +1,316 @@
+"""recbole_qbert.features: alignment by token; every bad input is named, with the way out."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import write_features
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recbole_qbert import features
+from recbole_qbert.artifacts import sha256
+from recbole_qbert.features import check_token, load, read_item_list, save
+
+ITEMS = ("p", "q", "r", "s")
+TEXT = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_features(tmp_path, ITEMS, text=TEXT)
+    return tmp_path
+
+
+def put(folder, matrix, modality="text"):
+    np.save(folder / f"toy.{modality}.npy", matrix)
+
+
+# -------------------------------------------------------------------------------- alignment
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(4)), st.integers(1, 4))
+def test_rows_follow_the_items_asked_for(tmp_path, order, count):
+    write_features(tmp_path, ITEMS, text=TEXT)
+    wanted = [ITEMS[row] for row in order[:count]]
+    found = load(tmp_path, "toy", wanted, ["text"])
+    assert found.items == tuple(wanted)
+    assert np.array_equal(found.vectors["text"][:, 0], TEXT[order[:count]])
+    assert found.present["text"].all()
+
+
+def test_the_order_of_the_file_does_not_matter(tmp_path):
+    shuffled = [2, 0, 3, 1]
+    write_features(tmp_path, [ITEMS[row] for row in shuffled], text=TEXT[shuffled])
+    assert np.array_equal(load(tmp_path, "toy", ITEMS, ["text"]).vectors["text"][:, 0], TEXT)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_any_float_type_becomes_float32(folder, dtype):
+    put(folder, TEXT.astype(dtype))
+    found = load(folder, "toy", ITEMS, ["text"])
+    assert found.vectors["text"].dtype == np.float32
+    assert np.array_equal(found.vectors["text"][:, 0], TEXT)
+
+
+def test_several_vectors_an_item_with_some_missing(tmp_path):
+    image = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    image[1, 1] = image[3] = np.nan
+    write_features(tmp_path, ITEMS, text=TEXT, image=image)
+    found = load(tmp_path, "toy", ITEMS, ["text", "image"])
+    assert list(found.vectors) == ["text", "image"]
+    assert found.vectors["text"].shape == (4, 1, 3)
+    assert found.vectors["image"].shape == (4, 2, 3)
+    assert found.present["image"].tolist() == [[True, True], [True, False], [True, True], [False, False]]
+    assert np.array_equal(found.vectors["image"], np.nan_to_num(image))
+    assert found.coverage() == {"text": 1.0, "image": 0.75}
+
+
+def test_a_row_of_zeros_is_there_and_a_row_of_nan_is_not(folder):
+    put(folder, np.array([[0.0, 0.0], [np.nan, np.nan], [1.0, 2.0], [3.0, 4.0]]))
+    found = load(folder, "toy", ITEMS, ["text"])
+    assert found.present["text"][:, 0].tolist() == [True, False, True, True]
+    assert not found.vectors["text"][1].any()
+
+
+def test_only_the_rows_asked_for_are_read(folder, monkeypatch):
+    """The file is mapped, not loaded; a bad row that nobody asked for does no harm."""
+    spoilt = TEXT.copy()
+    spoilt[3, 1] = np.inf
+    put(folder, spoilt)
+    opened, true_load = [], np.load
+    monkeypatch.setattr(np, "load", lambda *a, **k: opened.append(true_load(*a, **k)) or opened[-1])
+    found = load(folder, "toy", ["r", "p"], ["text"])
+    assert isinstance(opened[0], np.memmap)
+    assert np.array_equal(found.vectors["text"][:, 0], TEXT[[2, 0]])
+    with pytest.raises(ValueError, match=r"item s"):
+        load(folder, "toy", ["s"], ["text"])
+
+
+def test_what_it_was_made_from_changes_with_the_files(folder):
+    first = load(folder, "toy", ITEMS, ["text"]).made_from
+    assert first["text"] == sha256(folder / "toy.text.npy")
+    assert load(folder, "toy", ITEMS[:2], ["text"]).made_from == first
+    put(folder, TEXT + 1)
+    assert load(folder, "toy", ITEMS, ["text"]).made_from != first
+
+
+def test_available_lists_text_and_image_first_and_no_other_data_set(tmp_path):
+    write_features(tmp_path, ITEMS, image=TEXT, audio=TEXT, text=TEXT)
+    write_features(tmp_path, ITEMS, "toy2", video=TEXT)
+    assert features.available(tmp_path, "toy") == ("text", "image", "audio")
+    assert features.available(tmp_path, "toy2") == ("video",)
+    assert features.available(tmp_path / "no", "toy") == ()
+
+
+def test_what_the_stages_write_is_no_modality(tmp_path):
+    """Stage 1 writes X.fused.npy and X.depth.npy, maybe into the folder of the features."""
+    write_features(tmp_path, ITEMS, text=TEXT)
+    np.save(tmp_path / "toy.fused.npy", TEXT)
+    np.save(tmp_path / "toy.depth.npy", np.ones(4, dtype=np.int16))
+    assert features.available(tmp_path, "toy") == ("text",)
+
+
+# -------------------------------------------------------------------------------- missing items
+
+
+def test_items_without_a_row_are_an_error_with_numbers_and_a_way_out(folder):
+    with pytest.raises(
+        ValueError, match=r"3 of 5 items of toy have no row in .*toy\.items\.txt \(first: x, y, z\)"
+    ) as error:
+        load(folder, "toy", ["x", "p", "y", "q", "z"], ["text"])
+    assert "missing_features" in str(error.value)
+    assert "mask" in str(error.value)
+
+
+def test_items_without_a_row_can_count_as_items_without_modalities(folder):
+    found = load(folder, "toy", ["x", "q", "y"], ["text"], missing="mask")
+    assert found.items == ("x", "q", "y")
+    assert found.present["text"][:, 0].tolist() == [False, True, False]
+    assert np.array_equal(found.vectors["text"][:, 0], [[0, 0, 0], TEXT[1], [0, 0, 0]])
+    assert found.coverage() == {"text": pytest.approx(1 / 3)}
+
+
+def test_an_unknown_rule_for_missing_items_is_refused(folder):
+    with pytest.raises(ValueError, match=r"missing_features is 'drop'.*error or mask"):
+        load(folder, "toy", ITEMS, ["text"], missing="drop")
+
+
+# -------------------------------------------------------------------------------- bad matrices
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (TEXT[:3], "has 3 rows but .*items.txt names 4 items: 1 rows are missing"),
+        (np.vstack([TEXT, TEXT[:2]]), "has 6 rows but .*names 4 items: 2 rows are extra"),
+        (TEXT.astype(np.int64), "holds int64; features are float16, float32 or float64"),
+        (TEXT.astype(str), "holds <U32; features are float"),
+        (TEXT.astype(complex), "holds complex128"),
+        (TEXT[:, 0], r"has shape \(4,\); features are \[N, D\] or \[N, J, D\]"),
+        (TEXT[:, None, None], r"has shape \(4, 1, 1, 3\)"),
+        (TEXT[:, :0], r"has shape \(4, 0\)"),
+        (TEXT.astype(object), "is not a plain .npy matrix"),
+    ],
+)
+def test_a_matrix_of_the_wrong_kind_is_refused(folder, matrix, message):
+    put(folder, matrix)
+    with pytest.raises(ValueError, match=message) as error:
+        load(folder, "toy", ITEMS, ["text"])
+    assert "toy.text.npy" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 3)])
+def test_a_vector_that_is_partly_not_finite_is_refused_with_row_and_item(folder, value, shape):
+    matrix = np.ones(shape, dtype=np.float16)
+    matrix.reshape(4, -1)[2, -1] = matrix.reshape(4, -1)[3, 0] = value
+    put(folder, matrix)
+    message = r"toy\.text\.npy: row 2 \(item r\) holds NaN or infinite values, and 2 vectors do in all"
+    with pytest.raises(ValueError, match=message):
+        load(folder, "toy", ["p", "q", "s", "r"][::-1], ["text"])
+
+
+def test_a_row_of_infinities_is_not_a_missing_row(folder):
+    put(folder, np.where(np.arange(4)[:, None] == 1, np.inf, TEXT))
+    with pytest.raises(ValueError, match=r"row 1 \(item q\)"):
+        load(folder, "toy", ITEMS, ["text"])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a matrix at all", b"\x93NUMPY\x01\x00v\x00{"])
+def test_a_file_that_is_no_matrix_is_refused(folder, content):
+    (folder / "toy.text.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"toy\.text\.npy is not a plain \.npy matrix"):
+        load(folder, "toy", ITEMS, ["text"])
+
+
+def test_a_cut_off_matrix_is_refused(folder):
+    path = folder / "toy.text.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"toy\.text\.npy is not a plain \.npy matrix"):
+        load(folder, "toy", ITEMS, ["text"])
+
+
+def test_an_archive_of_matrices_is_refused(folder):
+    archive = io.BytesIO()
+    np.savez(archive, TEXT)
+    (folder / "toy.text.npy").write_bytes(archive.getvalue())
+    with pytest.raises(ValueError, match=r"toy\.text\.npy is not a plain \.npy matrix"):
+        load(folder, "toy", ITEMS, ["text"])
+
+
+def test_missing_files_are_named_with_the_way_out(folder):
+    with pytest.raises(FileNotFoundError, match=r"toy\.image\.npy is missing.*injection_modalities"):
+        load(folder, "toy", ITEMS, ["image"])
+    (folder / "toy.items.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"toy\.items\.txt is missing.*one a line"):
+        load(folder, "toy", ITEMS, ["text"])
+
+
+# -------------------------------------------------------------------------------- item lists
+
+
+def test_a_token_listed_twice_is_refused_with_both_lines(tmp_path):
+    path = tmp_path / "toy.items.txt"
+    path.write_text("p\nq\nr\nq\n")
+    with pytest.raises(ValueError, match=r"toy\.items\.txt:4: item 'q' stands on line 2 already"):
+        read_item_list(path)
+
+
+@pytest.mark.parametrize("token", ["NA", "nan", "None", "null", ""])
+def test_a_token_that_pandas_loses_is_refused_with_its_line(tmp_path, token):
+    path = tmp_path / "toy.items.txt"
+    path.write_text(f"p\n{token}\nr\n")
+    with pytest.raises(ValueError, match=rf"toy\.items\.txt:2: item token '{token}'.*give it a prefix"):
+        read_item_list(path)
+
+
+def test_refused_tokens_are_exactly_those_that_pandas_loses():
+    words = [
+        "NA",
+        "N/A",
+        "n/a",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "NaN",
+        "nan",
+        "-NaN",
+        "-nan",
+        "<NA>",
+        "NULL",
+        "null",
+        "None",
+    ]
+    words += [
+        "1.#IND",
+        "-1.#IND",
+        "1.#QNAN",
+        "-1.#QNAN",
+        "",
+        "none",
+        "Nan",
+        "na",
+        "0",
+        "False",
+        " ",
+        "-",
+        "inf",
+        "NAN",
+    ]
+    for word in words:
+        table = pd.read_csv(io.StringIO(f"item_id\tuser\n{word}\tu\n"), sep="\t", dtype=str)
+        try:
+            check_token(word, "here")
+            kept = True
+        except ValueError:
+            kept = False
+        assert kept == bool(table["item_id"].notna()[0]), word
+
+
+def test_line_ends_and_odd_tokens_survive(tmp_path):
+    path = tmp_path / "toy.items.txt"
+    path.write_bytes("a b\r\n ü\r\n#1\n007".encode())
+    assert list(read_item_list(path).items()) == [("a b", 0), (" ü", 1), ("#1", 2), ("007", 3)]
+
+
+# -------------------------------------------------------------------------------- save
+
+
+def test_save_then_load(tmp_path):
+    paths = save(tmp_path, "toy", ITEMS, {"text": TEXT}, {"encoder": "none"})
+    assert sorted(p.name for p in paths) == sorted(p.name for p in tmp_path.iterdir())
+    assert {p.name for p in paths} == {"toy.items.txt", "toy.text.npy", "toy.features.json"}
+    assert np.array_equal(load(tmp_path, "toy", ITEMS, ["text"]).vectors["text"][:, 0], TEXT)
+
+
+def test_save_refuses_a_matrix_of_another_length_and_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"image has 3 rows for 4 items"):
+        save(tmp_path, "toy", ITEMS, {"text": TEXT, "image": TEXT[:3]}, {})
+    assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------- real data
+
+
+@pytest.mark.pipeline
+def test_real_features_are_aligned_to_the_items_of_the_interactions(shared_data):
+    """Text and image vectors of one item are nearer than those of two: no row is shifted."""
+    folder = shared_data / "Amazon_Scientific"
+    used = pd.read_csv(folder / "Amazon_Scientific.inter", sep="\t", dtype=str)["item_id:token"]
+    items = sorted(set(used))[::3]
+    found = load(folder, "Amazon_Scientific", items, ["text", "image"])
+    text, image = (v[:, 0] / np.linalg.norm(v[:, 0], axis=1, keepdims=True) for v in found.vectors.values())
+    own = (text * image).sum(1)
+    assert own.mean() > (text * np.roll(image, 1, 0)).sum(1).mean() + 0.03
+
+
+def test_two_sets_in_one_folder_do_not_mix(tmp_path):
+    write_features(tmp_path, ITEMS, text=TEXT)
+    shutil.copy(tmp_path / "toy.text.npy", tmp_path / "toy.v2.text.npy")  # of a data set named 'toy.v2'
+    assert features.available(tmp_path, "toy") == ("text",)

@@ -1,0 +1,269 @@
+"""QBERT4Rec inside RecBole: contracts, data, determinism, tuning, reload, bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import recbole_qbert  # noqa: F401  registers the model
+from recbole_qbert import compat, runs, semantic_ids
+from tests.helpers_recbole import QUICK, write_dataset
+
+NAME = "Tiny"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small data set: 60 users, 40 items, two feature modalities, some users with very few interactions."""
+    return write_dataset(tmp_path_factory.mktemp("data"), NAME)
+
+
+def configure(data, folder, model="QBERT4Rec", **settings):
+    base = {"checkpoint_dir": str(folder / "saved"), "semantic_id_dir": str(folder / "ids")} if model == "QBERT4Rec" else {}
+    return runs.configure(model, NAME, data, {**QUICK.get(model, {}), **base, **settings})
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with runs.inside(folder):
+        return runs.train(configure(data, folder))
+
+
+def test_run_recbole_by_name(data, tmp_path, monkeypatch):
+    from recbole.quick_start import run_recbole
+
+    monkeypatch.chdir(tmp_path)
+    result = run_recbole(model="QBERT4Rec", dataset=NAME, config_dict={**QUICK["QBERT4Rec"], "data_path": str(data)})
+    assert 0 <= result["test_result"]["ndcg@10"] <= 1
+    assert (tmp_path / "saved" / "semantic_ids" / NAME / f"{NAME}.sid").exists()
+
+
+def test_validation_and_test_rows_are_recboles(data, tmp_path):
+    """Same users, histories and targets as SequentialDataset; users with 2 or 3 interactions included."""
+    from recbole.data import create_dataset
+
+    ours = create_dataset(configure(data, tmp_path)).build()
+    theirs = create_dataset(configure(data, tmp_path, model="SASRec")).build()
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        a, b = by_user(mine), by_user(other)
+        assert a == b and len(a) > 30
+    # Training: the targets of RecBole's prefix rows are the positions of our rows, and popularity counts agree.
+    prefixes = sum(len(history) - 1 for history in ours[0].histories)
+    assert prefixes == len(theirs[0])
+    assert ours[0].item_counter == theirs[0].item_counter
+    # What is held out stays out of the training rows: they are what stands before the validation target in the file.
+    token = ours[0].field2id_token["item_id"]
+    whole: dict[str, list[str]] = {}
+    for line in (data / NAME / f"{NAME}.inter").read_text().splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        whole.setdefault(user, []).append(item)
+    feat = ours[0].inter_feat
+    for user, items, length in zip(feat["user_id"], feat["item_id_list"], feat["item_length"], strict=True):
+        history = whole[ours[0].field2id_token["user_id"][user]]
+        held = min(max(len(history) - 2, 0), 2)
+        assert [token[i] for i in items[:length]] == history[: len(history) - held][-9:]
+
+
+def by_user(part):
+    feat = part.inter_feat
+    rows = zip(
+        feat["user_id"].tolist(), feat["item_id_list"].tolist(), feat["item_length"].tolist(), feat["item_id"].tolist(), strict=True
+    )
+    return {user: (tuple(items[:length]), target) for user, items, length, target in rows}
+
+
+def test_predict_is_full_sort_predict(trained):
+    for interaction, _, _, _ in trained.test_data:
+        full = trained.model.full_sort_predict(interaction)
+        assert full.shape == (len(interaction), trained.model.n_items)
+        one = trained.model.predict(interaction)
+        assert torch.equal(one, full[torch.arange(len(full)), interaction["item_id"]])
+
+
+def test_recboles_metrics_equal_ranks_counted_by_hand(trained):
+    by_hand = runs.figures(runs.ranks(trained, trained.test_data, exclude_history=False))
+    assert trained.test() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_same_seed_same_metrics_other_seed_other_weights(data, tmp_path, trained):
+    with runs.inside(tmp_path):
+        again = runs.train(configure(data, tmp_path))
+        other = runs.train(configure(data, tmp_path, seed=7))
+    assert again.test() == trained.test() and again.valid == trained.valid
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert not torch.equal(other.model.network.codebook, trained.model.network.codebook)
+
+
+def test_reload_gives_the_same_metrics_and_reads_no_pickle(trained, tmp_path):
+    with runs.inside(tmp_path):
+        path = trained.trainer.saved_model_file
+        torch.load(path, weights_only=True)
+        config, model, _, _, _, test_data = recbole_qbert.load_data_and_model(path)
+        from recbole.utils import get_trainer
+
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+        assert dict(trainer.evaluate(test_data, load_best_model=False)) == pytest.approx(trained.test(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"views": ["causal"]},
+        {"views": ["masked"], "loss": "code", "repeat_penalty": "none", "item_rows": False, "semantic_ids": "fused"},
+        {"views": ["masked"], "train_stage": "pretrain", "view_schedule": "alternate"},
+        {"semantic_ids": "both", "repeat_penalty": "exclude", "view_schedule": "alternate"},
+        {"injection_modalities": ["image"], "semantic_ids": "fused", "injection_gate": "none"},
+        {"injection_modalities": [], "semantic_ids": "fused"},
+        {"structural_prior": "cooccurrence"},
+    ],
+    ids=["causal", "paper", "pretrain", "both", "image only", "ID only", "prior"],
+)
+def test_named_choices_train_and_learn(data, tmp_path, settings):
+    with runs.inside(tmp_path):
+        run = runs.train(configure(data, tmp_path, **settings))
+    losses = list(run.trainer.train_loss_dict.values())
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    assert set(run.test()) == {f"{m}@{k}" for m in ("hit", "ndcg") for k in (1, 5, 10)}
+
+
+def test_the_prior_is_fitted_on_validation_and_kept_in_the_checkpoint(data, tmp_path):
+    with runs.inside(tmp_path):
+        run = runs.train(configure(data, tmp_path, structural_prior="cooccurrence"))
+        without = run.model.prior.weight.clone()
+        _, model, *_ = recbole_qbert.load_data_and_model(run.trainer.saved_model_file)
+    assert torch.equal(model.prior.weight, without)
+    best = run.valid["ndcg@10"]
+    run.model.prior.weight.zero_()
+    plain = run.trainer.evaluate(run.valid_data, load_best_model=False)["ndcg@10"]
+    assert best >= plain - 1e-9
+
+
+def test_excluded_history_never_comes_first(data, tmp_path):
+    with runs.inside(tmp_path):
+        run = runs.train(configure(data, tmp_path, repeat_penalty="exclude"))
+    for interaction, _, _, _ in run.test_data:
+        scores = run.model.full_sort_predict(interaction)
+        assert torch.isinf(scores.gather(1, interaction["item_id_list"])).all()
+
+
+def test_hyper_tuning_finds_the_model(data, tmp_path, monkeypatch):
+    pytest.importorskip("hyperopt")
+    from recbole.trainer import HyperTuning
+
+    monkeypatch.chdir(tmp_path)
+    settings = tmp_path / "base.yaml"
+    settings.write_text(json.dumps({**QUICK["QBERT4Rec"], "data_path": str(data), "model": "QBERT4Rec", "dataset": NAME}))
+    space = tmp_path / "space.hyper"
+    space.write_text("hidden_dropout_prob choice [0.1,0.3]\n")
+    with compat.clean_argv():
+        tuning = HyperTuning(
+            recbole_qbert.objective_function, algo="exhaustive", early_stop=5, max_evals=2, params_file=str(space),
+            fixed_config_file_list=[str(settings)], display_file=None,
+        )  # fmt: skip
+        tuning.run()
+    assert len(tuning.params2result) == 2
+
+
+def test_baseline_in_the_same_process(data, tmp_path, trained):
+    with runs.inside(tmp_path):
+        run = runs.train(configure(data, tmp_path, model="SASRec"))
+    plain = runs.figures(runs.ranks(run, run.test_data, exclude_history=False))
+    assert run.test() == pytest.approx(plain, abs=1e-6)
+    excluded = runs.ranks(run, run.test_data, exclude_history=True)
+    assert (excluded <= runs.ranks(run, run.test_data, exclude_history=False)).mean() > 0.9
+
+
+# ------------------------------------------------------------------------------------------------------- pretraining
+def test_pretrained_weights_are_taken_over(data, tmp_path):
+    with runs.inside(tmp_path):
+        first = runs.train(configure(data, tmp_path, train_stage="pretrain", epochs=3))
+        config = configure(data, tmp_path, pretrained=first.trainer.saved_model_file, epochs=0, learning_rate=0.0)
+        from recbole.data import create_dataset
+
+        model = recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, first.model.state_dict()[name]), name
+
+
+def test_pretrained_with_another_width_is_refused(data, tmp_path):
+    from recbole.data import create_dataset
+
+    with runs.inside(tmp_path):
+        first = runs.train(configure(data, tmp_path, epochs=1))
+        config = configure(data, tmp_path, pretrained=first.trainer.saved_model_file, hidden_size=32)
+        with pytest.raises(ValueError, match=r"does not fit.*hidden_size"):
+            recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
+
+
+def test_pretrained_with_other_semantic_ids_is_refused(data, tmp_path):
+    from recbole.data import create_dataset
+
+    with runs.inside(tmp_path):
+        first = runs.train(configure(data, tmp_path, epochs=1))
+        config = configure(
+            data, tmp_path, pretrained=first.trainer.saved_model_file, seed=9, semantic_id_dir=str(tmp_path / "other")
+        )
+        with pytest.raises(ValueError, match="other semantic IDs"):
+            recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+def test_unknown_property_names_the_nearest(data, tmp_path):
+    with pytest.raises(ValueError, match=r"item_row.*item_rows"):
+        configure(data, tmp_path, item_row=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"views": ["sideways"]}, "views is 'sideways'"),
+        ({"loss": "itm"}, "did you mean 'item'"),
+        ({"loss": "code"}, "repeat_penalty is 'learned' but loss is 'code'"),
+        ({"hidden_size": 65}, "65 is not a multiple of n_heads"),
+        ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": "full", "group_by": "user"}}, "needs"),
+        ({"rq_codes": 2, "rq_levels": 2}, "raise rq_levels or rq_codes"),
+        ({"semantic_id_file": "nowhere.sid"}, "nowhere.sid is missing"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(data, tmp_path, settings, message):
+    from recbole.data import create_dataset
+
+    with runs.inside(tmp_path), pytest.raises((ValueError, FileNotFoundError), match=message):
+        config = configure(data, tmp_path, **settings)
+        recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
+    assert not list((tmp_path / "ids").glob("*.sid")), "nothing half-written"
+
+
+def test_a_sid_file_of_another_data_set_is_refused(data, tmp_path):
+    from recbole.data import create_dataset
+
+    path = tmp_path / "other.sid"
+    ids = semantic_ids.SemanticIDs(("x1", "x2"), np.array([[0, 1], [1, 0]], dtype=np.int16), ("a", "b"), 2)
+    ids.save(path)
+    with runs.inside(tmp_path), pytest.raises(ValueError, match="belongs to another data set"):
+        config = configure(data, tmp_path, semantic_id_file=str(path))
+        recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
+
+
+def test_a_missing_data_set_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Nowhere\.inter is missing"):
+        runs.configure("QBERT4Rec", "Nowhere", tmp_path, {})
+
+
+def test_registered_in_a_fresh_process_and_light(tmp_path):
+    code = (
+        "import sys, recbole_qbert; from recbole.utils import get_model;"
+        "assert get_model('QBERT4Rec') is recbole_qbert.QBERT4Rec;"
+        "print([m for m in ('transformers', 'open_clip', 'torchvision') if m in sys.modules])"
+    )
+    root = Path(__file__).resolve().parent.parent
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root), "PATH": ""}, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "[]", run.stderr
