@@ -77,7 +77,9 @@ class Stage:
             kept = json.loads(self.manifest.read_text(encoding="utf-8"))
         except json.JSONDecodeError:
             return f"{self.manifest} is not JSON"
-        before = kept.get("made_from", {})
+        if not (isinstance(kept, dict) and isinstance(kept.get("made_from"), dict) and isinstance(kept.get("outputs"), dict)):
+            return f"{self.manifest} is no manifest"
+        before = kept["made_from"]
         changed = [key for key in sorted({*before, *self.made_from}) if before.get(key) != self.made_from.get(key)]
         if changed:
             return f"{', '.join(changed)} changed"

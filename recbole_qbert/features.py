@@ -45,7 +45,9 @@ class ItemFeatures:
 
 def available(folder: Path, dataset: str) -> tuple[str, ...]:
     """Modalities that have a file in ``folder``, text and image first."""
-    found = {path.name[len(dataset) + 1 : -len(".npy")] for path in folder.glob(f"{dataset}.*.npy")} - {"fused"}
+    names = (path.name for path in folder.glob("*.npy") if path.name.startswith(f"{dataset}."))
+    found = {name[len(dataset) + 1 : -len(".npy")] for name in names} - {"fused", "depth"}
+    found = {name for name in found if "." not in name}  # X.Y.text.npy belongs to a data set named X.Y
     first = {"text": 0, "image": 1}
     return tuple(sorted(found, key=lambda name: (first.get(name, 2), name)))
 
@@ -162,8 +164,10 @@ def _open(path: Path, rows: int, names: Path) -> np.ndarray:
         raise FileNotFoundError(f"{path} is missing; make it, or take its modality out of injection_modalities")
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a plain .npy matrix ({error})") from error
+    if not isinstance(matrix, np.ndarray):
+        raise ValueError(f"{path} is not a plain .npy matrix but an archive of several")
     if matrix.dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(f"{path} holds {matrix.dtype}; features are float16, float32 or float64")
     if matrix.ndim not in (2, 3) or 0 in matrix.shape[1:]:

@@ -90,15 +90,17 @@ def multi_region(lengths: Tensor, width: int, ratio: float, generator: torch.Gen
     count = hidden_count(lengths, ratio)
     visible = lengths - count
     # Blocks of two where they fit; never more blocks than gaps (visible + 1), so that no two blocks touch.
-    blocks = torch.minimum((count + 1) // 2, visible + 1).clamp(min=1)
+    blocks = torch.minimum(((count + 1) // 2).clamp(min=2), torch.minimum(count, visible + 1)).clamp(min=1)
     blocks = torch.where(count > 0, blocks, torch.zeros_like(blocks))
     gaps = torch.rand(len(lengths), width + 1, generator=generator, device=lengths.device)
     gap = torch.arange(width + 1, device=lengths.device)
     gaps = gaps.masked_fill(gap > visible[:, None], 2.0)
     chosen = gaps.argsort(1).argsort(1) < blocks[:, None]  # gap g lies before visible position g
-    order = chosen.long().cumsum(1)
     base, extra = count // blocks.clamp(min=1), count % blocks.clamp(min=1)
-    size = torch.where(chosen, base[:, None] + (order <= extra[:, None]).long(), torch.zeros_like(order))
+    # Which blocks are one longer is drawn too.
+    lot = torch.rand(gaps.shape, generator=generator, device=lengths.device).masked_fill(~chosen, 2.0)
+    longer = lot.argsort(1).argsort(1) < extra[:, None]
+    size = torch.where(chosen, base[:, None] + longer.long(), torch.zeros_like(chosen, dtype=torch.long))
     start = gap + size.cumsum(1) - size  # where the block of gap g begins, counting hidden positions before it
     edge = torch.zeros(len(lengths), 2 * width + 3, dtype=torch.long, device=lengths.device)
     edge.scatter_add_(1, start, chosen.long())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ def prepare_features(
         "width": width,
         "seed": settings.seed,
     }
-    outputs = [output / f"{name}.{end}" for end in ("items.txt", "features.json")]
+    matrices = [kind for kind, given in (("text", texts), ("image", images)) if any(given)]
+    outputs = [output / f"{name}.{end}" for end in ("items.txt", "features.json", *(f"{kind}.npy" for kind in matrices))]
     stage = Stage(output, f"{name}.features", made_from, outputs)
 
     def encode() -> dict[str, Any]:
@@ -145,9 +146,19 @@ def load_features(catalogue: Catalogue, settings: StageSettings, folder: Path) -
     found = features.available(folder, catalogue.dataset)
     wanted = settings.injection.modalities
     modalities = found if wanted == ("auto",) else wanted
-    return features.load(
+    if not modalities:
+        return ItemFeatures(catalogue.items, {}, {}, {})
+    loaded = features.load(
         folder, catalogue.dataset, catalogue.items, modalities, settings.identifiers.missing_features
-    ) if modalities else ItemFeatures(catalogue.items, {}, {}, {})  # fmt: skip
+    )
+    empty = {name for name, there in loaded.present.items() if not there.any()}
+    if empty:
+        log.warning("no item of %s has features of %s: left out", catalogue.dataset, ", ".join(sorted(empty)))
+    return replace(
+        loaded,
+        vectors={name: value for name, value in loaded.vectors.items() if name not in empty},
+        present={name: value for name, value in loaded.present.items() if name not in empty},
+    )
 
 
 def describe(item_features: ItemFeatures, folder: Path, dataset: str) -> dict[str, Any]:

@@ -144,6 +144,8 @@ def fit(
             report.perplexity.append(torch.exp(-(share * share.clamp(min=1e-12).log()).sum(1)).tolist())
             # The last epochs settle: a code re-seeded there would stay untrained.
             report.reseeded.append(revive(model, vectors, used == 0) if epoch < total * 0.9 else 0)
+    if not config.epochs:
+        start_codebooks(model, vectors)
     return model.eval(), report
 
 
@@ -194,12 +196,14 @@ def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
         distance = torch.minimum(distance, (points - new).square().sum(1))
     for _ in range(iterations):
         # Points in parts: the [N, M] distances of a large catalogue would not fit.
-        nearest = [torch.cdist(part, centres).min(1) for part in points.split(65_536)]
-        distance, owner = torch.cat([n.values for n in nearest]), torch.cat([n.indices for n in nearest])
+        owner = torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(65_536)])
+        # Not cdist's own distances: they are rounded and would not be 0 for a point on its centre.
+        distance = (points - centres[owner]).square().sum(1)
         count = torch.bincount(owner, minlength=clusters)
         moved = torch.zeros_like(centres).index_add_(0, owner, points) / count.clamp(min=1)[:, None]
         empty = (count == 0).nonzero()[:, 0]
-        far = distance.topk(min(len(empty), len(points))).indices
+        # A point that lies on its centre has no use for another one there.
+        far = distance.topk(min(len(empty), int((distance > 0).sum()))).indices
         moved[empty] = centres[empty]
         moved[empty[: len(far)]] = points[far]
         if torch.allclose(moved, centres, rtol=0, atol=1e-6):

@@ -65,4 +65,4 @@ def rank_of(scores: Tensor, target: Tensor) -> Tensor:
     Returns:
         ``[B]`` int64.
     """
-    return (scores >= scores.gather(1, target[:, None])).sum(1)
+    return (~(scores < scores.gather(1, target[:, None]))).sum(1)

@@ -16,6 +16,7 @@ from recbole_qbert.artifacts import whole
 from recbole_qbert.features import check_token
 
 HEADER = "item_id:token\tsemantic_id:token_seq"
+LARGEST = int(np.iinfo(np.int16).max)
 _TOKEN = re.compile(r"<([A-Za-z]+)_(\d+)>")
 
 
@@ -187,6 +188,8 @@ def _parse(line: str, where: str) -> tuple[str, dict[str, int]]:
         if not match or match[1] in code:
             raise ValueError(f"{where}: {token!r} is not a code token like <a_2> of a new level")
         code[match[1]] = int(match[2])
+        if code[match[1]] > LARGEST:
+            raise ValueError(f"{where}: {token!r} is beyond the largest code, {LARGEST}")
     return item, code
 
 

@@ -17,7 +17,7 @@ WIDTHS = {"text": 6, "image": 4}
 ITEMS, DIM = 12, 16
 
 
-def make(seed=0, widths=WIDTHS, **changes) -> DynamicInjection:
+def make(seed=0, widths=WIDTHS, **changes):
     torch.manual_seed(seed)
     model = DynamicInjection(
         ITEMS, widths, injection_config(modalities=tuple(widths), dropout=0.0, **changes)
@@ -92,19 +92,24 @@ def test_stopped_items_are_not_computed_and_their_vector_stays():
     with torch.no_grad():
         fused = model(torch.arange(ITEMS), vectors, present)
         computed = list(rows)
-        query = model.query(torch.arange(ITEMS))
+        query, chance = model.query(torch.arange(ITEMS)), 0.0
         source = torch.stack([model.align(query, name, vectors[name], present[name]) for name in WIDTHS], 1)
         for item in range(ITEMS):
             hidden, depth = query[item : item + 1], 0
             for number, block in enumerate(model.blocks):
                 hidden = block(hidden, source[item : item + 1], torch.ones(1, 2, dtype=torch.bool))
                 depth += 1
-                if number == 4 or torch.sigmoid(model.gates[number](hidden)).item() <= 0.5:
+                if number == 4:
+                    break
+                going = torch.sigmoid(model.gates[number](hidden)).item()
+                chance += going
+                if going <= 0.5:
                     break
             assert fused.depth[item] == depth
             close(fused.vector[item], hidden[0])
     assert computed == [int((fused.depth > number).sum()) for number in range(5)]
-    assert len(set(fused.depth.tolist())) > 1  # or the test would say nothing
+    assert fused.chance.item() == pytest.approx(chance / ITEMS, rel=1e-4)
+    assert len(set(fused.depth.tolist())) > 2  # or the test would say nothing
 
 
 def test_chance_is_the_mean_number_of_layers_more_that_the_gates_expect():
@@ -399,6 +404,15 @@ def test_fit_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone
     assert np.array_equal(results[0][2], results[1][2])
     assert results[0][3] == results[1][3]
     assert not np.array_equal(results[0][1], results[2][1])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_id_dropout_trains_the_shared_query_instead_of_the_items_own(share):
+    start = np.random.default_rng(0).normal(size=(40, DIM)).astype(np.float32)
+    config = injection_config(id_dropout=share, weight_decay=0.0, holdout=0.0)
+    query = fit(*arrays(), config, 0, start)[0].query.weight.detach()
+    assert np.array_equal(query[:40], start) == (share == 1.0)
+    assert bool(query[40].any()) == (share == 1.0)  # it starts at zero
 
 
 def test_the_number_of_epochs_is_where_held_out_items_were_best():

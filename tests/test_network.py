@@ -8,7 +8,6 @@ from helpers import sequence_config
 from torch.nn import functional as F
 
 from recbole_qbert import network
-from recbole_qbert.encoder import SequenceEncoder
 from recbole_qbert.network import SemanticSequenceModel
 from recbole_qbert.ranking import code_scores
 
@@ -154,7 +153,7 @@ def test_the_longest_history_allowed_works_in_both_views():
 
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match=r"hidden_size 10.*n_heads 3"):
-        SequenceEncoder(width=10, layers=1, heads=3, inner=4, dropout=0, attention_dropout=0, positions=4)
+        sequence_config(hidden_size=10, n_heads=3)
 
 
 # -------------------------------------------------------------------------------- losses

@@ -125,6 +125,19 @@ def test_fused_vectors_and_depths_have_a_row_an_item(toy, tmp_path):
     assert set(depth.tolist()) <= {1, 2, 3, 4, 5}
 
 
+def test_several_vectors_of_an_item_count_as_the_mean_of_those_it_has(tmp_path):
+    single = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    double = np.stack([single, single], 1)
+    double[::2, 1] = np.nan
+    codes = []
+    for name, matrix in (("single", single), ("double", double)):
+        write_features(tmp_path / name, ITEMS, image=matrix)
+        codes.append(
+            build(catalogue(tmp_path / name), settings("per_modality"), tmp_path / f"{name}.out")[0].codes
+        )
+    assert np.array_equal(*codes)
+
+
 def test_the_same_settings_and_seed_give_the_same_bytes(toy, tmp_path):
     for name in "ab":
         build(toy, settings("both"), tmp_path / name)
