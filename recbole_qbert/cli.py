@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="property files")
         return command
 
-    add("demo", demo, "make synthetic raw product data and run everything on it, next to two baselines", data=False)
+    text = "make synthetic raw product data and run everything on it, next to two baselines"
+    demo_command = add("demo", demo, text, data=False)
     prepare_command = add("prepare", prepare, "raw Amazon-2018 files to RecBole atomic files", data=False)
     for option, text in (("reviews", "reviews, JSON lines, .gz or plain"), ("metadata", "product metadata, likewise")):
         prepare_command.add_argument(f"--{option}", required=True, metavar="FILE", help=text)
@@ -75,8 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("pretrain", pretrain, "stage 3, first half: multi-mask pretraining")
     finetune_command = add("finetune", finetune, "stage 3, second half: fine-tuning and evaluation")
     train_command = add("train", train, "all stages in order, and a table of metrics")
-    for command in (finetune_command, train_command):
-        command.add_argument("--baselines", nargs="*", default=[], metavar="MODEL", help="RecBole models to train beside it")
+    for command, models in ((demo_command, ["Pop", "SASRec"]), (finetune_command, []), (train_command, [])):
+        text = f"RecBole models to train beside it (default: {' '.join(models) or 'none'})"
+        command.add_argument("--baselines", nargs="*", default=models, metavar="MODEL", help=text)
     return parser
 
 
@@ -97,8 +99,9 @@ def parse_properties(rest: Sequence[str]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------------- commands
 def demo(args: argparse.Namespace) -> Figures:
-    """Synthetic raw data, then ``train`` with Pop and SASRec beside it."""
+    """Synthetic raw data, then ``train`` on its target domain."""
     from dataset_prep.demo import TARGET, prepare_demo
+    from recbole_qbert.paths import properties
 
     say("Demo: synthetic products and behaviour (made up, not real users), through the same code as real data.")
     data = Path(args.output) / "demo_data"
@@ -106,7 +109,8 @@ def demo(args: argparse.Namespace) -> Figures:
     prepare_demo(data)
     seconds = time.perf_counter() - started
     say(f"raw reviews, metadata and product pictures -> atomic files: {data} ({seconds:.0f} s)")
-    args.dataset, args.data_path, args.config_files, args.baselines = TARGET, str(data), [], ["Pop", "SASRec"]
+    args.dataset, args.data_path = TARGET, str(data)
+    args.config_files = [str(properties(f"dataset/{TARGET}.yaml"))]
     figures = train(args)
     figures["seconds"] = {"demo data": seconds, **figures["seconds"]}
     return figures
@@ -259,7 +263,7 @@ def finish(args: argparse.Namespace, run: Any, figures: Figures) -> Figures:
     figures |= {"seed": run.config["seed"], "valid": run.valid, "test": run.test()}
     figures["parameters"] = sum(p.numel() for p in run.model.parameters())
     if run.model.network.repeat_penalty is not None:
-        figures["repeat_penalty"] = float(run.model.network.penalty)
+        figures["repeat_penalty"] = run.model.network.penalty.item()
     lines = [(MODEL, figures["test"])]
     if run.model.prior is None:
         figures["prior"] = runs.add_prior(run)
@@ -287,6 +291,8 @@ def train_baseline(args: argparse.Namespace, ours: Any, name: str, figures: Figu
         files.append(str(properties(f"baseline/{name}.yaml")))
     except FileNotFoundError:
         pass  # RecBole's own defaults serve
+    if "epochs" in args.properties:  # a limit that a user sets is meant for every model of the table
+        settings["epochs"] = args.properties["epochs"]
     config = runs.configure(name, args.dataset, args.data_path, settings | {"show_progress": False}, files)
     with runs.inside(folder_of(args)):
         run = runs.train(config, name)

@@ -148,7 +148,9 @@ class TrainConfig:
         _choice("view_schedule", self.view_schedule, ("alternate", "joint"))
         _choice("structural_prior", self.structural_prior, ("none", "cooccurrence"))
         for key in ("mask_ratio", "span_ratio", "multi_region_ratio", "tail_ratio"):
-            _within(key, getattr(self, key), 0, 1)
+            _within(key, getattr(self, key), 0, 0.99)
+        if not self.mask_ratios:
+            raise ValueError(f"every mask ratio of train_stage {self.train_stage} is 0: nothing would be hidden")
 
     @property
     def mask_ratios(self) -> dict[str, float]:
@@ -189,7 +191,7 @@ def read(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -> Con
     """
     taken = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        value = values[prefix + field.name]
+        value = values.get(prefix + field.name)
         if value is not None:
             taken[field.name] = value
         elif field.default is dataclasses.MISSING:

@@ -132,7 +132,7 @@ class DynamicInjection(nn.Module):
         """Eq. 5 plus the cost of depth; ``query`` is ``[B, D]`` the ID vectors that went in."""
         total = self.contrast(fused)
         total = total + self.config.consistency * (fused.vector - query.detach()).square().sum(1).mean()
-        # The paper trains no cost: without one every gate learns to stay open and the depth says nothing.
+        # The paper trains no cost. A small one keeps layers that change nothing from being computed.
         return total + self.config.depth_cost * fused.chance
 
     def contrast(self, fused: Fused) -> Tensor:

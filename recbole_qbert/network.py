@@ -171,8 +171,7 @@ class SemanticSequenceModel(nn.Module):
                 score = code_scores(tables + torch.tensor(float(size)).log(), self.codes)
                 score[:, 0] = -torch.inf
             else:
-                logits = self.item_logits(state, table)
-                logits = logits - self.penalty * self._history(sequences, lengths)
+                logits = state @ table.T - self.penalty * self._history(sequences, lengths)
                 logits[:, 0] = -torch.inf
                 score = logits.log_softmax(1)
             total = score if total is None else total + score
@@ -181,14 +180,6 @@ class SemanticSequenceModel(nn.Module):
         if self.config.repeat_penalty == "exclude":
             total = total.masked_fill(self._history(sequences, lengths).bool(), -torch.inf)
         return total
-
-    def item_logits(self, state: Tensor, table: Tensor) -> Tensor:
-        """``state . item vector`` for all items, ``[B, N]``: from the code tables, plus the dense part of the item rows.
-
-        The sum over levels equals the product with the composed table up to rounding; the composed table is one matrix
-        product, so it is what runs when the table is at hand. ``ranking.code_scores`` gives the same from codes alone.
-        """
-        return state @ table.T
 
     def _history(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """1 where an item stands in the row's history, ``[B, N]`` float."""

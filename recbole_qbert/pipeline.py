@@ -81,6 +81,7 @@ def build(
     Raises:
         ValueError: bad features, or more items than IDs.
     """
+    _require_room(len(catalogue.items), settings.quantizer)  # before stage 1 spends its time
     bars = Progress(progress)
     figures: dict[str, Any] = {"seconds": {}}
     with _timed(figures, "features"):
@@ -144,6 +145,11 @@ def prepare_features(
 def load_features(catalogue: Catalogue, settings: StageSettings, folder: Path) -> ItemFeatures:
     """The features that take part, aligned to the catalogue."""
     found = features.available(folder, catalogue.dataset)
+    if not found and (folder / f"{catalogue.dataset}.items.txt").exists() and folder == catalogue.folder:
+        raise ValueError(
+            f"{folder / catalogue.dataset}.items.txt lists items but no {catalogue.dataset}.<modality>.npy is beside it; "
+            "add the feature files or remove the list"
+        )
     wanted = settings.injection.modalities
     modalities = found if wanted == ("auto",) else wanted
     if not modalities:
@@ -268,11 +274,6 @@ def _quantize_set(
 ) -> tuple[np.ndarray, dict[str, Any], quantizer.RQVAE]:
     """One code set: train, encode, reallocate; ``(codes, health, network)``."""
     config = settings.quantizer
-    if len(items) > config.codes**config.levels:
-        raise ValueError(
-            f"{len(items)} items need different IDs, but {config.levels} levels of {config.codes} codes make "
-            f"{config.codes**config.levels}; raise rq_levels or rq_codes"
-        )
     # Mean 0 and mean squared length 1: the learning rate and beta then mean the same for every encoder.
     vectors = vectors - vectors.mean(0)
     vectors = vectors / max(float(np.sqrt((vectors**2).sum(1).mean())), 1e-6)
@@ -283,6 +284,14 @@ def _quantize_set(
     health["reconstruction_error"] = report.reconstruction[-1] if report.reconstruction else None
     health["reseeded_codes"] = sum(report.reseeded)
     return final.astype(np.int16), health, model
+
+
+def _require_room(items: int, config: QuantizerConfig) -> None:
+    if items > config.codes**config.levels:
+        raise ValueError(
+            f"{items} items need different IDs, but {config.levels} levels of {config.codes} codes make "
+            f"{config.codes**config.levels}; raise rq_levels or rq_codes"
+        )
 
 
 def _vectors_of(code_set: str, item_features: ItemFeatures, fused: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -155,7 +155,7 @@ def start_codebooks(model: RQVAE, vectors: Tensor) -> None:
     residual = model.encode(vectors)[1]
     for book in model.codebooks:
         book.copy_(kmeans(residual, len(book), model.config.kmeans_iterations))
-        residual = residual - book[torch.cdist(residual, book).argmin(1)]
+        residual = residual - book[_nearest(residual, book)]
 
 
 @torch.no_grad()
@@ -169,11 +169,12 @@ def revive(model: RQVAE, vectors: Tensor, dead: Tensor) -> int:
     """
     if not dead.any():
         return 0
-    residuals = model.quantize(model.encode(vectors)[1])[2]
+    places = {}
     for level in dead.any(1).nonzero()[:, 0].tolist():
-        places = dead[level].nonzero()[:, 0]
-        rows = torch.randint(len(residuals), (len(places),))
-        model.codebooks[level, places] = residuals[rows, level]
+        rows = torch.randint(len(vectors), (int(dead[level].sum()),))
+        places[level] = model.quantize(model.encoder(vectors[rows]))[2][:, level]
+    for level, residuals in places.items():  # after all were computed: a moved code changes the residuals below it
+        model.codebooks[level, dead[level]] = residuals
     return int(dead.sum())
 
 
@@ -195,8 +196,7 @@ def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
         centres = torch.cat([centres, new])
         distance = torch.minimum(distance, (points - new).square().sum(1))
     for _ in range(iterations):
-        # Points in parts: the [N, M] distances of a large catalogue would not fit.
-        owner = torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(65_536)])
+        owner = _nearest(points, centres)
         # Not cdist's own distances: they are rounded and would not be 0 for a point on its centre.
         distance = (points - centres[owner]).square().sum(1)
         count = torch.bincount(owner, minlength=clusters)
@@ -210,6 +210,11 @@ def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
             break
         centres = moved
     return centres
+
+
+def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Row of the nearest centre of each point, ``[N]``; in parts, because ``[N, M]`` of a large catalogue would not fit."""
+    return torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(65_536)])
 
 
 def _mlp(sizes: list[int]) -> nn.Sequential:

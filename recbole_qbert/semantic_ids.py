@@ -133,8 +133,10 @@ def require_unique(ids: SemanticIDs, source: str) -> None:
     for row, code in enumerate(ids.codes):
         first = seen.setdefault(code.tobytes(), row)
         if first != row:
+            if (code < 0).all():
+                raise ValueError(f"{source}: items {ids.items[first]} and {ids.items[row]} have no codes; give each an ID")
             raise ValueError(
-                f"{source}: items {ids.items[first]} and {ids.items[row]} share the semantic ID {ids.text(row) or '(none)'}; "
+                f"{source}: items {ids.items[first]} and {ids.items[row]} share the semantic ID {ids.text(row)}; "
                 "rebuild it with 'run_recbole_qbert.py quantize', which ends with unique IDs"
             )
 

@@ -1,4 +1,4 @@
-"""What holds for every test: few threads, a bare command line, an empty folder to stand in."""
+"""What holds for every test: one thread, a bare command line, an empty folder to stand in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_THREADS = 2
+MAX_THREADS = 1  # the tests' networks are tiny, and threads that wait for each other on a busy machine take minutes
 
 # Before torch and numpy are imported, and for the processes that tests start.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -78,7 +78,7 @@ def test_factorised_scores_equal_the_product_with_the_composed_table(item_rows):
     tables = torch.einsum("pd,kmd->pkm", state, model.codebook)
     factorised = code_scores(tables, model.codes) + (state @ model.rows.T if item_rows else 0)
     close(factorised, state @ model.item_table().T)
-    close(factorised, model.item_logits(state, model.item_table()))
+    close(factorised, state @ model.item_table().T)
 
 
 # -------------------------------------------------------------------------------- views

@@ -1,0 +1,142 @@
+"""The command line as a user types it: stages alone and together, caches, figures, refusals."""
+
+import json
+
+import pytest
+import torch
+
+from recbole_qbert import cli, semantic_ids
+from tests.helpers_recbole import QUICK, write_dataset
+
+NAME = "Tiny"
+SMALL = [
+    f"--{key}={json.dumps(value)}"
+    for key, value in QUICK["QBERT4Rec"].items()
+    if key not in ("show_progress", "state", "epochs")
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), NAME)
+
+
+@pytest.fixture
+def call(data, tmp_path, capsys):
+    """Run a command on the small data set; returns exit status, figures (or None), stdout and stderr."""
+
+    def run(command, *options, epochs=2):
+        capsys.readouterr()
+        file = tmp_path / "figures.json"
+        file.unlink(missing_ok=True)
+        base = ["--dataset", NAME, "--data_path", str(data), "--output", str(tmp_path / "out"), "--json", str(file)]
+        status = cli.main([command, *base, *SMALL, f"--epochs={epochs}", "--pretrain_epochs=1", *options])
+        said = capsys.readouterr()
+        return status, json.loads(file.read_text()) if file.exists() else None, said.out, said.err
+
+    return run
+
+
+def test_train_runs_all_stages_and_writes_its_figures(call, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "cwd"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    status, figures, out, _ = call("train", "--baselines", "Pop")
+    assert status == 0
+    assert figures["dataset"] == NAME and figures["seed"] == 2026
+    for split in ("valid", "test", "test_with_prior"):
+        assert set(figures[split]) == {f"{m}@{k}" for m in ("hit", "ndcg") for k in (1, 5, 10)}
+    ids = figures["semantic_ids"]
+    assert ids["items"] == ids["unique"] == len(semantic_ids.load(tmp_path / "out" / NAME / f"{NAME}.sid").items)
+    assert len(ids["usage_per_level"]) == len(ids["perplexity_per_level"]) == len(ids["levels"])
+    assert {"features", "injection", "quantization", "pretrain", "finetune", "Pop"} <= set(figures["seconds"])
+    assert f"{figures['test']['ndcg@10']:.4f}" in out and "Pop, history left out" in out
+    assert not list(elsewhere.iterdir()), "everything goes under --output"
+    for stage in ("pretrain", "finetune"):
+        assert torch.load(figures["checkpoints"][stage], weights_only=True)["state_dict"]
+
+
+def test_stages_are_kept_and_built_anew_when_something_changed(call, tmp_path, caplog):
+    caplog.set_level("INFO", logger="recbole_qbert")
+
+    def rebuilt(*options):
+        caplog.clear()
+        assert call("quantize", *options)[0] == 0
+        return {
+            record.getMessage().split(":")[0] for record in caplog.records if ": run (" in record.getMessage()
+        }  # fmt: skip
+
+    one, two = "stage 1 injection", "stage 2 quantization"
+    assert rebuilt() == {one, two}
+    assert rebuilt() == set()
+    assert rebuilt("--rq_beta=0.5") == {two}
+    assert rebuilt("--rq_beta=0.5", "--injection_contrast_temperature=0.2") == {one, two}
+    assert rebuilt("--seed=5") == {one, two}
+    assert rebuilt("--seed=5", "--rebuild=true") == {one, two}
+    (tmp_path / "out" / NAME / f"{NAME}.sid").write_text("broken")
+    assert rebuilt("--seed=5") == {two}
+
+
+def test_every_stage_runs_alone(call, tmp_path):
+    status, figures, _, _ = call("features")
+    assert status == 0 and set(figures["features"]["modalities"]) == {"text", "image"}
+    status, figures, _, _ = call("inject")
+    assert status == 0 and sum(figures["injection"]["depth"]) == pytest.approx(1)
+    status, figures, _, _ = call("quantize")
+    assert status == 0 and [s["code_set"] for s in figures["semantic_ids"]["code_sets"]] == ["fused", "text", "image"]
+    status, figures, _, _ = call("pretrain")
+    assert status == 0
+    checkpoint = figures["checkpoints"]["pretrain"]
+    status, figures, _, _ = call("finetune", f"--pretrained={checkpoint}")
+    assert status == 0 and "test" in figures
+
+
+def test_the_same_command_gives_the_same_figures(call, tmp_path):
+    first = call("train")[1]
+    again = call("train")[1]  # from kept IDs
+    fresh = call("train", "--rebuild=true")[1]
+    for name in ("valid", "test", "test_with_prior", "semantic_ids"):
+        assert first[name] == again[name] == fresh[name]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--item_row=false"], "did you mean 'item_rows'"),
+        (["item_rows=false"], "neither an option nor --property=value"),
+        (["--config_files", "nowhere.yaml"], "nowhere.yaml is missing"),
+        (["--injection_modalities=[sound]"], "Tiny.sound.npy is missing"),
+        (["--rq_levels=1", "--rq_codes=4"], "raise rq_levels or rq_codes"),
+    ],
+)
+def test_refusals_go_to_stderr_with_status_2(call, tmp_path, options, message):
+    status, figures, _, err = call("train", *options)
+    assert status == 2 and figures is None
+    assert message in err
+    assert not list((tmp_path / "out").rglob("*.pth")) and not list((tmp_path / "out").rglob("*.sid"))
+
+
+def test_prepare_writes_atomic_files_from_the_real_raw_data(shared_data, tmp_path, capsys):
+    raw = shared_data / "raw_amazon2018"
+    file = tmp_path / "prepare.json"
+    status = cli.main(
+        ["prepare", "--reviews", str(raw / "Gift_Cards_5.json.gz"), "--metadata", str(raw / "meta_Gift_Cards.json.gz"),
+         "--dataset", "Gift_Cards", "--data_path", str(tmp_path), "--json", str(file)]
+    )  # fmt: skip
+    assert status == 0
+    lines = (tmp_path / "Gift_Cards" / "Gift_Cards.inter").read_text().splitlines()
+    assert len(lines) == 2941 + 1
+    assert json.loads(file.read_text())
+
+
+@pytest.mark.pipeline
+def test_the_demo_goes_from_raw_data_to_a_table(tmp_path, capsys):
+    """Two epochs of everything: that it is good is for the README's figures, that it works is for here."""
+    file = tmp_path / "demo.json"
+    small = ["--epochs=2", "--pretrain_epochs=1", "--rq_epochs=3", "--rq_warmup_epochs=2", "--injection_epochs=2"]
+    status = cli.main(["demo", "--output", str(tmp_path), "--json", str(file), "--baselines", "Pop", "SASRec", *small])
+    assert status == 0
+    figures = json.loads(file.read_text())
+    assert figures["semantic_ids"]["unique"] == figures["semantic_ids"]["items"] > 400
+    assert set(figures["baselines"]) == {"Pop", "SASRec"}
+    assert figures["test"]["ndcg@10"] > 0
