@@ -3,13 +3,14 @@
 # VENV=DIR      where the environment lies (default .venv)
 # PYTHON=FILE   the Python 3.10 or 3.11 that makes it (default: the first one found)
 # ARGS='...'    more arguments for pytest, for example ARGS='-k packaging'
+# THREADS=N     threads of one process (default 1: the networks of demo and tests are too small for more)
 # PIP_ARGS='..' more arguments for pip, for example an index of CPU builds of torch
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 PIP_ARGS ?=
-THREADS ?= 2
+THREADS ?= 1
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
@@ -22,6 +23,8 @@ SUPPORTED = import sys; v = sys.version_info[:2]; v in ((3, 10), (3, 11)) or sys
 export OMP_NUM_THREADS := $(THREADS)
 export MKL_NUM_THREADS := $(THREADS)
 export OPENBLAS_NUM_THREADS := $(THREADS)
+# With THREADS=2, threads that wait give up their core; spinning, beside a busy process, is 16 times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup demo test test-all lint check clean which-python
 .DELETE_ON_ERROR:

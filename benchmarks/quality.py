@@ -3,10 +3,11 @@
     python benchmarks/quality.py --dataset Amazon_Scientific --data_path ../shared/data \
         --models default paper ItemKNN SASRec BERT4Rec --seeds 2026 2027 2028 --output runs/quality
 
-Every cell (model, seed) is one JSON file with metrics and the rank of every user's test item; a cell that is there is not run
-again, so the command can be stopped and repeated. Baselines are tuned first: a grid over learning rate and dropout with the first
-seed. Every model is chosen on validation NDCG@10 *with the history left out* (no user of these data buys an item twice, which
-only QBERT4Rec would learn), and reported both as RecBole evaluates and with the history left out. Ties count against the model.
+Every cell (model, seed) is one JSON file with metrics and the rank of every user's test item; a cell that is there is not
+run again, so the command can be stopped and repeated. Baselines are tuned first: a grid over learning rate and dropout with
+the first seed, chosen on validation NDCG@10 *with the history left out* (users of these data hardly ever buy an item twice,
+which QBERT4Rec learns by itself). All are reported both as RecBole evaluates and with the history left out. Ties count
+against the model.
 """
 
 from __future__ import annotations
@@ -74,7 +75,13 @@ def cell(args: argparse.Namespace, name: str, seed: int, point: Mapping[str, Any
         result |= {f"prior_{key}": value for key, value in tested(run).items()}
     os.remove(run.trainer.saved_model_file)
     write_json(path, result)
-    print(path.stem, {k: round(v, 4) for k, v in result["test_history_excluded"].items()}, round(result["seconds"]), "s", flush=True)
+    print(
+        path.stem,
+        {k: round(v, 4) for k, v in result["test_history_excluded"].items()},
+        round(result["seconds"]),
+        "s",
+        flush=True,
+    )
     return result
 
 
@@ -154,7 +161,9 @@ def report(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         for name, (results, prefix) in lines.items():
             if prefix + setting not in results[0]:
                 continue
-            metrics = {k: [r[prefix + setting][k] for r in results] for k in ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10")}
+            metrics = {
+                k: [r[prefix + setting][k] for r in results] for k in ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10")
+            }
             spread = {k: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0) for k, v in metrics.items()}
             summary.setdefault(setting, {})[name] = spread
             print(f"{name:<18} {len(results)} seeds  " + "  ".join(f"{k} {m:.4f} ({s:.4f})" for k, (m, s) in spread.items()))

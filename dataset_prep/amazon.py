@@ -284,11 +284,7 @@ def _strings(value: object) -> tuple[str, ...]:
 def _clean_url(url: str) -> str:
     """`url` without white space or quotes, which would break the cell; empty for anything but http(s)."""
     url = url.strip()
-    return (
-        _URL_TRAP.sub(lambda m: quote(m[0], errors="replace"), url)
-        if url.startswith(("http://", "https://"))
-        else ""
-    )
+    return _URL_TRAP.sub(lambda m: quote(m[0], errors="replace"), url) if url.startswith(("http://", "https://")) else ""
 
 
 def read_reviews(path: Path, count: LineCount, *, skip_malformed: bool, progress: bool) -> pd.DataFrame:
@@ -425,9 +421,7 @@ def k_core(frame: pd.DataFrame, min_user: int, min_item: int) -> tuple[pd.DataFr
         if keep.all():
             return frame, rounds
         frame = frame[keep]
-        rounds.append(
-            {"users": frame["user"].nunique(), "items": frame["item"].nunique(), "interactions": len(frame)}
-        )
+        rounds.append({"users": frame["user"].nunique(), "items": frame["item"].nunique(), "interactions": len(frame)})
 
 
 def items_with_image(items: Iterable[str], metadata: dict[str, Metadata], images: Path | None) -> set[str]:

@@ -187,9 +187,7 @@ def walk(world: World, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
         drawn = rng.random(len(users)) * cumulative[:, -1]
         items = np.minimum((cumulative <= drawn[:, None]).sum(axis=1), seen.shape[1] - 1)
         same_day = rng.random(len(users)) < 0.06
-        day[users] += np.where(
-            same_day & (step > 0), 0, 1 + rng.exponential(12, size=len(users)).astype(np.int64)
-        )
+        day[users] += np.where(same_day & (step > 0), 0, 1 + rng.exponential(12, size=len(users)).astype(np.int64))
         previous[users] = items
         seen[users, items] = True
         steps.append((users, items, day[users]))
@@ -285,9 +283,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _check_readme(paths: DemoPaths) -> None:
     if paths.readme.exists() and paths.readme.read_bytes()[:40] != README.encode()[:40]:
-        raise FileExistsError(
-            f"{paths.readme} is not the demo's and would be overwritten. Give another folder."
-        )
+        raise FileExistsError(f"{paths.readme} is not the demo's and would be overwritten. Give another folder.")
 
 
 # ------------------------------------------------------------------------------------------------- datasets

@@ -127,12 +127,8 @@ def make_catalogue(domain: Domain, items: int, rng: np.random.Generator) -> Cata
         ValueError: fewer items than categories.
     """
     if items < CATEGORIES:
-        raise ValueError(
-            f"items is {items}; the demo has {CATEGORIES} categories, each needs one item at least."
-        )
-    category = np.sort(
-        np.concatenate([np.arange(CATEGORIES), rng.integers(CATEGORIES, size=items - CATEGORIES)])
-    )
+        raise ValueError(f"items is {items}; the demo has {CATEGORIES} categories, each needs one item at least.")
+    category = np.sort(np.concatenate([np.arange(CATEGORIES), rng.integers(CATEGORIES, size=items - CATEGORIES)]))
     brand = rng.integers(len(BRANDS), size=items)
     style = np.where(rng.random(items) < 0.6, brand % len(STYLES), rng.integers(len(STYLES), size=items))
     tier = np.where(rng.random(items) < 0.6, brand // 2 % len(TIERS), rng.integers(len(TIERS), size=items))
@@ -158,9 +154,7 @@ def make_catalogue(domain: Domain, items: int, rng: np.random.Generator) -> Cata
 # ---------------------------------------------------------------------------------------------------- words
 
 
-def metadata_record(
-    catalogue: Catalogue, item: int, has_image: bool, rng: np.random.Generator
-) -> dict[str, Any]:
+def metadata_record(catalogue: Catalogue, item: int, has_image: bool, rng: np.random.Generator) -> dict[str, Any]:
     """One line of the metadata file, in the shape of the 2018 edition.
 
     Any attribute may be left unsaid or said in another word, so that text alone does not give it all away;
@@ -290,9 +284,7 @@ def _pattern(style: int, side: int) -> Image.Image:
             draw.rectangle((0, k, side, k + step // 2), fill=255)
         elif name == "retro":  # rings
             reach = k * 0.75
-            draw.ellipse(
-                (side / 2 - reach, side / 2 - reach, side / 2 + reach, side / 2 + reach), outline=255, width=4
-            )
+            draw.ellipse((side / 2 - reach, side / 2 - reach, side / 2 + reach, side / 2 + reach), outline=255, width=4)
         elif name in ("floral", "geometric"):
             for j in range(0, side, step):
                 if name == "floral":  # dots

@@ -77,7 +77,9 @@ class Stage:
             kept = json.loads(self.manifest.read_text(encoding="utf-8"))
         except json.JSONDecodeError:
             return f"{self.manifest} is not JSON"
-        if not (isinstance(kept, dict) and isinstance(kept.get("made_from"), dict) and isinstance(kept.get("outputs"), dict)):
+        if not (
+            isinstance(kept, dict) and isinstance(kept.get("made_from"), dict) and isinstance(kept.get("outputs"), dict)
+        ):
             return f"{self.manifest} is no manifest"
         before = kept["made_from"]
         changed = [key for key in sorted({*before, *self.made_from}) if before.get(key) != self.made_from.get(key)]
@@ -92,7 +94,7 @@ class Stage:
 
     def report(self) -> dict[str, Any]:
         """The figures kept with the output."""
-        return json.loads(self.manifest.read_text(encoding="utf-8"))["report"]  # type: ignore[no-any-return]
+        return json.loads(self.manifest.read_text(encoding="utf-8"))["report"]
 
     def run(self, build: Callable[[], dict[str, Any]], rebuild: bool = False) -> tuple[dict[str, Any], str | None]:
         """Run ``build`` unless its output can be reused.

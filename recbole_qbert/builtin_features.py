@@ -33,7 +33,9 @@ def read_texts(path: Path, items: Sequence[str]) -> list[str]:
     twice = table["item_id"][table["item_id"].duplicated()]
     if len(twice):
         line = int(twice.index[0]) + 2
-        raise ValueError(f"{path}:{line}: item {twice.iloc[0]!r} has a row already ({len(twice)} repeated); keep one an item")
+        raise ValueError(
+            f"{path}:{line}: item {twice.iloc[0]!r} has a row already ({len(twice)} repeated); keep one an item"
+        )
     fields = [field for field in TEXT_FIELDS if field in table]
     text = dict(zip(table["item_id"], (" ".join(row).strip() for row in table[fields].to_numpy()), strict=True))
     return [text.get(item, "") for item in items]

@@ -6,6 +6,7 @@ Any property of ``properties/model/QBERT4Rec.yaml`` or of RecBole can follow as 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -50,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run_recbole_qbert.py", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", metavar="command")
 
-    def add(name: str, run: Callable[[argparse.Namespace], Figures], text: str, data: bool = True) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], Figures], text: str, data: bool = True
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         command.add_argument("--json", metavar="FILE", help="write the printed figures there")
@@ -133,7 +136,7 @@ def prepare(args: argparse.Namespace) -> Figures:
     )
     figures = asdict(report)
     print(yaml.safe_dump(_plain(figures), sort_keys=False, allow_unicode=True))
-    return _plain(figures)  # type: ignore[no-any-return]
+    return _plain(figures)
 
 
 def features(args: argparse.Namespace) -> Figures:
@@ -279,18 +282,27 @@ def finish(args: argparse.Namespace, run: Any, figures: Figures) -> Figures:
     return figures
 
 
-def train_baseline(args: argparse.Namespace, ours: Any, name: str, figures: Figures) -> list[tuple[str, Mapping[str, float]]]:
+def train_baseline(
+    args: argparse.Namespace, ours: Any, name: str, figures: Figures
+) -> list[tuple[str, Mapping[str, float]]]:
     """One RecBole model on the same split; a line as RecBole evaluates and one with the history's items left out."""
     from recbole_qbert import runs
     from recbole_qbert.paths import properties
 
-    shared = ("MAX_ITEM_LIST_LENGTH", "eval_args", "metrics", "topk", "valid_metric", "stopping_step", "seed", "eval_batch_size")
+    shared = (
+        "MAX_ITEM_LIST_LENGTH",
+        "eval_args",
+        "metrics",
+        "topk",
+        "valid_metric",
+        "stopping_step",
+        "seed",
+        "eval_batch_size",
+    )
     settings = {key: ours[key] for key in shared} | {"checkpoint_dir": str(folder_of(args) / "checkpoints" / name)}
     files = [str(properties("baseline/common.yaml"))]
-    try:
+    with contextlib.suppress(FileNotFoundError):  # RecBole's own defaults serve
         files.append(str(properties(f"baseline/{name}.yaml")))
-    except FileNotFoundError:
-        pass  # RecBole's own defaults serve
     if "epochs" in args.properties:  # a limit that a user sets is meant for every model of the table
         settings["epochs"] = args.properties["epochs"]
     config = runs.configure(name, args.dataset, args.data_path, settings | {"show_progress": False}, files)
@@ -329,7 +341,9 @@ def show_stages(figures: Figures) -> Figures:
         depth = figures["injection"]["depth"]
         say("stage 1    depth     " + "  ".join(f"{number}: {share:.1%}" for number, share in enumerate(depth, 1)))
     for known in figures.get("semantic_ids", {}).get("code_sets", []):
-        usage = " ".join(f"{level}:{share:.0%}" for level, share in zip(known["levels"], known["usage_per_level"], strict=True))
+        usage = " ".join(
+            f"{level}:{share:.0%}" for level, share in zip(known["levels"], known["usage_per_level"], strict=True)
+        )
         perplexity = " ".join(f"{value:.0f}" for value in known["perplexity_per_level"])
         say(
             f"stage 2    {known['code_set']:<9} {known['unique']}/{known['items']} unique "

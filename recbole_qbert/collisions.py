@@ -72,7 +72,7 @@ def _place(tree: _Tree, latent: np.ndarray, codebooks: np.ndarray, code: np.ndar
     levels = len(code)
     keep = next(keep for keep in range(levels - 1, -1, -1) if tree.room(tuple(code[:keep].tolist())))
     path = code[:keep].tolist()
-    for level in range(keep, levels):
+    for _ in range(keep, levels):
         distance = _distances(latent, codebooks, np.asarray(path, dtype=np.int64))
         path.append(next(c for c in np.argsort(distance, kind="stable").tolist() if tree.room((*path, c))))
     tree.take(tuple(path))

@@ -63,9 +63,7 @@ _DDP_KEYS = frozenset({"local_rank", "world_size", "nproc", "ip", "port", "offse
 _MARK = "_recbole_qbert"
 _KIND = "__recbole_qbert_kind__"
 #: What ``torch.load(weights_only=True)`` reads beside tensors; exact types, since an IntEnum is an int, too.
-_LEAVES = frozenset(
-    {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size}
-)
+_LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 
 
 class UntrustedCheckpointError(ValueError):
@@ -194,15 +192,11 @@ def _plain(value: Any, name: str, foreign: list[str]) -> Any:
     if type(value) in (list, tuple, set):
         return type(value)(_plain(item, f"{name}[...]", foreign) for item in value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        kind = (
-            "matrix" if isinstance(value, np.matrix) else "array"
-        )  # EASE computes with np.matrix (ease.py:59)
+        kind = "matrix" if isinstance(value, np.matrix) else "array"  # EASE computes with np.matrix (ease.py:59)
         return {_KIND: kind, "data": torch.from_numpy(np.array(value))}
     if sparse.issparse(value):
         rows = value.tocsr()
-        parts = {
-            part: torch.from_numpy(np.array(getattr(rows, part))) for part in ("data", "indices", "indptr")
-        }
+        parts = {part: torch.from_numpy(np.array(getattr(rows, part))) for part in ("data", "indices", "indptr")}
         return {_KIND: value.format, "shape": tuple(int(length) for length in rows.shape), **parts}
     foreign.append(f"{name} ({type(value).__module__}.{type(value).__qualname__})")
     return value
@@ -241,17 +235,13 @@ def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict
         ValueError: the file is damaged, or is no checkpoint.
     """
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # torch asks to file an issue about what is refused here a moment later
+        with warnings.catch_warnings():  # torch asks to file an issue about what is refused here a moment later
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not trusted:
             found = re.search(r"GLOBAL (\S+)", str(error))
-            reason = (
-                f"it holds {found.group(1)}" if found else "a kind of pickle that stock RecBole writes, too"
-            )
+            reason = f"it holds {found.group(1)}" if found else "a kind of pickle that stock RecBole writes, too"
             raise UntrustedCheckpointError(
                 f"{os.fspath(path)} is more than tensors and plain values ({reason}), and reading it can run "
                 "code hidden in it. If you wrote the file, or trust who did, pass trusted=True."

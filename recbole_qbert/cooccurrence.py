@@ -91,7 +91,9 @@ class CooccurrencePrior(nn.Module):
         self.items = items
         similar = cosine(counts(sequences, items)).tocoo()
         # Rebuilt from the training data with the model, so not part of a checkpoint.
-        self.register_buffer("pair", torch.from_numpy(np.stack([similar.row, similar.col]).astype(np.int64)), persistent=False)
+        self.register_buffer(
+            "pair", torch.from_numpy(np.stack([similar.row, similar.col]).astype(np.int64)), persistent=False
+        )
         self.register_buffer("value", torch.from_numpy(similar.data), persistent=False)
         self.register_buffer("weight", torch.zeros(()))
         self.register_buffer("epsilon", torch.tensor(1e-3))

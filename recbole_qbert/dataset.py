@@ -7,6 +7,7 @@ so a history is one row here: about six times fewer rows on Amazon data, built b
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ class QBERT4RecDataset(SequentialDataset):  # type: ignore[misc]
     Training rows hold the whole training history (the newest ``MAX_ITEM_LIST_LENGTH + 1`` items) in the item list, the
     last of them in the target field too. Validation and test rows are those of ``SequentialDataset``.
     """
+
+    inter_feat: Any
+    histories: list[np.ndarray]
 
     def data_augmentation(self) -> None:
         """Replace RecBole's prefix rows.

@@ -186,10 +186,10 @@ def _masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
 
 def _gate(width: int) -> nn.Sequential:
     """The small MLP of 3.3. Its output is one logit: the decision is one per item, whatever the vector before it."""
-    gate = nn.Sequential(nn.Linear(width, width // 4), nn.ReLU(), nn.Linear(width // 4, 1))
-    nn.init.zeros_(gate[2].weight)
-    nn.init.constant_(gate[2].bias, 1.0)  # start open, so that every layer sees items before gates learn to close
-    return gate
+    last = nn.Linear(width // 4, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, 1.0)  # start open, so that every layer sees items before gates learn to close
+    return nn.Sequential(nn.Linear(width, width // 4), nn.ReLU(), last)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def fit(
 
     The number of epochs is chosen where the contrastive loss of held-out items, fused without an ID vector, is lowest;
     then the network is trained again on all items for so long. Trained to the end it memorises which text belongs to
-    which image, and the IDs get worse (measured in docs/results.md).
+    which image.
 
     Args:
         vectors: modality -> ``[N, J, D_m]`` float32.
@@ -255,9 +255,10 @@ def fit(
         epochs, held_retrieval = config.epochs, None
         if len(widths) and len(held) >= 2:
             trial = DynamicInjection(count, widths, config, start)
+            optimizer = _optimizer(trial)
             best = np.inf
             for epoch in progress(range(config.epochs)) if progress else range(config.epochs):
-                _train_epoch(trial, order[len(held) :], features, there, epoch)
+                _train_epoch(trial, optimizer, order[len(held) :], features, there)
                 fused = _fuse(trial, held, features, there, with_id=False)
                 losses.append(float(trial.contrast(fused)))
                 if losses[-1] < best:
@@ -267,21 +268,29 @@ def fit(
             torch.manual_seed(seed)
         model = DynamicInjection(count, widths, config, start)
         if len(widths):
-            for epoch in progress(range(epochs)) if progress else range(epochs):
-                _train_epoch(model, torch.arange(count), features, there, epoch)
+            optimizer = _optimizer(model)
+            for _ in progress(range(epochs)) if progress else range(epochs):
+                _train_epoch(model, optimizer, torch.arange(count), features, there)
         fused = _fuse(model, torch.arange(count), features, there, with_id=True)
     depth = torch.bincount(fused.depth, minlength=config.layers + 1)[1:].float() / count
     report = InjectionReport(epochs if len(widths) else 0, losses, depth.tolist(), _retrieval(fused), held_retrieval)
     return model, fused.vector.numpy(), fused.depth.numpy(), report
 
 
-def _train_epoch(
-    model: DynamicInjection, rows: Tensor, features: dict[str, Tensor], present: dict[str, Tensor], epoch: int
-) -> None:
-    """One pass over ``rows``; the optimizer lives on the model from its first epoch on."""
+def _optimizer(model: DynamicInjection) -> torch.optim.Optimizer:
     config = model.config
-    if epoch == 0:
-        model.optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _train_epoch(
+    model: DynamicInjection,
+    optimizer: torch.optim.Optimizer,
+    rows: Tensor,
+    features: dict[str, Tensor],
+    present: dict[str, Tensor],
+) -> None:
+    """One pass over ``rows``."""
+    config = model.config
     model.train()
     for batch in rows[torch.randperm(len(rows))].split(config.batch_size):
         if len(batch) < 2:
@@ -289,9 +298,9 @@ def _train_epoch(
         unnamed = torch.rand(len(batch)) < config.id_dropout
         fused = model(*_take(torch.where(unnamed, model.no_id, batch), batch, features, present))
         loss = model.loss(fused, model.query(torch.where(unnamed, model.no_id, batch)))
-        model.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        model.optimizer.step()
+        optimizer.step()
 
 
 @torch.no_grad()

@@ -33,13 +33,20 @@ def item_softmax_loss(
     Returns:
         ``[]`` float, mean over positions.
     """
-    return _ItemSoftmax.apply(hidden, items, target, penalty, seen[0], seen[1], valid)  # type: ignore[no-any-return]
+    return _ItemSoftmax.apply(hidden, items, target, penalty, seen[0], seen[1], valid)  # type: ignore[no-untyped-call]
 
 
 class _ItemSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, items: Tensor, target: Tensor, penalty: Tensor, position: Tensor, item: Tensor, valid: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        items: Tensor,
+        target: Tensor,
+        penalty: Tensor,
+        position: Tensor,
+        item: Tensor,
+        valid: Tensor,
     ) -> Tensor:
         count = max(len(hidden), 1)
         grad_hidden, grad_items = torch.empty_like(hidden), torch.zeros_like(items)

@@ -36,6 +36,7 @@ class SemanticSequenceModel(nn.Module):
 
     codes: Tensor
     valid: Tensor
+    flat_codes: Tensor
 
     def __init__(self, config: SequenceConfig, codes: Tensor, codes_per_level: int) -> None:
         super().__init__()

@@ -97,9 +97,7 @@ def build(
     return ids, figures
 
 
-def prepare_features(
-    catalogue: Catalogue, settings: StageSettings, output: Path, rebuild: bool, bars: Progress
-) -> Path:
+def prepare_features(catalogue: Catalogue, settings: StageSettings, output: Path, rebuild: bool, bars: Progress) -> Path:
     """Folder that holds the feature files: the data set's own, or the built-in encoders' over its text and images."""
     name = catalogue.dataset
     if (catalogue.folder / f"{name}.items.txt").exists() or features.available(catalogue.folder, name):
@@ -121,7 +119,8 @@ def prepare_features(
     stage = Stage(output, f"{name}.features", made_from, outputs)
 
     def encode() -> dict[str, Any]:
-        matrices, report = {}, {}
+        matrices: dict[str, np.ndarray] = {}
+        report: dict[str, dict[str, Any]] = {}
         if any(texts):
             matrices["text"] = builtin_features.encode_texts(texts, width, settings.seed)
             report["text"] = {"encoder": builtin_features.TEXT_ENCODER}
@@ -154,9 +153,7 @@ def load_features(catalogue: Catalogue, settings: StageSettings, folder: Path) -
     modalities = found if wanted == ("auto",) else wanted
     if not modalities:
         return ItemFeatures(catalogue.items, {}, {}, {})
-    loaded = features.load(
-        folder, catalogue.dataset, catalogue.items, modalities, settings.identifiers.missing_features
-    )
+    loaded = features.load(folder, catalogue.dataset, catalogue.items, modalities, settings.identifiers.missing_features)
     empty = {name for name, there in loaded.present.items() if not there.any()}
     if empty:
         log.warning("no item of %s has features of %s: left out", catalogue.dataset, ", ".join(sorted(empty)))
@@ -207,8 +204,8 @@ def inject(
         _, fused, depth, report = injection.fit(
             item_features.vectors, item_features.present, chosen, settings.seed, queries, bars("stage 1 injection")
         )
-        for path, array in zip(paths, (fused.astype(np.float32), depth.astype(np.int16)), strict=True):
-            write_array(path, array)
+        write_array(paths[0], fused.astype(np.float32))
+        write_array(paths[1], depth.astype(np.int16))
         return asdict(report)
 
     report, reason = Stage(output, f"{name}.injection", made_from, paths).run(run, rebuild)
@@ -243,7 +240,9 @@ def quantize(
 
         from recbole_qbert.artifacts import whole
 
-        codes, prefixes, tensors, report = [], [], {}, []
+        codes, report = [], []
+        prefixes: list[str] = []
+        tensors: dict[str, torch.Tensor] = {}
         for number, code_set in enumerate(sets):
             vectors, real = _vectors_of(code_set, item_features, fused)
             letters = semantic_ids.prefixes_of(config.levels, number)

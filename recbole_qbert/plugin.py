@@ -136,9 +136,7 @@ def _refuse_taken_model(model: type, alias: str) -> None:
     for kind in _KINDS:  # look for files: importing the kinds would be slow, and exlib needs LightGBM
         path = _RECBOLE / "model" / f"{kind}_recommender" / file
         if path.is_file():
-            raise ValueError(
-                f"model name {name!r} is taken by RecBole ({kind}_recommender/{file}): rename the class"
-            )
+            raise ValueError(f"model name {name!r} is taken by RecBole ({kind}_recommender/{file}): rename the class")
     if alias in sys.modules:
         holders = [value for value in vars(sys.modules[alias]).values() if isinstance(value, type)]
         if not any(_same_class(holder, model) for holder in holders):
@@ -154,9 +152,7 @@ def _refuse_taken_helper(name: str, home: ModuleType, given: type | None, before
     holder = getattr(home, name, None)
     ours = holder is before or (given is not None and _same_class(holder, given))
     if holder is not None and not ours:
-        raise ValueError(
-            f"{home.__name__}.{name} exists ({holder!r}): RecBole would use it here. Rename the model"
-        )
+        raise ValueError(f"{home.__name__}.{name} exists ({holder!r}): RecBole would use it here. Rename the model")
 
 
 # ------------------------------------------------------------------------------------------------- properties

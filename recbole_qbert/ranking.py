@@ -30,7 +30,7 @@ def code_scores(tables: Tensor, codes: Tensor) -> Tensor:
     batch, levels, size = tables.shape
     if codes.shape[1] != levels:
         raise ValueError(f"items have {codes.shape[1]} codes but the tables have {levels} levels")
-    if len(codes) and not (-1 <= int(codes.min()) and int(codes.max()) < size):
+    if len(codes) and not (int(codes.min()) >= -1 and int(codes.max()) < size):
         raise ValueError(f"codes span [{int(codes.min())}, {int(codes.max())}]; tables have {size} entries a level")
     silent = torch.cat([tables, tables.new_zeros(batch, levels, 1)], 2)  # code -1 reads the zero at the end
     scores = tables.new_zeros(batch, len(codes))

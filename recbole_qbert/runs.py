@@ -1,4 +1,4 @@
-"""One training run through RecBole: configuration, data, model, training, figures. Shared by the command line and benchmarks."""
+"""One training run through RecBole: configuration, data, model, training, figures."""
 
 from __future__ import annotations
 
@@ -129,7 +129,9 @@ def train(config: Config, title: str | None = None, prepare: Callable[[Any], Non
         prepare(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     started = time.perf_counter()
-    with tqdm(total=config["epochs"], desc=f"{title or '':<18}", ncols=100, disable=None if title else True, leave=False) as bar:
+    with tqdm(
+        total=config["epochs"], desc=f"{title or '':<18}", ncols=100, disable=None if title else True, leave=False
+    ) as bar:
 
         def show(_: int, score: float) -> None:
             bar.update()
@@ -150,7 +152,7 @@ def train(config: Config, title: str | None = None, prepare: Callable[[Any], Non
 def add_prior(run: Run) -> dict[str, float]:
     """Give a trained QBERT4Rec the co-occurrence prior, its weight fitted on validation; returns what was chosen."""
     run.model.prior = CooccurrencePrior(run.valid_data._dataset.histories, run.model.n_items).to(run.model.device)
-    return run.trainer.fit_prior(run.valid_data)  # type: ignore[no-any-return]
+    return run.trainer.fit_prior(run.valid_data)
 
 
 @torch.no_grad()

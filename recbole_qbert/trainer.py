@@ -50,7 +50,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         result = super().fit(train_data, valid_data, *args, **kwargs)
         saved = args[1] if len(args) > 1 else kwargs.get("saved", True)
         if self.model.prior is None or not valid_data or not saved:
-            return result  # type: ignore[no-any-return]
+            return result
         checkpoint = compat.load_checkpoint(self.saved_model_file)
         self.model.load_state_dict(checkpoint["state_dict"])
         found = self.fit_prior(valid_data)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_THREADS = 1  # the tests' networks are tiny, and threads that wait for each other on a busy machine take minutes
+MAX_THREADS = 1  # for tiny networks more are slower, on a busy machine by far
 
 # Before torch and numpy are imported, and for the processes that tests start.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     _set = os.environ.get(_name, "")
     os.environ[_name] = str(min(int(_set), MAX_THREADS) if _set.isdecimal() and int(_set) else MAX_THREADS)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads are very slow on a busy machine
 # The same code in those processes, wherever they stand and whatever else is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 

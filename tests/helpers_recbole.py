@@ -41,5 +41,7 @@ def write_dataset(folder, name, users=60, items=40, seed=0):
     text = ring @ random.normal(size=(4, 12)) + 0.05 * random.normal(size=(len(used), 12))
     image = ring @ random.normal(size=(4, 10)) + 0.05 * random.normal(size=(len(used), 10))
     image[3] = np.nan  # an item without a picture
-    features.save(path, name, used, {"text": text.astype(np.float32), "image": image.astype(np.float16)}, {"made": "by test"})
+    features.save(
+        path, name, used, {"text": text.astype(np.float32), "image": image.astype(np.float16)}, {"made": "by test"}
+    )
     return folder

@@ -174,9 +174,7 @@ def test_fields_may_be_missing_or_of_another_kind(shop: Shop) -> None:
 
 
 def test_rows_are_in_time_order_with_ties_in_file_order(shop: Shop) -> None:
-    shop.convert(
-        [review(item="late", time=200), review(item="tie1", time=100), review(item="tie2", time=100)]
-    )
+    shop.convert([review(item="late", time=200), review(item="tie1", time=100), review(item="tie2", time=100)])
     assert list(shop.read("inter")["item_id"]) == ["tie1", "tie2", "late"]
 
 
@@ -447,9 +445,7 @@ def test_gift_cards_agree_with_an_independent_count(
         for n, path in enumerate(gift_cards):
             files[n] = tmp_path / path.stem
             files[n].write_bytes(gzip.decompress(path.read_bytes()))
-    report = convert(
-        files[0], files[1], "GC", tmp_path, min_user_interactions=k, min_item_interactions=k, progress=False
-    )
+    report = convert(files[0], files[1], "GC", tmp_path, min_user_interactions=k, min_item_interactions=k, progress=False)
     assert (report.interactions, report.users, report.items) == (len(pairs), len(users), len(items))
     assert report.interactions == {1: 2965, 5: 2941}[k]
     read = pd.read_csv(tmp_path / "GC" / "GC.inter", sep="\t", engine="python")

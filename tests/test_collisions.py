@@ -56,9 +56,7 @@ def brute_force(codes, latents, books, items):
         free = [code for code in product(range(size), repeat=levels) if code not in taken]
         common = [next((k for k in range(levels) if code[k] != result[row][k]), levels) for code in free]
         free = [code for code, kept in zip(free, common, strict=True) if kept == max(common)]
-        result[row] = min(
-            free, key=lambda code: [distances(latents[row], books, code[:k])[code[k]] for k in range(levels)]
-        )
+        result[row] = min(free, key=lambda code: [distances(latents[row], books, code[:k])[code[k]] for k in range(levels)])
         taken.add(result[row])
     return result
 
@@ -74,9 +72,7 @@ def test_ids_are_unique_and_only_what_must_move_moves(case):
     assert result.max() < books.shape[1]
     assert len(groups(result)) == len(codes)
     for rows in groups(codes).values():
-        assert (
-            sum(np.array_equal(result[row], codes[row]) for row in rows) == 1
-        )  # the one that was alone, or keeps it
+        assert sum(np.array_equal(result[row], codes[row]) for row in rows) == 1  # the one that was alone, or keeps it
 
 
 @settings(max_examples=100, deadline=None)
@@ -107,9 +103,7 @@ def test_each_item_takes_the_nearest_free_id_of_its_longest_prefix_with_room(cas
 def test_a_catalogue_that_needs_every_id_gets_every_id(case):
     codes, latents, books, items = case
     levels, size = books.shape[:2]
-    assert set(map(tuple, reallocate(codes, latents, books, items).tolist())) == set(
-        product(range(size), repeat=levels)
-    )
+    assert set(map(tuple, reallocate(codes, latents, books, items).tolist())) == set(product(range(size), repeat=levels))
 
 
 @pytest.mark.parametrize("free", [0, 1, 3])
@@ -127,9 +121,7 @@ def test_items_alike_in_every_way_fill_a_nearly_full_space(free):
 @pytest.mark.parametrize("count", [17, 40])
 def test_more_items_than_ids_is_a_clear_error(count):
     codes, latents, books = np.zeros((count, 2), dtype=int), np.zeros((count, 1)), np.zeros((2, 4, 1))
-    with pytest.raises(
-        ValueError, match=rf"{count} items.*2 levels with 4 codes.*16.*raise rq_levels or rq_codes"
-    ):
+    with pytest.raises(ValueError, match=rf"{count} items.*2 levels with 4 codes.*16.*raise rq_levels or rq_codes"):
         reallocate(codes, latents, books, [str(n) for n in range(count)])
 
 

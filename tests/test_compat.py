@@ -56,9 +56,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     header = "user_id:token\titem_id:token\ttimestamp:float"
     (tmp_path / "data" / "toy" / "toy.inter").write_text("\n".join([header, *rows]) + "\n")
     rows = [f"i{item}\tc{item % 3} d{item % 2}" for item in range(12)]
-    (tmp_path / "data" / "toy" / "toy.item").write_text(
-        "\n".join(["item_id:token\tcategories:token_seq", *rows]) + "\n"
-    )
+    (tmp_path / "data" / "toy" / "toy.item").write_text("\n".join(["item_id:token\tcategories:token_seq", *rows]) + "\n")
     yield
     torch.set_num_threads(threads)
     compat.fresh_logging()
@@ -197,9 +195,7 @@ class Malicious:
         return (os.mkdir, ("was_executed",))
 
 
-@pytest.mark.parametrize(
-    "write", [torch.save, lambda state, path: Path(path).write_bytes(pickle.dumps(state))]
-)
+@pytest.mark.parametrize("write", [torch.save, lambda state, path: Path(path).write_bytes(pickle.dumps(state))])
 def test_a_malicious_file_is_refused_and_not_executed(write: Any) -> None:
     write({"config": Malicious(), "state_dict": {}}, "evil.pth")
     for read in (compat.load_checkpoint, compat.load_data_and_model, recbole.quick_start.load_data_and_model):
@@ -348,11 +344,7 @@ def test_every_run_has_its_own_log() -> None:
 
 def test_fresh_logging_closes_what_recbole_opened() -> None:
     run("Pop")
-    (file,) = [
-        handler
-        for handler in logging.getLogger().handlers
-        if "Pop" in str(getattr(handler, "baseFilename", ""))
-    ]
+    (file,) = [handler for handler in logging.getLogger().handlers if "Pop" in str(getattr(handler, "baseFilename", ""))]
     compat.fresh_logging()
     assert file not in logging.getLogger().handlers
     assert isinstance(file, logging.FileHandler)

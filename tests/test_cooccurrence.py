@@ -123,9 +123,7 @@ def test_vectors_are_the_same_for_the_same_seed():
 
 def test_share_by_hand():
     prior = CooccurrencePrior(HISTORIES, 5)
-    share = prior.share(
-        torch.tensor([[0, 4, 9], [0, 0, 2]]), torch.tensor([1, 3])
-    )  # 9 stands behind the row's length
+    share = prior.share(torch.tensor([[0, 4, 9], [0, 0, 2]]), torch.tensor([1, 3]))  # 9 stands behind the row's length
     a, b = 2 / math.sqrt(6), 1 / 2
     assert share[0].tolist() == pytest.approx([0, a / (a + b), b / (a + b), 0, 0])
     assert share[1].tolist() == pytest.approx([0, 1, 0, 0, 0])  # items of the history take nothing
@@ -140,9 +138,7 @@ def test_share_equals_brute_force_and_is_zero_on_the_history(training, histories
     similar = cosine(counts([np.array(s, dtype=np.int64) for s in training], 8)).toarray()
     share = prior.share(rows, lengths)
     for row, history in zip(share.tolist(), histories, strict=True):
-        wanted = np.array(
-            [0.0 if i in history else sum(similar[i, j] for j in set(history)) for i in range(8)]
-        )
+        wanted = np.array([0.0 if i in history else sum(similar[i, j] for j in set(history)) for i in range(8)])
         assert row == pytest.approx((wanted / wanted.sum() if wanted.sum() else wanted).tolist(), abs=1e-6)
         assert sum(row) == pytest.approx(1.0 if wanted.sum() else 0.0, abs=1e-5)
         assert all(row[item] == 0.0 for item in history)
@@ -199,9 +195,7 @@ def test_the_planted_weight_is_found(wanted):
     lighter, heavier = (WEIGHTS[WEIGHTS.index(wanted) + step] for step in (-1, 1))
     prior = Evidence(torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0]]))
     gap = math.log(0.9 / 0.1)  # what a weight of 1 moves between the first two items
-    scores = torch.tensor(
-        [[0.0, gap * (lighter + wanted) / 2, -99.0], [0.0, -gap * (wanted + heavier) / 2, -99.0]]
-    )
+    scores = torch.tensor([[0.0, gap * (lighter + wanted) / 2, -99.0], [0.0, -gap * (wanted + heavier) / 2, -99.0]])
     found = fit_weight(prior, [(scores, *ask(2), torch.tensor([0, 0]))])
     assert found["weight"] == wanted == pytest.approx(prior.weight.item())
     assert found["ndcg@10"] == 1.0

@@ -144,9 +144,7 @@ def test_next_item_is_a_distribution_that_keeps_the_categories() -> None:
     seen = np.zeros((20, 60), dtype=bool)
     seen[:, 5] = True
     p = next_item(world, users, previous, seen)
-    by_category = np.stack(
-        [p[:, world.catalogue.category == c].sum(axis=1) for c in range(CATEGORIES)], axis=1
-    )
+    by_category = np.stack([p[:, world.catalogue.category == c].sum(axis=1) for c in range(CATEGORIES)], axis=1)
     assert np.allclose(by_category, next_category(world, users, previous))
 
 
@@ -226,9 +224,7 @@ def test_prepared_folders_have_data_and_the_pictures_of_their_items(full: DemoPa
 
 
 def prepare_small(folder: Path, **options: Any) -> DemoPaths:
-    return prepare_demo(
-        folder, **{**SMALL, "min_user_interactions": 3, "min_item_interactions": 2, **options}
-    )
+    return prepare_demo(folder, **{**SMALL, "min_user_interactions": 3, "min_item_interactions": 2, **options})
 
 
 @pytest.fixture(scope="module")
@@ -258,9 +254,7 @@ def test_a_complete_demo_is_not_made_again(small: DemoPaths, monkeypatch: pytest
         ("picture", "gone"),
     ],
 )
-def test_a_damaged_demo_is_made_again_and_comes_out_the_same(
-    small: DemoPaths, name: str, damage: str
-) -> None:
+def test_a_damaged_demo_is_made_again_and_comes_out_the_same(small: DemoPaths, name: str, damage: str) -> None:
     before = contents(small.root)
     path = next(small.images(small.target).glob("*/0.jpg")) if name == "picture" else small.root / name
     path.unlink()

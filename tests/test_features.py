@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import write_features
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_qbert import features
 from recbole_qbert.artifacts import sha256
 from recbole_qbert.features import check_token, load, read_item_list, save
+from tests.helpers import write_features
 
 ITEMS = ("p", "q", "r", "s")
 TEXT = np.arange(12, dtype=np.float32).reshape(4, 3)

@@ -8,10 +8,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from helpers import injection_config
 from torch.nn import functional as F
 
 from recbole_qbert.injection import DynamicInjection, Fused, fit
+from tests.helpers import injection_config
 
 WIDTHS = {"text": 6, "image": 4}
 ITEMS, DIM = 12, 16
@@ -19,9 +19,7 @@ ITEMS, DIM = 12, 16
 
 def make(seed=0, widths=WIDTHS, **changes):
     torch.manual_seed(seed)
-    model = DynamicInjection(
-        ITEMS, widths, injection_config(modalities=tuple(widths), dropout=0.0, **changes)
-    ).eval()
+    model = DynamicInjection(ITEMS, widths, injection_config(modalities=tuple(widths), dropout=0.0, **changes)).eval()
     with torch.no_grad():
         for gate in model.gates:
             gate[2].weight.normal_(std=4.0)  # answers that differ from item to item
@@ -31,9 +29,7 @@ def make(seed=0, widths=WIDTHS, **changes):
 
 def data(seed=1, count=ITEMS, per_item=1, widths=WIDTHS):
     generator = torch.Generator().manual_seed(seed)
-    vectors = {
-        name: torch.randn(count, per_item, width, generator=generator) for name, width in widths.items()
-    }
+    vectors = {name: torch.randn(count, per_item, width, generator=generator) for name, width in widths.items()}
     return vectors, {name: torch.ones(count, per_item, dtype=torch.bool) for name in widths}
 
 
@@ -244,9 +240,7 @@ def test_the_numbers_of_a_missing_modality_change_nothing_anywhere():
     present["text"][7, 1] = False
     results = []
     for noise in (0.0, 100.0):
-        changed = {
-            n: torch.where(present[n][..., None], v, noise * torch.randn_like(v)) for n, v in vectors.items()
-        }
+        changed = {n: torch.where(present[n][..., None], v, noise * torch.randn_like(v)) for n, v in vectors.items()}
         model.zero_grad()
         fused = model(torch.arange(ITEMS), changed, present)
         loss = model.loss(fused, model.query.weight[:ITEMS])
@@ -278,9 +272,7 @@ def test_other_items_of_the_batch_do_not_matter():
     model = make(seed=3)
     vectors, present = data()
     together = model(torch.arange(ITEMS), vectors, present).vector
-    alone = model(
-        torch.tensor([5]), {n: v[5:6] for n, v in vectors.items()}, {n: p[5:6] for n, p in present.items()}
-    )
+    alone = model(torch.tensor([5]), {n: v[5:6] for n, v in vectors.items()}, {n: p[5:6] for n, p in present.items()})
     close(together[5:6], alone.vector)
 
 
@@ -302,9 +294,7 @@ def infonce(left, right, temperature):
     total = 0.0
     for a, b in ((left, right), (right, left)):
         for i in range(len(a)):
-            match = [
-                math.exp(float(F.cosine_similarity(a[i], b[j], dim=0)) / temperature) for j in range(len(b))
-            ]
+            match = [math.exp(float(F.cosine_similarity(a[i], b[j], dim=0)) / temperature) for j in range(len(b))]
             total -= math.log(match[i] / sum(match)) / len(a) / 2
     return total
 
@@ -425,9 +415,7 @@ def test_the_number_of_epochs_is_where_held_out_items_were_best():
 def test_training_aligns_text_and_image_of_the_same_item():
     random = np.random.default_rng(0)
     hidden = random.normal(size=(60, 3))
-    vectors = {
-        n: (hidden @ random.normal(size=(3, w))).astype(np.float32)[:, None] for n, w in WIDTHS.items()
-    }
+    vectors = {n: (hidden @ random.normal(size=(3, w))).astype(np.float32)[:, None] for n, w in WIDTHS.items()}
     present = {n: np.ones((60, 1), dtype=bool) for n in WIDTHS}
     config = injection_config(epochs=40, holdout=0.0, learning_rate=0.01, layers=2, batch_size=60)
     report = fit(vectors, present, config, 0)[3]
@@ -440,8 +428,6 @@ def test_fused_vectors_are_those_of_the_network_that_comes_back():
     vectors["image"][:5] = 0.0
     model, fused, depth, _ = fit(vectors, present, injection_config(), 3)
     with torch.no_grad():
-        again = model(
-            torch.arange(40), *({n: torch.from_numpy(x) for n, x in p.items()} for p in (vectors, present))
-        )
+        again = model(torch.arange(40), *({n: torch.from_numpy(x) for n, x in p.items()} for p in (vectors, present)))
     close(again.vector, torch.from_numpy(fused))
     assert again.depth.tolist() == depth.tolist()

@@ -92,9 +92,7 @@ def test_a_known_answer():
         seen,
         torch.tensor([False, True, True]),
     )
-    assert losses.item_softmax_loss(*arguments).item() == pytest.approx(
-        -torch.tensor(0.75).log().item(), rel=1e-6
-    )
+    assert losses.item_softmax_loss(*arguments).item() == pytest.approx(-torch.tensor(0.75).log().item(), rel=1e-6)
 
 
 def test_large_logits_do_not_overflow():

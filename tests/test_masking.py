@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_qbert import masking
+from tests.helpers import runs
 
 SEEDS = st.integers(0, 2**31)
 RATIOS = st.floats(0.02, 0.98)
@@ -18,9 +18,7 @@ STRATEGY = st.sampled_from(masking.STRATEGIES)
 LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=20)
 
 
-def draw(
-    strategy: str, lengths: list[int], ratio: float, seed: int, width: int | None = None
-) -> torch.Tensor:
+def draw(strategy: str, lengths: list[int], ratio: float, seed: int, width: int | None = None) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     width = max(lengths) if width is None else width
     return masking.draw(torch.tensor(lengths), width, {strategy: ratio}, generator)

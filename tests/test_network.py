@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import sequence_config
 from torch.nn import functional as F
 
 from recbole_qbert import network
 from recbole_qbert.network import SemanticSequenceModel
 from recbole_qbert.ranking import code_scores
+from tests.helpers import sequence_config
 
 ITEMS, LEVELS, SIZE = 15, 4, 5
 TAIL = {"tail": 0.1}  # hides exactly the last item of rows up to 14 items: nothing is random
@@ -126,8 +126,7 @@ def test_only_the_masked_view_looks_ahead():
     changed[0, 6] = sequences[0, 6] % (ITEMS - 1) + 1
     table = model.item_table()
     causal, both = (
-        [model.encoder(table[rows], lengths, causal=causal) for rows in (sequences, changed)]
-        for causal in (True, False)
+        [model.encoder(table[rows], lengths, causal=causal) for rows in (sequences, changed)] for causal in (True, False)
     )
     close(causal[0][:, :6], causal[1][:, :6])
     assert (causal[0][:, 6:] - causal[1][:, 6:]).abs().amax(2).min() > 1e-4
@@ -182,9 +181,7 @@ def test_masked_loss_of_a_hidden_last_item_is_its_score_at_inference(lengths):
     model = make(views=("masked",))
     sequences, lengths = batch(lengths)
     wanted = [
-        -model.scores(sequences[row : row + 1, : length - 1], torch.tensor([length - 1]))[
-            0, sequences[row, length - 1]
-        ]
+        -model.scores(sequences[row : row + 1, : length - 1], torch.tensor([length - 1]))[0, sequences[row, length - 1]]
         for row, length in enumerate(lengths.tolist())
         if length > 1
     ]

@@ -37,9 +37,7 @@ print(paths.properties("model/QBERT4Rec.yaml"))
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Output of ``python command``; the error with all it printed if it fails."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=240
-    )
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -160,9 +158,7 @@ def test_import_brings_no_encoder_and_no_more_than_recbole_does() -> None:
     added, everything = (set(line.split()) for line in loaded.splitlines()[-2:])
     assert source_version() in added
     assert not everything & {"transformers", "open_clip", "torchvision", "PIL"}
-    assert not added & {"sklearn", "safetensors", "tensorboard", "hyperopt"}, (
-        "RecBole itself loads scikit-learn"
-    )
+    assert not added & {"sklearn", "safetensors", "tensorboard", "hyperopt"}, "RecBole itself loads scikit-learn"
 
 
 def test_the_script_is_the_command(tmp_path: Path) -> None:

@@ -211,9 +211,7 @@ def test_defaults_stand_between_recboles_and_the_users(tmp_path: Path) -> None:
     assert config["eval_args"]["split"] == {"LS": "valid_and_test"}, "those of the model type, too"
 
     (tmp_path / "mine.yaml").write_text("epochs: 3\nMAX_ITEM_LIST_LENGTH: 4\n")
-    user = Config(
-        model="ToyRec", dataset="toy", config_file_list=["mine.yaml"], config_dict=settings(epochs=2)
-    )
+    user = Config(model="ToyRec", dataset="toy", config_file_list=["mine.yaml"], config_dict=settings(epochs=2))
     assert (user["epochs"], user["MAX_ITEM_LIST_LENGTH"]) == (2, 4)
 
 
@@ -227,20 +225,14 @@ def test_a_class_may_be_given_instead_of_its_name() -> None:
     assert Config(model=ToyRec, dataset="toy", config_dict=settings())["toy_rows"] is True
 
 
-def test_unknown_properties_are_refused_wherever_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_properties_are_refused_wherever_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"'toy_row' \(did you mean 'toy_rows'\?\) in config_dict"):
         toy_config(toy_row=False)
     (tmp_path / "mine.yaml").write_text("lerning_rate: 0.1\nqqqq: 1\n")
-    with pytest.raises(
-        ValueError, match=r"'lerning_rate' \(did you mean 'learning_rate'\?\), 'qqqq' in a conf"
-    ):
+    with pytest.raises(ValueError, match=r"'lerning_rate' \(did you mean 'learning_rate'\?\), 'qqqq' in a conf"):
         Config(model="ToyRec", dataset="toy", config_file_list=["mine.yaml"])
     monkeypatch.setattr(sys, "argv", ["test", "--epoch=3", "--model=ToyRec", "--config_files=mine.yaml"])
-    with pytest.raises(
-        ValueError, match=r"'epoch' \(did you mean 'epochs'\?\) in the command line .*clean_argv"
-    ):
+    with pytest.raises(ValueError, match=r"'epoch' \(did you mean 'epochs'\?\) in the command line .*clean_argv"):
         toy_config()
     with compat.clean_argv():
         assert toy_config()["epochs"] == 1
@@ -267,9 +259,7 @@ def test_recboles_own_properties_are_accepted() -> None:
 
 
 def test_baselines_keep_recboles_manners() -> None:
-    config = Config(
-        model="SASRec", dataset="toy", config_dict=settings(train_neg_sample_args=None, no_such_property=1)
-    )
+    config = Config(model="SASRec", dataset="toy", config_dict=settings(train_neg_sample_args=None, no_such_property=1))
     assert (config["toy_rows"], config["no_such_property"]) == (None, 1)
 
 
@@ -278,9 +268,7 @@ def test_every_key_of_recboles_common_code_is_known() -> None:
     package = Path(recbole.__file__).parent
     folders = ("config", "data", "evaluator", "sampler", "utils", "quick_start", "trainer")
     files = [file for folder in folders for file in (package / folder).rglob("*.py")]
-    code = [
-        file.read_text() for file in files if file.name != "hyper_tuning.py"
-    ]  # its config_dict is no Config
+    code = [file.read_text() for file in files if file.name != "hyper_tuning.py"]  # its config_dict is no Config
     read = {key for text in code for key in re.findall(r"config(?:_dict)?(?:\[|\.get\()\"(\w+)\"", text)}
     written = {key for text in code for key in re.findall(r"config(?:_dict)?\[\"(\w+)\"\] = ", text)}
     of_one_model = re.compile(
@@ -318,9 +306,7 @@ def test_an_unknown_model_is_answered_with_the_nearest(name: str, near: str) -> 
 
 
 def test_a_model_that_exists_keeps_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        sys.modules, "recbole.model.general_recommender.ncl", None
-    )  # as if faiss were missing
+    monkeypatch.setitem(sys.modules, "recbole.model.general_recommender.ncl", None)  # as if faiss were missing
     with pytest.raises(ImportError):
         Config(model="NCL", dataset="toy", config_dict=settings())
 
@@ -328,9 +314,7 @@ def test_a_model_that_exists_keeps_its_own_error(monkeypatch: pytest.MonkeyPatch
 # ------------------------------------------------------------------------------------------------ whole runs
 def test_run_recbole_beside_a_baseline() -> None:
     alone = quick_start.run_recbole("ToyRec", "toy", config_dict=settings(epochs=15, learning_rate=0.05))
-    baseline = quick_start.run(
-        "SASRec", "toy", config_dict=settings(train_neg_sample_args=None, load_col={"inter": "*"})
-    )
+    baseline = quick_start.run("SASRec", "toy", config_dict=settings(train_neg_sample_args=None, load_col={"inter": "*"}))
     again = quick_start.run("ToyRec", "toy", config_dict=settings(epochs=15, learning_rate=0.05))
     assert set(baseline["test_result"]) == {"hit@5", "ndcg@5"}
     assert alone["test_result"] == again["test_result"]

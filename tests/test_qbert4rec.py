@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import recbole_qbert  # noqa: F401  registers the model
+import recbole_qbert
 from recbole_qbert import compat, runs, semantic_ids
 from tests.helpers_recbole import QUICK, write_dataset
 
@@ -58,7 +58,7 @@ def test_validation_and_test_rows_are_recboles(data, tmp_path):
     assert ours[0].item_counter == theirs[0].item_counter
     # What is held out stays out of the training rows: they are what stands before the validation target in the file.
     token = ours[0].field2id_token["item_id"]
-    whole: dict[str, list[str]] = {}
+    whole = {}
     for line in (data / NAME / f"{NAME}.inter").read_text().splitlines()[1:]:
         user, item, _ = line.split("\t")
         whole.setdefault(user, []).append(item)
@@ -72,7 +72,11 @@ def test_validation_and_test_rows_are_recboles(data, tmp_path):
 def by_user(part):
     feat = part.inter_feat
     rows = zip(
-        feat["user_id"].tolist(), feat["item_id_list"].tolist(), feat["item_length"].tolist(), feat["item_id"].tolist(), strict=True
+        feat["user_id"].tolist(),
+        feat["item_id_list"].tolist(),
+        feat["item_length"].tolist(),
+        feat["item_id"].tolist(),
+        strict=True,
     )
     return {user: (tuple(items[:length]), target) for user, items, length, target in rows}
 
@@ -234,9 +238,12 @@ def test_unknown_property_names_the_nearest(data, tmp_path):
 def test_settings_that_cannot_work_are_refused(data, tmp_path, settings, message):
     from recbole.data import create_dataset
 
-    with runs.inside(tmp_path), pytest.raises((ValueError, FileNotFoundError), match=message):
+    def build():
         config = configure(data, tmp_path, **settings)
         recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
+
+    with runs.inside(tmp_path), pytest.raises((ValueError, FileNotFoundError), match=message):
+        build()
     assert not list((tmp_path / "ids").glob("*.sid")), "nothing half-written"
 
 
@@ -246,9 +253,11 @@ def test_a_sid_file_of_another_data_set_is_refused(data, tmp_path):
     path = tmp_path / "other.sid"
     ids = semantic_ids.SemanticIDs(("x1", "x2"), np.array([[0, 1], [1, 0]], dtype=np.int16), ("a", "b"), 2)
     ids.save(path)
-    with runs.inside(tmp_path), pytest.raises(ValueError, match="belongs to another data set"):
+    with runs.inside(tmp_path):
         config = configure(data, tmp_path, semantic_id_file=str(path))
-        recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
+        train = create_dataset(config).build()[0]
+        with pytest.raises(ValueError, match="belongs to another data set"):
+            recbole_qbert.QBERT4Rec(config, train)
 
 
 def test_a_missing_data_set_is_named(tmp_path):

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from helpers import linear_is_identity, quantizer_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_qbert import quantizer
 from recbole_qbert.quantizer import RQVAE, fit, kmeans, revive, start_codebooks
+from tests.helpers import linear_is_identity, quantizer_config
 
 LEVELS, CODES, WIDTH = 3, 4, 6
 
@@ -20,9 +20,7 @@ def planted(seed):
     """``(codes, vectors)``: all combinations of residuals, each level 20 times finer than the last."""
     generator = torch.Generator().manual_seed(seed)
     books = torch.randn(LEVELS, CODES, WIDTH, generator=generator)
-    books = (books - books.mean(1, keepdim=True)) * torch.tensor([20.0**-level for level in range(LEVELS)])[
-        :, None, None
-    ]
+    books = (books - books.mean(1, keepdim=True)) * torch.tensor([20.0**-level for level in range(LEVELS)])[:, None, None]
     codes = torch.cartesian_prod(*[torch.arange(CODES)] * LEVELS)
     return codes, sum(books[level, codes[:, level]] for level in range(LEVELS))
 
@@ -228,9 +226,7 @@ def test_training_brings_dead_codes_into_use(monkeypatch):
 def test_usage_and_perplexity_by_hand():
     """Three items alike and one apart use two of four codes, 3 : 1."""
     vectors = torch.tensor([[1.0, 0.0, 0.0]] * 3 + [[0.0, 0.0, 5.0]])
-    config = quantizer_config(
-        levels=1, codes=4, hidden=(), warmup_epochs=0, epochs=1, learning_rate=0.0, weight_decay=0.0
-    )
+    config = quantizer_config(levels=1, codes=4, hidden=(), warmup_epochs=0, epochs=1, learning_rate=0.0, weight_decay=0.0)
     _, report = fit(vectors, config, 0)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert report.usage == [[0.5]]
@@ -244,16 +240,12 @@ def test_reconstruction_error_of_the_report_is_eq_7():
     model, report = fit(vectors, config, 0)
     if report.reseeded[0]:  # codes moved after the figure was taken
         pytest.fail("pick vectors that use all codes")
-    assert report.reconstruction[0] == pytest.approx(
-        (model(vectors)[0] - vectors).square().sum(1).mean().item(), rel=1e-5
-    )
+    assert report.reconstruction[0] == pytest.approx((model(vectors)[0] - vectors).square().sum(1).mean().item(), rel=1e-5)
 
 
 def test_the_report_has_one_entry_an_epoch_after_the_warm_up():
     _, report = fit(torch.randn(30, 5), quantizer_config(warmup_epochs=2, epochs=4), 0)
-    assert [len(x) for x in (report.reconstruction, report.usage, report.perplexity, report.reseeded)] == [
-        4
-    ] * 4
+    assert [len(x) for x in (report.reconstruction, report.usage, report.perplexity, report.reseeded)] == [4] * 4
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():

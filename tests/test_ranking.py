@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from recbole_qbert import ranking
 
-SCORES = st.lists(
-    st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=6, max_size=6), min_size=1, max_size=4
-)
+SCORES = st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=6, max_size=6), min_size=1, max_size=4)
 
 
 def brute_force(tables, codes):
@@ -46,9 +44,7 @@ def test_scores_equal_brute_force_whatever_the_chunk(batch, levels, size, items,
 def test_codes_of_any_integer_type_give_the_same_scores(dtype):
     tables = torch.randn(2, 3, 300)
     codes = torch.tensor([[299, -1, 0], [0, 255, 256], [-1, -1, -1]])
-    torch.testing.assert_close(
-        ranking.code_scores(tables, codes.to(dtype)), ranking.code_scores(tables, codes)
-    )
+    torch.testing.assert_close(ranking.code_scores(tables, codes.to(dtype)), ranking.code_scores(tables, codes))
     assert not ranking.code_scores(tables, codes.to(dtype))[:, 2].any()
 
 

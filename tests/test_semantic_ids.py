@@ -125,9 +125,7 @@ def test_a_wrong_header_is_refused(tmp_path):
 
 
 def test_a_missing_file_says_how_to_build_it(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"X.sid is missing; build it with 'run_recbole_qbert.py quantize'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"X.sid is missing; build it with 'run_recbole_qbert.py quantize'"):
         load(tmp_path / "X.sid")
 
 
@@ -152,9 +150,7 @@ def test_codes_follow_the_items_asked_for():
 
 def test_ids_of_another_data_set_are_refused():
     ids = ids_of([[1, 2], [3, 4], [5, 6]], ["x", "y", "z"])
-    with pytest.raises(
-        ValueError, match=r"here has no semantic ID for 3 of 4 items \(first: p, q, r\).*another data set"
-    ):
+    with pytest.raises(ValueError, match=r"here has no semantic ID for 3 of 4 items \(first: p, q, r\).*another data set"):
         ids.aligned(["p", "q", "r", "x"], "here")
     with pytest.raises(ValueError, match=r"1 of 4 items \(first: p\).*older than the data.*semantic_id_file"):
         ids.aligned(["x", "y", "z", "p"], "here")

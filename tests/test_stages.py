@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import files, stage_settings, write_features
 from PIL import Image
 
 from recbole_qbert import injection, pipeline, quantizer, semantic_ids
 from recbole_qbert.pipeline import Catalogue, build
+from tests.helpers import files, stage_settings, write_features
 
 ITEMS = tuple(f"i{n:02}" for n in range(30))
 
@@ -40,9 +40,7 @@ def toy(tmp_path) -> Catalogue:
 
 
 def settings(semantic_ids="both", **changes):
-    return stage_settings(
-        identifiers={"semantic_ids": semantic_ids, **changes.pop("identifiers", {})}, **changes
-    )
+    return stage_settings(identifiers={"semantic_ids": semantic_ids, **changes.pop("identifiers", {})}, **changes)
 
 
 class Counter:
@@ -132,9 +130,7 @@ def test_several_vectors_of_an_item_count_as_the_mean_of_those_it_has(tmp_path):
     codes = []
     for name, matrix in (("single", single), ("double", double)):
         write_features(tmp_path / name, ITEMS, image=matrix)
-        codes.append(
-            build(catalogue(tmp_path / name), settings("per_modality"), tmp_path / f"{name}.out")[0].codes
-        )
+        codes.append(build(catalogue(tmp_path / name), settings("per_modality"), tmp_path / f"{name}.out")[0].codes)
     assert np.array_equal(*codes)
 
 
@@ -190,9 +186,7 @@ def shop(tmp_path) -> Catalogue:
     folder.mkdir()
     words = ["red", "blue", "small", "large", "lamp", "desk", "chair"]
     titles = [f"{words[n % 7]} {words[n * 3 % 7]} number {n}" for n in range(30)]
-    pd.DataFrame({"item_id:token": ITEMS, "title:token_seq": titles}).to_csv(
-        folder / "toy.item", sep="\t", index=False
-    )
+    pd.DataFrame({"item_id:token": ITEMS, "title:token_seq": titles}).to_csv(folder / "toy.item", sep="\t", index=False)
     for item, colour in (("i03", "red"), ("i04", "blue")):
         (folder / "images" / item).mkdir(parents=True)
         Image.new("RGB", (20, 20), colour).save(folder / "images" / item / "0.png")
@@ -256,9 +250,7 @@ def test_images_that_cannot_be_read_do_not_stop_the_build(shop, tmp_path):
 
 def test_items_without_title_and_image_still_get_ids(shop, tmp_path):
     table = pd.read_csv(shop.folder / "toy.item", sep="\t", dtype=str)
-    table[~table["item_id:token"].isin(["i10", "i11", "i12"])].to_csv(
-        shop.folder / "toy.item", sep="\t", index=False
-    )
+    table[~table["item_id:token"].isin(["i10", "i11", "i12"])].to_csv(shop.folder / "toy.item", sep="\t", index=False)
     for kind in ("fused", "per_modality", "both"):
         ids, _ = build(shop, settings(kind), tmp_path / kind)
         assert len(np.unique(ids.codes, axis=0)) == 30
@@ -335,9 +327,7 @@ def test_an_output_changed_by_hand_is_built_again(toy, tmp_path, trained, name):
     trained.since()
     (output / name).write_bytes(good + b"x")
     build(toy, settings("fused"), output)
-    assert trained.since() == (
-        ["quantizer"] if "fused" not in name and "depth" not in name else ["injection"]
-    )
+    assert trained.since() == (["quantizer"] if "fused" not in name and "depth" not in name else ["injection"])
     assert (output / name).read_bytes() == good
 
 
@@ -385,9 +375,7 @@ def test_manifests_say_what_an_output_was_made_from(toy, tmp_path):
 def test_more_items_than_ids_is_a_clear_error_that_leaves_nothing_half_written(toy, tmp_path, kind):
     output = tmp_path / "out"
     small = settings(kind, quantizer={"levels": 2, "codes": 5})
-    with pytest.raises(
-        ValueError, match=r"30 items.*2 levels of 5 codes make 25; raise rq_levels or rq_codes"
-    ):
+    with pytest.raises(ValueError, match=r"30 items.*2 levels of 5 codes make 25; raise rq_levels or rq_codes"):
         build(toy, small, output)
     left = set(files(output)) if output.exists() else set()
     assert not {name for name in left if "sid" in name or "quantizer" in name or name.startswith(".")}

@@ -69,9 +69,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             views = (views[int(self.batches) % len(views)],)
             self.batches += 1
         ratios = self.settings.mask_ratios
-        return sum(  # type: ignore[return-value]
-            (self.network.loss(sequences, lengths, view, ratios) for view in views), sequences.new_zeros((), dtype=torch.float)
-        )
+        return torch.stack([self.network.loss(sequences, lengths, view, ratios) for view in views]).sum()
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, ``[B, n_items]``; padding at -inf."""
