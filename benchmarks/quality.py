@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[2026, 2027, 2028])
     parser.add_argument("--max_length", type=int, default=50)
     parser.add_argument("--set", type=json.loads, default={}, help="JSON of properties for our configurations")
+    parser.add_argument("--tune", action="store_true", help="tune our configurations over the baselines' grid too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--json", type=Path, help="write the summary there")
@@ -202,7 +203,7 @@ def main() -> None:
             cells[name] = [item_knn(args)]
             continue
         best: dict[str, Any] = {}
-        if name not in OURS:
+        if name not in OURS or args.tune:
             points = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
             best = max(points, key=lambda point: cell(args, name, args.seeds[0], point)["valid"]["ndcg@10"])
         cells[name] = [cell(args, name, seed, best) for seed in args.seeds]

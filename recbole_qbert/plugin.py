@@ -62,7 +62,8 @@ class _Registration:
     dataset_arguments: tuple[str, ...]
 
 
-_registered: dict[str, _Registration] = {}
+# A reload (as notebooks do it) runs this module again in the same namespace: what is registered stays so.
+_registered: dict[str, _Registration] = globals().get("_registered", {})
 
 
 # ------------------------------------------------------------------------------------------------ registering
