@@ -8,7 +8,7 @@ import sys
 # has anything else to do a step of a small network takes ten times as long (measured in docs/results.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from recbole_qbert.cli import main  # noqa: E402
+from recbole_qbert.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

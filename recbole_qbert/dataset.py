@@ -7,6 +7,7 @@ so a history is one row here: about six times fewer rows on Amazon data, built b
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from torch import Tensor
+
+from recbole_qbert.features import READ_AS_MISSING, check_token
 
 
 class QBERT4RecDataset(SequentialDataset):  # type: ignore[misc]
@@ -25,6 +28,12 @@ class QBERT4RecDataset(SequentialDataset):  # type: ignore[misc]
 
     inter_feat: Any
     histories: list[np.ndarray]
+
+    def __init__(self, config: Any) -> None:
+        inter = Path(config["data_path"]) / f"{config['dataset']}.inter"
+        if inter.exists():
+            refuse_lost_ids(inter, config["field_separator"], (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]))
+        super().__init__(config)
 
     def data_augmentation(self) -> None:
         """Replace RecBole's prefix rows.
@@ -94,3 +103,24 @@ class QBERT4RecDataset(SequentialDataset):  # type: ignore[misc]
                 shape = real.shape + (1,) * (value.dim() - 1)
                 rows[getattr(self, f"{field}_list_field")] = torch.where(real.view(shape), value[source], 0).to(value.dtype)
         return Interaction(rows)
+
+
+def refuse_lost_ids(path: Path, separator: str, fields: tuple[str, ...]) -> None:
+    """Refuse an atomic file with user or item ids that RecBole would drop without a word.
+
+    Args:
+        path: the ``.inter`` file.
+        separator: between columns.
+        fields: names of the id columns.
+
+    Raises:
+        ValueError: names the file, the line and the id.
+    """
+    with open(path, encoding="utf-8") as handle:
+        header = [name.split(":")[0] for name in handle.readline().rstrip("\n").split(separator)]
+        columns = [(header.index(field), field) for field in fields if field in header]
+        for number, line in enumerate(handle, 2):
+            cells = line.rstrip("\n").split(separator)
+            for column, field in columns:
+                if column < len(cells) and cells[column] in READ_AS_MISSING:
+                    check_token(cells[column], f"{path}:{number}", field)

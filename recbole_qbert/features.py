@@ -146,16 +146,16 @@ def read_item_list(path: Path) -> dict[str, int]:
     return row_of
 
 
-def check_token(token: str, where: str) -> None:
-    """Refuse item tokens that RecBole would lose.
+def check_token(token: str, where: str, kind: str = "item token") -> None:
+    """Refuse user and item tokens that RecBole would lose.
 
     Raises:
         ValueError: the token is a word that pandas reads as 'missing'.
     """
     if token in READ_AS_MISSING:
         raise ValueError(
-            f"{where}: item token {token!r} is read as a missing value by pandas, so RecBole would drop the item; "
-            "give it a prefix, here and in the .inter and .item files"
+            f"{where}: {kind} {token!r} is read as a missing value by pandas, so RecBole would drop what it names; "
+            "give it a prefix, here and in the other files"
         )
 
 

@@ -260,6 +260,20 @@ def test_a_sid_file_of_another_data_set_is_refused(data, tmp_path):
             recbole_qbert.QBERT4Rec(config, train)
 
 
+@pytest.mark.parametrize("word", ["NA", "null", "None"])
+def test_ids_that_pandas_reads_as_missing_are_refused(tmp_path, word):
+    from recbole.data import create_dataset
+
+    write_dataset(tmp_path, NAME)
+    path = tmp_path / NAME / f"{NAME}.inter"
+    lines = path.read_text().splitlines()
+    lines[4] = lines[4].replace(lines[4].split("\t")[1], word)
+    path.write_text("\n".join(lines) + "\n")
+    config = configure(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match=rf"{NAME}\.inter:5: item_id '{word}'.*prefix"):
+        create_dataset(config)
+
+
 def test_a_missing_data_set_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Nowhere\.inter is missing"):
         runs.configure("QBERT4Rec", "Nowhere", tmp_path, {})
