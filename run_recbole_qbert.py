@@ -1,12 +1,9 @@
-#!/usr/bin/env python
-"""Command line of recbole_qbert from a checkout; see recbole_qbert/cli.py."""
+#!/usr/bin/env python3
+"""The command line of recbole_qbert from a checkout; installed, the same program is ``recbole-qbert``."""
 
-import os
+from __future__ import annotations
+
 import sys
-
-# Before torch is loaded: its threads then sleep while they wait for each other. By default they spin, and on a machine that
-# has anything else to do a step of a small network takes ten times as long (measured in docs/results.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from recbole_qbert.cli import main
 

@@ -6,6 +6,12 @@ Shape letters, the same everywhere: ``B`` users (or items) in a batch, ``L`` pos
 codes per level, ``D`` width, ``J`` feature vectors per item and modality.
 """
 
+import os
+
+# Before torch is loaded: its threads then sleep while they wait for each other. By default they spin, and on a machine that
+# has anything else to do a step of a small network takes ten times as long (docs/results.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from recbole_qbert import compat, plugin
 from recbole_qbert.paths import properties
 
