@@ -38,7 +38,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.12",  # from 3.12 on there is no ray that RecBole accepts
-    packages=["recbole_qbert", "recbole_qbert.models", "recbole_qbert.properties", "dataset_prep"],
+    packages=["recbole_qbert", "recbole_qbert.commands", "recbole_qbert.models", "recbole_qbert.properties", "dataset_prep"],
     package_dir={"recbole_qbert.properties": "properties"},
     package_data={"recbole_qbert": ["py.typed"], "recbole_qbert.properties": ["**/*.yaml"]},
     entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from recbole_qbert import builtin_features, collisions, cooccurrence, features, injection, quantizer, semantic_ids
-from recbole_qbert.artifacts import Stage, digest, sha256, write_array
+from recbole_qbert.artifacts import Stage, digest, sha256, whole, write_array
 from recbole_qbert.config import IdentifierConfig, InjectionConfig, QuantizerConfig
 from recbole_qbert.features import ItemFeatures
 from recbole_qbert.semantic_ids import SemanticIDs
@@ -63,10 +63,8 @@ class Progress:
         return lambda steps: tqdm(steps, desc=f"{title:<18}", ncols=100, disable=not self.show, leave=False)
 
 
-def build(
-    catalogue: Catalogue, settings: StageSettings, output: Path, *, rebuild: bool = False, progress: bool = False
-) -> tuple[SemanticIDs, dict[str, Any]]:
-    """Semantic IDs of a catalogue, by way of whatever stages are not built yet.
+class Builder:
+    """The stages before the sequence model, each run where its kept output does not serve.
 
     Args:
         catalogue: items, training histories and where the data lie.
@@ -74,198 +72,188 @@ def build(
         output: folder for everything written.
         rebuild: run every stage again.
         progress: show progress bars.
-
-    Returns:
-        The IDs, and figures: ``features``, ``injection`` (absent when no code set needs it), ``semantic_ids``, ``seconds``.
-
-    Raises:
-        ValueError: bad features, or more items than IDs.
     """
-    _require_room(len(catalogue.items), settings.quantizer)  # before stage 1 spends its time
-    bars = Progress(progress)
-    figures: dict[str, Any] = {"seconds": {}}
-    with _timed(figures, "features"):
-        folder = prepare_features(catalogue, settings, output, rebuild, bars)
-        item_features = load_features(catalogue, settings, folder)
-    figures["features"] = describe(item_features, folder, catalogue.dataset)
-    fused = output / f"{catalogue.dataset}.fused.npy"
-    if "fused" in settings.identifiers.code_sets(tuple(item_features.vectors)):
-        with _timed(figures, "injection"):
-            figures["injection"] = inject(catalogue, item_features, settings, output, rebuild, bars)
-    with _timed(figures, "quantization"):
-        ids, figures["semantic_ids"] = quantize(catalogue, item_features, fused, settings, output, rebuild, bars)
-    return ids, figures
 
+    def __init__(
+        self, catalogue: Catalogue, settings: StageSettings, output: Path, *, rebuild: bool = False, progress: bool = False
+    ) -> None:
+        self.catalogue, self.settings, self.output, self.rebuild = catalogue, settings, output, rebuild
+        self.bars = Progress(progress)
 
-def prepare_features(catalogue: Catalogue, settings: StageSettings, output: Path, rebuild: bool, bars: Progress) -> Path:
-    """Folder that holds the feature files: the data set's own, or the built-in encoders' over its text and images."""
-    name = catalogue.dataset
-    if (catalogue.folder / f"{name}.items.txt").exists() or features.available(catalogue.folder, name):
-        return catalogue.folder
-    table, pictures = catalogue.folder / f"{name}.item", catalogue.folder / "images"
-    texts = builtin_features.read_texts(table, catalogue.items) if table.exists() else [""] * len(catalogue.items)
-    images = builtin_features.find_images(pictures, catalogue.items)
-    width = settings.identifiers.builtin_width
-    made_from = {
-        "items": digest(catalogue.items),
-        "text": digest(texts),
-        "image": digest([[(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files] for files in images]),
-        "encoders": [builtin_features.TEXT_ENCODER, builtin_features.IMAGE_ENCODER],
-        "width": width,
-        "seed": settings.seed,
-    }
-    matrices = [kind for kind, given in (("text", texts), ("image", images)) if any(given)]
-    outputs = [output / f"{name}.{end}" for end in ("items.txt", "features.json", *(f"{kind}.npy" for kind in matrices))]
-    stage = Stage(output, f"{name}.features", made_from, outputs)
+    def build(self) -> tuple[SemanticIDs, dict[str, Any]]:
+        """Semantic IDs, by way of whatever stages are not built yet.
 
-    def encode() -> dict[str, Any]:
-        matrices: dict[str, np.ndarray] = {}
-        report: dict[str, dict[str, Any]] = {}
-        if any(texts):
-            matrices["text"] = builtin_features.encode_texts(texts, width, settings.seed)
-            report["text"] = {"encoder": builtin_features.TEXT_ENCODER}
-        if any(images):
-            matrix, broken = builtin_features.encode_images(images, width, settings.seed, progress=bars("images"))
-            matrices["image"] = matrix
-            report["image"] = {"encoder": builtin_features.IMAGE_ENCODER, "unreadable": broken}
-        for old in features.available(output, name):  # of an earlier build with other inputs
-            if old not in matrices:
-                (output / f"{name}.{old}.npy").unlink()
-        for modality, matrix in matrices.items():
-            report[modality] |= {"shape": list(matrix.shape)}
-        features.save(output, name, catalogue.items, matrices, report)
+        Returns:
+            The IDs, and figures: ``features``, ``injection`` (absent when no code set needs it), ``semantic_ids``,
+            ``seconds``.
+
+        Raises:
+            ValueError: bad features, or more items than IDs.
+        """
+        _require_room(len(self.catalogue.items), self.settings.quantizer)  # before stage 1 spends its time
+        figures: dict[str, Any] = {"seconds": {}}
+        with _timed(figures, "features"):
+            item_features, figures["features"] = self.features()
+        if "fused" in self.settings.identifiers.code_sets(tuple(item_features.vectors)):
+            with _timed(figures, "injection"):
+                figures["injection"] = self.inject(item_features)
+        with _timed(figures, "quantization"):
+            ids, figures["semantic_ids"] = self.quantize(item_features)
+        return ids, figures
+
+    def features(self) -> tuple[ItemFeatures, dict[str, Any]]:
+        """The features that take part, aligned to the catalogue, and their figures; made first where there are none."""
+        folder = self._features_folder()
+        loaded = self._load_features(folder)
+        coverage = loaded.coverage()
+        modalities = {
+            name: {"shape": list(matrix.shape), "coverage": coverage[name]} for name, matrix in loaded.vectors.items()
+        }
+        return loaded, {"folder": str(folder), "modalities": modalities}
+
+    def _features_folder(self) -> Path:
+        """Folder that holds the feature files: the data set's own, or the built-in encoders' over its text and images."""
+        catalogue, settings, output = self.catalogue, self.settings, self.output
+        name = catalogue.dataset
+        if (catalogue.folder / f"{name}.items.txt").exists() or features.available(catalogue.folder, name):
+            return catalogue.folder
+        table, pictures = catalogue.folder / f"{name}.item", catalogue.folder / "images"
+        texts = builtin_features.read_texts(table, catalogue.items) if table.exists() else [""] * len(catalogue.items)
+        images = builtin_features.find_images(pictures, catalogue.items)
+        width = settings.identifiers.builtin_width
+        made_from = {
+            "items": digest(catalogue.items),
+            "text": digest(texts),
+            "image": digest([[(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files] for files in images]),
+            "encoders": [builtin_features.TEXT_ENCODER, builtin_features.IMAGE_ENCODER],
+            "width": width,
+            "seed": settings.seed,
+        }
+        matrices = [kind for kind, given in (("text", texts), ("image", images)) if any(given)]
+        outputs = [output / f"{name}.{end}" for end in ("items.txt", "features.json", *(f"{kind}.npy" for kind in matrices))]
+        stage = Stage(output, f"{name}.features", made_from, outputs)
+
+        def encode() -> dict[str, Any]:
+            matrices: dict[str, np.ndarray] = {}
+            report: dict[str, dict[str, Any]] = {}
+            if any(texts):
+                matrices["text"] = builtin_features.encode_texts(texts, width, settings.seed)
+                report["text"] = {"encoder": builtin_features.TEXT_ENCODER}
+            if any(images):
+                matrix, broken = builtin_features.encode_images(images, width, settings.seed, progress=self.bars("images"))
+                matrices["image"] = matrix
+                report["image"] = {"encoder": builtin_features.IMAGE_ENCODER, "unreadable": broken}
+            for old in features.available(output, name):  # of an earlier build with other inputs
+                if old not in matrices:
+                    (output / f"{name}.{old}.npy").unlink()
+            for modality, matrix in matrices.items():
+                report[modality] |= {"shape": list(matrix.shape)}
+            features.save(output, name, catalogue.items, matrices, report)
+            return report
+
+        _, reason = stage.run(encode, self.rebuild)
+        _say("features", reason, "built-in encoders over text and images (no features came with the data)")
+        return output
+
+    def _load_features(self, folder: Path) -> ItemFeatures:
+        """The features that take part, aligned to the catalogue."""
+        catalogue, settings = self.catalogue, self.settings
+        found = features.available(folder, catalogue.dataset)
+        if not found and (folder / f"{catalogue.dataset}.items.txt").exists() and folder == catalogue.folder:
+            raise ValueError(
+                f"{folder / catalogue.dataset}.items.txt lists items but no {catalogue.dataset}.<modality>.npy is beside "
+                "it; add the feature files or remove the list"
+            )
+        wanted = settings.injection.modalities
+        modalities = found if wanted == ("auto",) else wanted
+        if not modalities:
+            return ItemFeatures(catalogue.items, {}, {}, {})
+        loaded = features.load(folder, catalogue.dataset, catalogue.items, modalities, settings.identifiers.missing_features)
+        empty = {name for name, there in loaded.present.items() if not there.any()}
+        if empty:
+            log.warning("no item of %s has features of %s: left out", catalogue.dataset, ", ".join(sorted(empty)))
+        return replace(
+            loaded,
+            vectors={name: value for name, value in loaded.vectors.items() if name not in empty},
+            present={name: value for name, value in loaded.present.items() if name not in empty},
+        )
+
+    def inject(self, item_features: ItemFeatures) -> dict[str, Any]:
+        """Stage 1: writes ``X.fused.npy`` ``[N, D]`` and ``X.depth.npy`` ``[N]``; returns the figures of the run."""
+        catalogue, settings, output = self.catalogue, self.settings, self.output
+        config, name = settings.injection, catalogue.dataset
+        structural = config.query == "structural" or not item_features.vectors
+        made_from = {
+            "items": digest(catalogue.items),
+            "features": item_features.made_from,
+            "settings": asdict(config),
+            "histories": _histories_digest(catalogue) if structural else None,
+            "seed": settings.seed,
+        }
+        paths = [output / f"{name}.fused.npy", output / f"{name}.depth.npy"]
+
+        def run() -> dict[str, Any]:
+            queries = None
+            if structural:
+                queries = cooccurrence.vectors(catalogue.histories, len(catalogue.items), config.dim, settings.seed)
+                queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
+            chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(item_features.vectors)})
+            _, fused, depth, report = injection.fit(
+                item_features.vectors, item_features.present, chosen, settings.seed, queries, self.bars("stage 1 injection")
+            )
+            write_array(paths[0], fused.astype(np.float32))
+            write_array(paths[1], depth.astype(np.int16))
+            return asdict(report)
+
+        report, reason = Stage(output, f"{name}.injection", made_from, paths).run(run, self.rebuild)
+        _say("stage 1 injection", reason)
         return report
 
-    _, reason = stage.run(encode, rebuild)
-    _say("features", reason, "built-in encoders over text and images (no features came with the data)")
-    return output
+    def quantize(self, item_features: ItemFeatures) -> tuple[SemanticIDs, dict[str, Any]]:
+        """Stage 2: writes ``X.sid`` and ``X.quantizer.safetensors``; returns the IDs and the health of each code set."""
+        catalogue, settings, output = self.catalogue, self.settings, self.output
+        name, config = catalogue.dataset, settings.quantizer
+        fused = output / f"{name}.fused.npy"
+        sets = settings.identifiers.code_sets(tuple(item_features.vectors))
+        made_from = {
+            "items": digest(catalogue.items),
+            "features": item_features.made_from,
+            "fused": sha256(fused) if "fused" in sets else None,
+            "code_sets": sets,
+            "settings": asdict(config),
+            "seed": settings.seed,
+        }
+        path, weights = output / f"{name}.sid", output / f"{name}.quantizer.safetensors"
 
+        def run() -> dict[str, Any]:
+            from safetensors.torch import save  # here: importing the package brings no more than RecBole does
 
-def load_features(catalogue: Catalogue, settings: StageSettings, folder: Path) -> ItemFeatures:
-    """The features that take part, aligned to the catalogue."""
-    found = features.available(folder, catalogue.dataset)
-    if not found and (folder / f"{catalogue.dataset}.items.txt").exists() and folder == catalogue.folder:
-        raise ValueError(
-            f"{folder / catalogue.dataset}.items.txt lists items but no {catalogue.dataset}.<modality>.npy is beside it; "
-            "add the feature files or remove the list"
-        )
-    wanted = settings.injection.modalities
-    modalities = found if wanted == ("auto",) else wanted
-    if not modalities:
-        return ItemFeatures(catalogue.items, {}, {}, {})
-    loaded = features.load(folder, catalogue.dataset, catalogue.items, modalities, settings.identifiers.missing_features)
-    empty = {name for name, there in loaded.present.items() if not there.any()}
-    if empty:
-        log.warning("no item of %s has features of %s: left out", catalogue.dataset, ", ".join(sorted(empty)))
-    return replace(
-        loaded,
-        vectors={name: value for name, value in loaded.vectors.items() if name not in empty},
-        present={name: value for name, value in loaded.present.items() if name not in empty},
-    )
+            codes, report = [], []
+            prefixes: list[str] = []
+            tensors: dict[str, torch.Tensor] = {}
+            for number, code_set in enumerate(sets):
+                vectors, real = _vectors_of(code_set, item_features, fused)
+                letters = semantic_ids.prefixes_of(config.levels, number)
+                final, health, model = _quantize_set(
+                    vectors[real], [catalogue.items[row] for row in np.flatnonzero(real)], letters, settings,
+                    self.bars(f"stage 2 {code_set}"),
+                )  # fmt: skip
+                whole_set = np.full((len(catalogue.items), config.levels), -1, dtype=np.int16)
+                whole_set[real] = final
+                codes.append(whole_set)
+                prefixes += letters
+                tensors |= {f"{code_set}.{key}": value.contiguous() for key, value in model.state_dict().items()}
+                report.append({"code_set": code_set, **health})
+            ids = SemanticIDs(catalogue.items, np.concatenate(codes, 1), tuple(prefixes), config.codes)
+            semantic_ids.require_unique(ids, str(path))
+            with whole(weights) as temporary:
+                temporary.write_bytes(save(tensors))
+            ids.save(path)
+            return {"code_sets": report}
 
-
-def describe(item_features: ItemFeatures, folder: Path, dataset: str) -> dict[str, Any]:
-    """Figures of the features: where they come from, shapes, coverage."""
-    coverage = item_features.coverage()
-    return {
-        "folder": str(folder),
-        "modalities": {
-            name: {"shape": list(matrix.shape), "coverage": coverage[name]} for name, matrix in item_features.vectors.items()
-        },
-    }
-
-
-def inject(
-    catalogue: Catalogue,
-    item_features: ItemFeatures,
-    settings: StageSettings,
-    output: Path,
-    rebuild: bool,
-    bars: Progress,
-) -> dict[str, Any]:
-    """Stage 1: writes ``X.fused.npy`` ``[N, D]`` and ``X.depth.npy`` ``[N]``; returns the figures of the run."""
-    config, name = settings.injection, catalogue.dataset
-    structural = config.query == "structural" or not item_features.vectors
-    made_from = {
-        "items": digest(catalogue.items),
-        "features": item_features.made_from,
-        "settings": asdict(config),
-        "histories": _histories_digest(catalogue) if structural else None,
-        "seed": settings.seed,
-    }
-    paths = [output / f"{name}.fused.npy", output / f"{name}.depth.npy"]
-
-    def run() -> dict[str, Any]:
-        queries = None
-        if structural:
-            queries = cooccurrence.vectors(catalogue.histories, len(catalogue.items), config.dim, settings.seed)
-            queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
-        chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(item_features.vectors)})
-        _, fused, depth, report = injection.fit(
-            item_features.vectors, item_features.present, chosen, settings.seed, queries, bars("stage 1 injection")
-        )
-        write_array(paths[0], fused.astype(np.float32))
-        write_array(paths[1], depth.astype(np.int16))
-        return asdict(report)
-
-    report, reason = Stage(output, f"{name}.injection", made_from, paths).run(run, rebuild)
-    _say("stage 1 injection", reason)
-    return report
-
-
-def quantize(
-    catalogue: Catalogue,
-    item_features: ItemFeatures,
-    fused: Path,
-    settings: StageSettings,
-    output: Path,
-    rebuild: bool,
-    bars: Progress,
-) -> tuple[SemanticIDs, dict[str, Any]]:
-    """Stage 2: writes ``X.sid`` and ``X.quantizer.safetensors``; returns the IDs and their health, one entry a code set."""
-    name, config = catalogue.dataset, settings.quantizer
-    sets = settings.identifiers.code_sets(tuple(item_features.vectors))
-    made_from = {
-        "items": digest(catalogue.items),
-        "features": item_features.made_from,
-        "fused": sha256(fused) if "fused" in sets else None,
-        "code_sets": sets,
-        "settings": asdict(config),
-        "seed": settings.seed,
-    }
-    path, weights = output / f"{name}.sid", output / f"{name}.quantizer.safetensors"
-
-    def run() -> dict[str, Any]:
-        from safetensors.torch import save_file
-
-        from recbole_qbert.artifacts import whole
-
-        codes, report = [], []
-        prefixes: list[str] = []
-        tensors: dict[str, torch.Tensor] = {}
-        for number, code_set in enumerate(sets):
-            vectors, real = _vectors_of(code_set, item_features, fused)
-            letters = semantic_ids.prefixes_of(config.levels, number)
-            final, health, model = _quantize_set(
-                vectors[real], [catalogue.items[row] for row in np.flatnonzero(real)], letters, settings,
-                bars(f"stage 2 {code_set}"),
-            )  # fmt: skip
-            whole_set = np.full((len(catalogue.items), config.levels), -1, dtype=np.int16)
-            whole_set[real] = final
-            codes.append(whole_set)
-            prefixes += letters
-            tensors |= {f"{code_set}.{key}": value.contiguous() for key, value in model.state_dict().items()}
-            report.append({"code_set": code_set, **health})
-        ids = SemanticIDs(catalogue.items, np.concatenate(codes, 1), tuple(prefixes), config.codes)
-        semantic_ids.require_unique(ids, str(path))
-        with whole(weights) as temporary:
-            save_file(tensors, temporary)
-        ids.save(path)
-        return {"code_sets": report}
-
-    report, reason = Stage(output, f"{name}.sid", made_from, [path, weights]).run(run, rebuild)
-    _say("stage 2 quantization", reason)
-    return semantic_ids.load(path, config.codes), report
+        report, reason = Stage(output, f"{name}.sid", made_from, [path, weights]).run(run, self.rebuild)
+        _say("stage 2 quantization", reason)
+        return semantic_ids.load(path, config.codes), report
 
 
 def _quantize_set(

@@ -47,7 +47,7 @@ class Run:
 
     def test(self) -> dict[str, float]:
         """Metrics on test, by RecBole's evaluator, with the model as it is now."""
-        result = self.trainer.evaluate(self.test_data, load_best_model=False, show_progress=self.config["show_progress"])
+        result = self.trainer.evaluate(self.test_data, load_best_model=False)
         return {name: float(value) for name, value in result.items()}
 
 
@@ -137,9 +137,8 @@ def train(config: Config, title: str | None = None, prepare: Callable[[Any], Non
             bar.update()
             bar.set_postfix_str(f"{config['valid_metric']} {score:.4f} (best {max(trainer.best_valid_score, score):.4f})")
 
-        _, valid = trainer.fit(
-            train_data, valid_data, verbose=True, saved=True, show_progress=config["show_progress"], callback_fn=show
-        )
+        # RecBole's own bars, one an epoch and one a validation, would fight with this one for the line.
+        _, valid = trainer.fit(train_data, valid_data, verbose=True, saved=True, show_progress=False, callback_fn=show)
     seconds["training"] = time.perf_counter() - started
     checkpoint = compat.load_checkpoint(trainer.saved_model_file)
     model.load_state_dict(checkpoint["state_dict"])

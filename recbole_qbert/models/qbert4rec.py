@@ -122,6 +122,5 @@ def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[Seman
         return ids, {"semantic_ids": {"file": str(path), "code_sets": [{"code_set": "given", **health}]}, "seconds": {}}
     output = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", catalogue.dataset)
     settings = pipeline.stage_settings(compat.ConfigValues(config))
-    return pipeline.build(
-        catalogue, settings, Path(output), rebuild=bool(config["rebuild"]), progress=bool(config["show_progress"])
-    )
+    rebuild, progress = bool(config["rebuild"]), bool(config["show_progress"])
+    return pipeline.Builder(catalogue, settings, Path(output), rebuild=rebuild, progress=progress).build()

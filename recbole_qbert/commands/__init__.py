@@ -1,0 +1,36 @@
+"""What each command of the command line does; ``recbole_qbert.cli`` reads the arguments."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from recbole_qbert import runs
+from recbole_qbert.terminal import show_bars
+
+Figures = dict[str, Any]
+MODEL = "QBERT4Rec"
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """Where a data set's output lies."""
+    return (Path(args.output) / args.dataset).resolve()
+
+
+def configuration(args: argparse.Namespace, **settings: Any) -> Any:
+    """RecBole's configuration of our model for a command; ``settings`` win over what the user gave."""
+    folder = folder_of(args)
+    base: Figures = {"semantic_id_dir": str(folder), "checkpoint_dir": str(folder / "checkpoints")}
+    base["show_progress"] = show_bars()
+    return runs.configure(MODEL, args.dataset, args.data_path, base | args.properties | settings, args.config_files)
+
+
+def refuse_properties(args: argparse.Namespace) -> None:
+    """Refuse ``--key=value`` where no property is read.
+
+    Raises:
+        ValueError: names them.
+    """
+    if args.properties:
+        raise ValueError(f"{args.command} takes no properties; found {', '.join(args.properties)}")

@@ -1,0 +1,145 @@
+"""Commands of the sequence model: pretraining, fine-tuning, all stages in order, the demo."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_qbert import runs
+from recbole_qbert.commands import MODEL, Figures, configuration, folder_of
+from recbole_qbert.paths import properties
+from recbole_qbert.terminal import print_table, say, show_stages
+
+TITLES = {"pretrain": "stage 3 pretrain", "finetune": "stage 3 fine-tune"}
+
+
+def demo(args: argparse.Namespace) -> Figures:
+    """Synthetic raw data, then ``train`` on its target domain."""
+    from dataset_prep.demo import TARGET, prepare_demo
+
+    say("Demo: synthetic products and behaviour (made up, not real users), through the same code as real data.")
+    data = Path(args.output) / "demo_data"
+    started = time.perf_counter()
+    prepare_demo(data)
+    seconds = time.perf_counter() - started
+    say(f"raw reviews, metadata and product pictures -> atomic files: {data} ({seconds:.0f} s)")
+    args.dataset, args.data_path = TARGET, str(data)
+    args.config_files = [str(properties(f"dataset/{TARGET}.yaml"))]
+    figures = train(args)
+    figures["seconds"] = {"demo data": seconds, **figures["seconds"]}
+    return figures
+
+
+def pretrain(args: argparse.Namespace) -> Figures:
+    """Multi-mask pretraining alone."""
+    figures: Figures = {"dataset": args.dataset, "seconds": {}}
+    run = train_stage(args, "pretrain", figures)
+    figures |= {"seed": run.config["seed"], "valid": run.valid}
+    show_stages(figures)
+    print_table([("validation", run.valid)])
+    say(f"checkpoint: {figures['checkpoints']['pretrain']}")
+    return figures
+
+
+def finetune(args: argparse.Namespace) -> Figures:
+    """Fine-tuning alone, from ``--pretrained=FILE`` or from nothing."""
+    figures: Figures = {"dataset": args.dataset, "seconds": {}}
+    return finish(args, train_stage(args, "finetune", figures), figures)
+
+
+def train(args: argparse.Namespace) -> Figures:
+    """All stages."""
+    figures: Figures = {"dataset": args.dataset, "seconds": {}}
+    config = configuration(args)
+    if config["pretrain_epochs"] > 0 and not config["pretrained"]:
+        train_stage(args, "pretrain", figures)
+        args.properties |= {"pretrained": figures["checkpoints"]["pretrain"], "rebuild": False}  # built by the stage before
+    return finish(args, train_stage(args, "finetune", figures), figures)
+
+
+def train_stage(args: argparse.Namespace, stage: str, figures: Figures) -> runs.Run:
+    """Pretrain or fine-tune once; adds seconds, identifier figures and the checkpoint's path to ``figures``."""
+    config = configuration(args, train_stage=stage)
+    if stage == "pretrain":
+        config = configuration(args, **runs.pretraining(config))
+    folder = folder_of(args)
+    with runs.inside(folder):
+        run = runs.train(config, TITLES[stage])
+    for name, known in run.model.identifier_figures.items():
+        figures.setdefault(name, known)
+    for name, seconds in run.model.identifier_figures["seconds"].items():
+        figures["seconds"][name] = max(seconds, figures["seconds"].get(name, 0.0))  # building, not finding it built
+    figures["seconds"][stage] = run.seconds["training"]
+    kept = folder / f"{stage}.pth"
+    os.replace(run.trainer.saved_model_file, kept)
+    run.trainer.saved_model_file = str(kept)
+    figures.setdefault("checkpoints", {})[stage] = str(kept)
+    return run
+
+
+def finish(args: argparse.Namespace, run: runs.Run, figures: Figures) -> Figures:
+    """Test a fine-tuned run, train the baselines asked for, print the table and complete the figures."""
+    figures |= {"seed": run.config["seed"], "valid": run.valid, "test": run.test()}
+    figures["parameters"] = sum(p.numel() for p in run.model.parameters())
+    if run.model.network.repeat_penalty is not None:
+        figures["repeat_penalty"] = run.model.network.penalty.item()
+    lines = [(MODEL, figures["test"])]
+    if run.model.prior is None:
+        figures["prior"] = runs.add_prior(run)
+        figures["test_with_prior"] = run.test()
+        lines.append((f"{MODEL} + co-occurrence prior", figures["test_with_prior"]))
+    for name in args.baselines:
+        lines += train_baseline(args, run.config, name, figures)
+    summary = summarise(figures["semantic_ids"]["code_sets"])
+    figures["semantic_ids"] = summary | figures["semantic_ids"]
+    show_stages(figures)
+    print_table(lines)
+    say(f"checkpoint: {figures['checkpoints']['finetune']}")
+    return figures
+
+
+def train_baseline(
+    args: argparse.Namespace, ours: Any, name: str, figures: Figures
+) -> list[tuple[str, Mapping[str, float]]]:
+    """One RecBole model on the same split; a line as RecBole evaluates and one with the history's items left out."""
+    shared = (
+        "MAX_ITEM_LIST_LENGTH",
+        "eval_args",
+        "metrics",
+        "topk",
+        "valid_metric",
+        "stopping_step",
+        "seed",
+        "eval_batch_size",
+    )
+    settings = {key: ours[key] for key in shared} | {"checkpoint_dir": str(folder_of(args) / "checkpoints" / name)}
+    files = [str(properties("baseline/common.yaml"))]
+    with contextlib.suppress(FileNotFoundError):  # RecBole's own defaults serve
+        files.append(str(properties(f"baseline/{name}.yaml")))
+    if "epochs" in args.properties:  # a limit that a user sets is meant for every model of the table
+        settings["epochs"] = args.properties["epochs"]
+    config = runs.configure(name, args.dataset, args.data_path, settings, files)
+    with runs.inside(folder_of(args)):
+        run = runs.train(config, name)
+    test, excluded = run.test(), runs.figures(runs.ranks(run, run.test_data, exclude_history=True))
+    figures["seconds"][name] = run.seconds["training"]
+    figures.setdefault("baselines", {})[name] = {"valid": run.valid, "test": test, "test_history_excluded": excluded}
+    return [(name, test), (f"{name}, history left out", excluded)]
+
+
+def summarise(code_sets: Sequence[Mapping[str, Any]]) -> Figures:
+    """Health of whole IDs: the per-level figures of all code sets in one list each."""
+    joined = {key: [x for s in code_sets for x in s[key]] for key in ("levels", "usage_per_level", "perplexity_per_level")}
+    # Codes are unique within every set, and one set covers every item: whole IDs are as many as that set's.
+    fullest = max(code_sets, key=lambda code_set: int(code_set["items"]))
+    return {
+        "items": fullest["items"],
+        "unique": fullest["unique"],
+        "unique_before_reallocation": [s["unique_before"] for s in code_sets],
+        **joined,
+    }
