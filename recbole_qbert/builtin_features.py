@@ -72,11 +72,17 @@ def encode_texts(texts: Sequence[str], width: int, seed: int) -> np.ndarray:
 def find_images(folder: Path, items: Sequence[str]) -> list[list[Path]]:
     """Image files ``<folder>/<item>/*`` of each item, in the order of their names."""
     # Item tokens are data, not paths: only folders that exist under this name are matched, nothing is joined.
-    folders = {path.name: path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
+    folders = _folders(folder)
+    for domain in {item.partition("/")[0] for item in items if "/" in item} & set(folders):  # of a union of data sets
+        folders |= {f"{domain}/{name}": path for name, path in _folders(folders[domain]).items()}
     return [
         sorted(p for p in folders[item].iterdir() if p.suffix.lower() in IMAGE_ENDINGS) if item in folders else []
         for item in items
     ]
+
+
+def _folders(parent: Path) -> dict[str, Path]:
+    return {path.name: path for path in parent.iterdir() if path.is_dir()} if parent.is_dir() else {}
 
 
 def encode_images(

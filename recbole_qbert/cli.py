@@ -15,6 +15,7 @@ import yaml
 
 from recbole_qbert.artifacts import write_json
 from recbole_qbert.commands import Figures, data, stages, training
+from recbole_qbert.processes import rank
 from recbole_qbert.terminal import limit_threads, log_to_console
 
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if args.json:
+    if args.json and rank() == 0:
         write_json(Path(args.json), figures)
     return 0
 
@@ -46,14 +47,17 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     def add(
-        name: str, run: Callable[[argparse.Namespace], Figures], text: str, has_data: bool = True
+        name: str, run: Callable[[argparse.Namespace], Figures], text: str, has_data: bool = True, several: bool = False
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         command.add_argument("--json", metavar="FILE", help="write the printed figures there")
         command.add_argument("--output", default="runs", help="folder for everything written (default: runs)")
         if has_data:
-            command.add_argument("--dataset", required=True, help="name of the data set")
+            one = command.add_mutually_exclusive_group(required=True) if several else command
+            one.add_argument("--dataset", required=not several, help="name of the data set")
+            if several:
+                one.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="names of several data sets")
             command.add_argument("--data_path", required=True, help="folder that holds the data set's folder")
             command.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="property files")
         return command
@@ -70,8 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("features", stages.features, "text and image features by the built-in encoders, where the data bring none")
     add("inject", stages.inject, "stage 1: fuse the modalities of every item into one vector")
     add("quantize", stages.quantize, "stage 2: semantic IDs, a .sid file (runs stage 1 first where it is needed)")
-    add("pretrain", training.pretrain, "stage 3, first half: multi-mask pretraining")
+    text = "stage 3, first half: multi-mask pretraining, on one data set or on several with a vocabulary in common"
+    pretrain_command = add("pretrain", training.pretrain, text, several=True)
+    text = "data sets that are not trained on but take part in the vocabulary, for fine-tuning later"
+    pretrain_command.add_argument("--targets", nargs="*", default=[], metavar="NAME", help=text)
     finetune_command = add("finetune", training.finetune, "stage 3, second half: fine-tuning and evaluation")
+    text = "folder that pretrain --datasets wrote: its semantic IDs and weights are used"
+    finetune_command.add_argument("--vocabulary", metavar="DIR", help=text)
     train_command = add("train", training.train, "all stages in order, and a table of metrics")
     for command, models in ((demo_command, ["Pop", "SASRec"]), (finetune_command, []), (train_command, [])):
         text = f"RecBole models to train beside it (default: {' '.join(models) or 'none'})"

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def reallocate(codes: np.ndarray, latents: np.ndarray, codebooks: np.ndarray, items: Sequence[str]) -> np.ndarray:
+def reallocate(
+    codes: np.ndarray, latents: np.ndarray, codebooks: np.ndarray, items: Sequence[str], taken: np.ndarray | None = None
+) -> np.ndarray:
     """Make semantic IDs unique.
 
     Items that are alone on their ID keep it. Of the items that share one, the closest to its last-level code keeps it;
@@ -24,12 +26,13 @@ def reallocate(codes: np.ndarray, latents: np.ndarray, codebooks: np.ndarray, it
         latents: ``[N, d]`` float, what was quantized.
         codebooks: ``[K, M, d]`` float.
         items: ``N`` item tokens; they break ties, so that the result does not depend on the order of the rows.
+        taken: ``[T, K]`` different IDs that belong to others and stay theirs: all items that share one are moved.
 
     Returns:
-        ``[N, K]`` of the dtype of ``codes``, no two rows equal.
+        ``[N, K]`` of the dtype of ``codes``, no two rows equal, none in ``taken``.
 
     Raises:
-        ValueError: more items than IDs (``N > M ** K``), or shapes that do not fit.
+        ValueError: more items than IDs (``N + T > M ** K``), or shapes that do not fit.
     """
     count, levels = codes.shape
     size = codebooks.shape[1]
@@ -38,30 +41,40 @@ def reallocate(codes: np.ndarray, latents: np.ndarray, codebooks: np.ndarray, it
             f"{count} rows of codes, {len(latents)} latents, {len(items)} items and {codebooks.shape[0]} codebooks "
             f"for {levels} levels do not fit together"
         )
-    if count > size**levels:
+    others = [] if taken is None else [tuple(row) for row in taken.tolist()]
+    if count + len(others) > size**levels:
         raise ValueError(
-            f"{count} items cannot have different IDs of {levels} levels with {size} codes: there are {size**levels}; "
-            "raise rq_levels or rq_codes"
+            f"{count + len(others)} items cannot have different IDs of {levels} levels with {size} codes: there are "
+            f"{size**levels}; raise rq_levels or rq_codes"
         )
     # float64 and row-wise sums: the same item gives the same distances to the last bit wherever its row stands.
     latents, codebooks = latents.astype(np.float64), codebooks.astype(np.float64)
     tree = _Tree(levels, size)
+    for path in others:
+        tree.take(path)
     shared = _groups(codes)
     alone = np.ones(count, dtype=bool)
     for rows in shared:
         alone[rows] = False
-    for row in np.flatnonzero(alone):
-        tree.take(tuple(codes[row].tolist()))
-    result = codes.copy()
+    owned = set(others)
     waiting: list[tuple[float, str, int]] = []
+    for row in np.flatnonzero(alone):
+        if tuple(codes[row].tolist()) in owned:
+            smallest = float(_distances(latents[row], codebooks, codes[row, :-1]).min())
+            waiting.append((smallest, items[row], int(row)))
+        else:
+            tree.take(tuple(codes[row].tolist()))
+    result = codes.copy()
     for rows in shared:
         ranked = []
         for row in rows:
             distance = _distances(latents[row], codebooks, codes[row, :-1])
             ranked.append((float(distance[codes[row, -1]]), items[row], int(row), float(distance.min())))
         ranked.sort()
-        tree.take(tuple(codes[rows[0]].tolist()))
-        waiting += [(smallest, item, row) for _, item, row, smallest in ranked[1:]]
+        keeps = tuple(codes[rows[0]].tolist()) not in owned
+        if keeps:
+            tree.take(tuple(codes[rows[0]].tolist()))
+        waiting += [(smallest, item, row) for _, item, row, smallest in ranked[keeps:]]
     for _, _, row in sorted(waiting):
         result[row] = _place(tree, latents[row], codebooks, codes[row])
     return result

@@ -5,6 +5,7 @@
 * :func:`countable_metrics` - item coverage and its like crash.
 * :func:`log_every_run` - the second run of a process logs nowhere.
 * :func:`no_anomaly_detection` - importing RecBole's models turns on autograd's debugging mode.
+* :func:`processes_without_gpu` - several processes need NCCL, and so a GPU each.
 
 Beside them, for callers: :func:`load_checkpoint`, :func:`fresh_logging`, :func:`clean_argv`.
 """
@@ -36,6 +37,8 @@ from recbole.evaluator.collector import Collector
 from recbole.model.abstract_recommender import AbstractRecommender
 from scipy import sparse
 
+from recbole_qbert.processes import PATIENCE, rank
+
 with warnings.catch_warnings():  # ray 2.6.3, which this module imports, still uses pkg_resources and says so
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     quick_start = importlib.import_module("recbole.quick_start.quick_start")
@@ -52,6 +55,7 @@ __all__ = [
     "log_every_run",
     "no_anomaly_detection",
     "plain_checkpoints",
+    "processes_without_gpu",
     "quick_start",
     "readable_checkpoints",
     "write_checkpoint",
@@ -77,6 +81,7 @@ def apply() -> None:
     countable_metrics()
     log_every_run()
     no_anomaly_detection()
+    processes_without_gpu()
 
 
 def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -105,7 +110,7 @@ def plain_checkpoints() -> None:
 
 
 def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-    if not self.config["single_spec"] and self.config["local_rank"] != 0:
+    if not self.config["single_spec"] and (self.config["local_rank"] != 0 or rank() != 0):
         return
     saved_model_file = kwargs.pop("saved_model_file", self.saved_model_file)
     write_checkpoint(checkpoint_state(self, epoch), saved_model_file)
@@ -247,7 +252,9 @@ def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict
                 "code hidden in it. If you wrote the file, or trust who did, pass trusted=True."
             ) from error
         state = torch.load(path, map_location="cpu", weights_only=False)
-    except (EOFError, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch's reader of pickles fails in many ways on bytes that are none
         raise ValueError(f"{os.fspath(path)} is damaged or no checkpoint: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{os.fspath(path)} is no checkpoint: it holds a {type(state).__name__}, not a dict")
@@ -409,6 +416,53 @@ def no_anomaly_detection() -> None:
     """
     importlib.import_module("recbole.model.sequential_recommender")  # now, or it would happen later
     torch.autograd.set_detect_anomaly(False)
+
+
+def processes_without_gpu() -> None:
+    """Let several processes run on CPUs, with gloo, and under torchrun.
+
+    ``Config._init_device`` knows NCCL only (configurator.py:497) and opens a port of its own, which under torchrun is taken;
+    ``AbstractTrainer`` names a GPU to ``DistributedDataParallel`` (trainer.py:59).
+    """
+    _replace(Config, "_init_device", _init_device)
+    _replace(recbole.trainer.trainer.AbstractTrainer, "__init__", _init_trainer)
+
+
+def _init_device(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def init_device(self: Any) -> None:
+        final = self.final_config_dict
+        cpu = not torch.cuda.is_available() or str(final["gpu_id"]) == "" or final["use_gpu"] is False
+        torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        if "local_rank" not in final or not (cpu or torchrun):
+            original(self)
+            return
+        if not torch.distributed.is_initialized():
+            if torchrun:
+                address: dict[str, Any] = {"init_method": "env://"}
+            else:
+                rank = final["local_rank"] + final["offset"]
+                host = f"tcp://{final['ip']}:{final['port']}"
+                address = {"init_method": host, "rank": rank, "world_size": final["world_size"]}
+            torch.distributed.init_process_group(backend="gloo" if cpu else "nccl", timeout=PATIENCE, **address)
+        final["device"] = torch.device("cpu") if cpu else torch.device("cuda", final["local_rank"])
+        if not cpu:
+            torch.cuda.set_device(final["local_rank"])
+        final["single_spec"] = False
+        if final["local_rank"] != 0:
+            final |= {"state": "error", "show_progress": False, "verbose": False}
+
+    return init_device
+
+
+def _init_trainer(original: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
+    def init_trainer(self: Any, config: Any, model: Any) -> None:
+        if config["single_spec"] or config["device"].type != "cpu":
+            original(self, config, model)
+            return
+        self.config, self.model = config, model
+        self.distributed_model = torch.nn.parallel.DistributedDataParallel(model)
+
+    return init_trainer
 
 
 class ConfigValues(dict[str, Any]):

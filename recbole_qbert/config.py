@@ -140,10 +140,19 @@ class TrainConfig:
     structural_prior: str
     adam_betas: tuple[float, float]
     warmup_steps: int
+    pretrain_masks: tuple[str, ...]
+    domain_sampling: str
+    freeze: tuple[str, ...]
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "adam_betas", tuple(self.adam_betas))
+        for key in ("adam_betas", "pretrain_masks", "freeze"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        for mask in self.pretrain_masks:
+            _choice("pretrain_masks", mask, ("random", "span", "multi_region", "tail"))
+        for part in self.freeze:
+            _choice("freeze", part, ("encoder", "codebook", "rows", "mask_vector", "repeat_penalty"))
+        _choice("domain_sampling", self.domain_sampling, ("proportional", "balanced"))
         _choice("train_stage", self.train_stage, ("pretrain", "finetune"))
         _choice("view_schedule", self.view_schedule, ("alternate", "joint"))
         _choice("structural_prior", self.structural_prior, ("none", "cooccurrence"))
@@ -154,9 +163,9 @@ class TrainConfig:
 
     @property
     def mask_ratios(self) -> dict[str, float]:
-        """Mask strategies of the stage: three when pretraining, the plain one when fine-tuning (paper 4.1); 0 leaves out."""
-        pretraining = {"span": self.span_ratio, "multi_region": self.multi_region_ratio, "tail": self.tail_ratio}
-        ratios = pretraining if self.train_stage == "pretrain" else {"random": self.mask_ratio}
+        """Mask strategies: ``pretrain_masks`` or, when fine-tuning, the plain one; a ratio of 0 leaves one out."""
+        names = self.pretrain_masks if self.train_stage == "pretrain" else ("random",)
+        ratios = {name: getattr(self, "mask_ratio" if name == "random" else f"{name}_ratio") for name in names}
         return {name: ratio for name, ratio in ratios.items() if ratio > 0}
 
 

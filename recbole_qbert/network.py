@@ -32,15 +32,19 @@ class SemanticSequenceModel(nn.Module):
         config: shape and behaviour of the network.
         codes: ``[N, K]`` integer codes in ``[-1, M)``; -1 where an item lacks the modality of that level; row 0 all -1.
         codes_per_level: ``M``.
+        domains: ``[N]`` int64 domain of each item (any at row 0) when several catalogues are trained together: an item
+            then competes with the items of its own domain only. ``None`` for one catalogue.
     """
 
     codes: Tensor
     valid: Tensor
     flat_codes: Tensor
+    domains: Tensor | None
 
-    def __init__(self, config: SequenceConfig, codes: Tensor, codes_per_level: int) -> None:
+    def __init__(self, config: SequenceConfig, codes: Tensor, codes_per_level: int, domains: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("domains", domains, persistent=False)
         items, levels = codes.shape
         self.register_buffer("codes", codes.to(torch.int16))
         self.register_buffer("valid", torch.arange(items) > 0, persistent=False)
@@ -82,7 +86,15 @@ class SemanticSequenceModel(nn.Module):
         table = F.embedding_bag(self.flat_codes, weight, mode="sum", padding_idx=levels * size)
         return table if self.rows is None else table + self.rows
 
-    def loss(self, sequences: Tensor, lengths: Tensor, view: str, ratios: Mapping[str, float]) -> Tensor:
+    def loss(
+        self,
+        sequences: Tensor,
+        lengths: Tensor,
+        view: str,
+        ratios: Mapping[str, float],
+        generator: torch.Generator | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> Tensor:
         """Loss of one view over a batch of whole training sequences.
 
         Args:
@@ -90,22 +102,30 @@ class SemanticSequenceModel(nn.Module):
             lengths: ``[B]`` int64; rows of fewer than 2 items teach nothing and are skipped.
             view: ``causal`` (every item predicted from those before it) or ``masked`` (hidden ones from the others).
             ratios: mask strategy -> share, for the masked view.
+            generator: where masks come from; torch's global one when ``None``.
+            share: ``(process, processes)``. A process computes every ``processes``-th row, but masks are drawn for, and the
+                mean is taken over, the whole batch: the losses of all processes add up to that of one.
 
         Returns:
             ``[]`` float, mean over supervised positions; 0 (with a gradient) when there are none.
         """
         table = self.item_table()
+        width = sequences.shape[1]
+        masks = masking.draw(lengths, width, ratios, generator) if view == "masked" else None
+        total = int((lengths - 1).clamp(min=0).sum() if masks is None else masks.sum())
+        own = torch.arange(share[0], len(lengths), share[1], device=lengths.device)
         hidden, targets, pairs, count = [], [], [], 0
-        for rows in _by_length(lengths):
+        for group in _by_length(lengths[own]):
+            rows = own[group]
             length = lengths[rows]
             items = sequences[rows, : int(length.max())]
-            if view == "causal":
+            if masks is None:
                 states, where, wanted, seen = self._causal(table, items, length)
             else:
-                states, where, wanted, seen = self._masked(table, items, length, ratios)
+                states, where, wanted, seen = self._masked(table, items, length, masks[rows, : items.shape[1]])
             number = where.flatten().cumsum(0).view_as(where) - 1 + count
             row, position, source = (where[:, :, None] & seen).nonzero(as_tuple=True)
-            source_items = items if view == "masked" else items[:, :-1]
+            source_items = items[:, :-1] if masks is None else items
             pairs.append((number[row, position], source_items[row, source]))
             hidden.append(states[where])
             targets.append(wanted[where])
@@ -115,9 +135,29 @@ class SemanticSequenceModel(nn.Module):
         state, target = torch.cat(hidden), torch.cat(targets)
         if self.config.loss == "code":
             tables = torch.einsum("pd,kmd->pkm", state, self.codebook)
-            return code_loss(tables, self.codes[target].long())
-        position, item = (torch.cat(part) for part in zip(*pairs, strict=True))
-        return item_softmax_loss(state, table, target, self.penalty, (position, item), self.valid)
+            mean = code_loss(tables, self.codes[target].long())
+        else:
+            position, item = (torch.cat(part) for part in zip(*pairs, strict=True))
+            mean = self._item_loss(table, state, target, position, item)
+        return mean * (count / total)
+
+    def _item_loss(self, table: Tensor, state: Tensor, target: Tensor, position: Tensor, item: Tensor) -> Tensor:
+        """Softmax loss over the items of the target's domain; arguments as of ``losses.item_softmax_loss``."""
+        if self.domains is None:
+            return item_softmax_loss(state, table, target, self.penalty, (position, item), self.valid)
+        parts = []
+        domain_of = self.domains[target]
+        for domain in domain_of.unique().tolist():
+            members = ((self.domains == domain) & self.valid).nonzero()[:, 0]
+            place = torch.zeros_like(self.domains).index_put_((members,), torch.arange(len(members), device=members.device))
+            mine = domain_of == domain
+            number, kept = mine.cumsum(0) - 1, mine[position]
+            seen = number[position[kept]], place[item[kept]]
+            loss = item_softmax_loss(
+                state[mine], table[members], place[target[mine]], self.penalty, seen, self.valid[members]
+            )
+            parts.append(loss * (mine.sum() / len(target)))
+        return torch.stack(parts).sum()
 
     def _causal(self, table: Tensor, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         inputs, wanted = items[:, :-1], items[:, 1:]
@@ -127,10 +167,7 @@ class SemanticSequenceModel(nn.Module):
         seen = (position[None, :] <= position[:, None]) & _first_of(inputs, where)[:, None, :]
         return states, where, wanted, seen
 
-    def _masked(
-        self, table: Tensor, items: Tensor, lengths: Tensor, ratios: Mapping[str, float]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        where = masking.draw(lengths, items.shape[1], ratios)
+    def _masked(self, table: Tensor, items: Tensor, lengths: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         vectors = torch.where(where[..., None], self.mask_vector, table[items])
         states = self.encoder(vectors, lengths, causal=False)
         visible = ~where & (torch.arange(items.shape[1], device=items.device) < lengths[:, None])
@@ -160,21 +197,22 @@ class SemanticSequenceModel(nn.Module):
 
         With ``loss: item`` the log-probability is a softmax over the catalogue (penalty included); with ``loss: code`` it is
         the sum over levels of the log-probability of the item's code, relative to a uniform guess, so that a level the
-        item does not have neither helps nor harms.
+        item does not have neither helps nor harms. Items of another domain than the history's are at -inf.
         """
         table = self.item_table()
+        never = ~self.valid
+        if self.domains is not None:
+            never = never | (self.domains != self.domains[sequences[:, :1]])
         total: Tensor | None = None
         for view in self.config.views:
             state = self.states(sequences, lengths, view, table)
             if self.config.loss == "code":
                 size = self.codebook.shape[1]
                 tables = torch.einsum("pd,kmd->pkm", state, self.codebook).log_softmax(2)
-                score = code_scores(tables + torch.tensor(float(size)).log(), self.codes)
-                score[:, 0] = -torch.inf
+                score = code_scores(tables + torch.tensor(float(size)).log(), self.codes).masked_fill(never, -torch.inf)
             else:
                 logits = state @ table.T - self.penalty * self._history(sequences, lengths)
-                logits[:, 0] = -torch.inf
-                score = logits.log_softmax(1)
+                score = logits.masked_fill(never, -torch.inf).log_softmax(1)
             total = score if total is None else total + score
         assert total is not None
         total = total / len(self.config.views)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_qbert import builtin_features, collisions, cooccurrence, features, injection, quantizer, semantic_ids
-from recbole_qbert.artifacts import Stage, digest, sha256, whole, write_array
+from recbole_qbert import builtin_features, collisions, cooccurrence, features, injection, quantizer, semantic_ids, tokenizer
+from recbole_qbert.artifacts import Stage, digest, sha256, write_array
 from recbole_qbert.config import IdentifierConfig, InjectionConfig, QuantizerConfig
 from recbole_qbert.features import ItemFeatures
 from recbole_qbert.semantic_ids import SemanticIDs
@@ -190,7 +190,7 @@ class Builder:
             "histories": _histories_digest(catalogue) if structural else None,
             "seed": settings.seed,
         }
-        paths = [output / f"{name}.fused.npy", output / f"{name}.depth.npy"]
+        paths = [output / f"{name}.{end}" for end in ("fused.npy", "depth.npy", "injection.safetensors")]
 
         def run() -> dict[str, Any]:
             queries = None
@@ -198,11 +198,12 @@ class Builder:
                 queries = cooccurrence.vectors(catalogue.histories, len(catalogue.items), config.dim, settings.seed)
                 queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
             chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(item_features.vectors)})
-            _, fused, depth, report = injection.fit(
+            network, fused, depth, report = injection.fit(
                 item_features.vectors, item_features.present, chosen, settings.seed, queries, self.bars("stage 1 injection")
             )
             write_array(paths[0], fused.astype(np.float32))
             write_array(paths[1], depth.astype(np.int16))
+            tokenizer.save_weights(paths[2], tokenizer.injection_weights(network))
             return asdict(report)
 
         report, reason = Stage(output, f"{name}.injection", made_from, paths).run(run, self.rebuild)
@@ -226,15 +227,13 @@ class Builder:
         path, weights = output / f"{name}.sid", output / f"{name}.quantizer.safetensors"
 
         def run() -> dict[str, Any]:
-            from safetensors.torch import save  # here: importing the package brings no more than RecBole does
-
             codes, report = [], []
             prefixes: list[str] = []
             tensors: dict[str, torch.Tensor] = {}
             for number, code_set in enumerate(sets):
                 vectors, real = _vectors_of(code_set, item_features, fused)
                 letters = semantic_ids.prefixes_of(config.levels, number)
-                final, health, model = _quantize_set(
+                final, health, quantizing = _quantize_set(
                     vectors[real], [catalogue.items[row] for row in np.flatnonzero(real)], letters, settings,
                     self.bars(f"stage 2 {code_set}"),
                 )  # fmt: skip
@@ -242,35 +241,37 @@ class Builder:
                 whole_set[real] = final
                 codes.append(whole_set)
                 prefixes += letters
-                tensors |= {f"{code_set}.{key}": value.contiguous() for key, value in model.state_dict().items()}
+                tensors |= {f"{code_set}.{key}": value for key, value in quantizing.items()}
                 report.append({"code_set": code_set, **health})
-            ids = SemanticIDs(catalogue.items, np.concatenate(codes, 1), tuple(prefixes), config.codes)
+            tokenizer.save_weights(weights, tensors)
+            ids = SemanticIDs(catalogue.items, np.concatenate(codes, 1), tuple(prefixes), config.codes, sha256(weights))
             semantic_ids.require_unique(ids, str(path))
-            with whole(weights) as temporary:
-                temporary.write_bytes(save(tensors))
             ids.save(path)
             return {"code_sets": report}
 
-        report, reason = Stage(output, f"{name}.sid", made_from, [path, weights]).run(run, self.rebuild)
+        outputs = [path, path.with_name(f"{path.name}.json"), weights]
+        report, reason = Stage(output, f"{name}.sid", made_from, outputs).run(run, self.rebuild)
         _say("stage 2 quantization", reason)
         return semantic_ids.load(path, config.codes), report
 
 
 def _quantize_set(
     vectors: np.ndarray, items: Sequence[str], prefixes: tuple[str, ...], settings: StageSettings, bar: Callable[..., Any]
-) -> tuple[np.ndarray, dict[str, Any], quantizer.RQVAE]:
-    """One code set: train, encode, reallocate; ``(codes, health, network)``."""
+) -> tuple[np.ndarray, dict[str, Any], dict[str, torch.Tensor]]:
+    """One code set: train, encode, reallocate; ``(codes, health, weights)``."""
     config = settings.quantizer
     # Mean 0 and mean squared length 1: the learning rate and beta then mean the same for every encoder.
-    vectors = vectors - vectors.mean(0)
-    vectors = vectors / max(float(np.sqrt((vectors**2).sum(1).mean())), 1e-6)
+    mean = vectors.mean(0)
+    scale = max(float(np.sqrt(((vectors - mean) ** 2).sum(1).mean())), 1e-6)
+    vectors = (vectors - mean) / scale
     model, report = quantizer.fit(torch.from_numpy(vectors), config, settings.seed, bar)
     before, latents = model.encode(torch.from_numpy(vectors))
     final = collisions.reallocate(before.numpy(), latents.numpy(), model.codebooks.detach().numpy(), items)
     health = semantic_ids.health(before.numpy(), final, config.codes, prefixes)
     health["reconstruction_error"] = report.reconstruction[-1] if report.reconstruction else None
     health["reseeded_codes"] = sum(report.reseeded)
-    return final.astype(np.int16), health, model
+    weights = {"mean": torch.from_numpy(mean), "scale": torch.tensor(scale), **model.state_dict()}
+    return final.astype(np.int16), health, weights
 
 
 def _require_room(items: int, config: QuantizerConfig) -> None:
@@ -288,13 +289,13 @@ def _vectors_of(code_set: str, item_features: ItemFeatures, fused: Path) -> tupl
         return vectors, np.ones(len(vectors), dtype=bool)
     vectors, present = item_features.vectors[code_set], item_features.present[code_set]
     real = present.any(1)
-    mean = vectors.sum(1) / np.maximum(present.sum(1, keepdims=True), 1)
+    mean = tokenizer.one_vector(vectors, present)
     if code_set == next(iter(item_features.vectors)):
         # An item without any modality still needs an ID: it stands where the average item stands.
         nothing = ~np.any([there.any(1) for there in item_features.present.values()], axis=0)
         mean[nothing] = mean[real].mean(0) if real.any() else 0.0
         real = real | nothing
-    return mean.astype(np.float32), real
+    return mean, real
 
 
 def _histories_digest(catalogue: Catalogue) -> str:

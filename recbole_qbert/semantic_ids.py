@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recbole_qbert.artifacts import whole
+from recbole_qbert.artifacts import whole, write_json
 from recbole_qbert.features import check_token
 
 HEADER = "item_id:token\tsemantic_id:token_seq"
@@ -30,12 +31,15 @@ class SemanticIDs:
         prefixes: ``K`` level names: ``a``-``z`` for the first set of codes (fused, or text), ``A``-``Z`` for the second
             (image), ``aa``, ``ba``, … for the third and so on, so that no two levels share a token.
         size: ``M``, codes a level.
+        vocabulary: hash of the quantizer that made them, '' if unknown; in all data sets of one vocabulary an ID means the
+            same.
     """
 
     items: tuple[str, ...]
     codes: np.ndarray
     prefixes: tuple[str, ...]
     size: int
+    vocabulary: str = ""
 
     def tokens(self, row: int) -> list[str]:
         """The ID of one item as tokens; levels it does not have are left out."""
@@ -46,11 +50,21 @@ class SemanticIDs:
         return "".join(self.tokens(row))
 
     def save(self, path: Path) -> None:
-        """Write the ``.sid`` atomic file, whole or not at all. ``prefixes`` and ``size`` stand in its manifest."""
+        """Write the ``.sid`` atomic file, and ``.sid.json`` with what its rows do not tell; whole or not at all."""
+        write_json(
+            path.with_name(f"{path.name}.json"),
+            {"prefixes": self.prefixes, "codes_per_level": self.size, "vocabulary": self.vocabulary},
+        )
         with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
             handle.write(HEADER + "\n")
             for row, item in enumerate(self.items):
                 handle.write(f"{item}\t{' '.join(self.tokens(row))}\n")
+
+    def of_domain(self, domain: str) -> SemanticIDs:
+        """The IDs of one data set of a union, under the names its items have there."""
+        rows = [row for row, item in enumerate(self.items) if item.partition("/")[0] == domain]
+        items = tuple(self.items[row].partition("/")[2] for row in rows)
+        return replace(self, items=items, codes=self.codes[rows])
 
     def aligned(self, items: Sequence[str], source: str) -> np.ndarray:
         """Codes of the given items in the given order; ``[len(items), K]`` int16.
@@ -113,12 +127,19 @@ def load(path: Path, size: int | None = None) -> SemanticIDs:
                 raise ValueError(f"{path}:{number}: item {item!r} has an ID already")
             rows[item] = code
             levels.update(dict.fromkeys(code))
-    order = sorted(levels, key=_set_then_letter)
+    known = path.with_name(f"{path.name}.json")
+    beside = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+    order = beside.get("prefixes") or sorted(levels, key=_set_then_letter)
+    strange = [level for level in levels if level not in order]
+    if strange:
+        raise ValueError(f"{path} has level {strange[0]!r}, which {known} does not know; remove {known} if it is another's")
+    size = size or beside.get("codes_per_level")
     codes = np.array([[code.get(level, -1) for level in order] for code in rows.values()], dtype=np.int16)
     largest = int(codes.max(initial=0))
     if size is not None and largest >= size:
         raise ValueError(f"{path} has code {largest}, but codes end at {size - 1}; set rq_codes to {largest + 1} or more")
-    ids = SemanticIDs(tuple(rows), codes.reshape(len(rows), len(order)), tuple(order), size or largest + 1)
+    codes = codes.reshape(len(rows), len(order))
+    ids = SemanticIDs(tuple(rows), codes, tuple(order), size or largest + 1, beside.get("vocabulary", ""))
     require_unique(ids, str(path))
     return ids
 

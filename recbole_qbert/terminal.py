@@ -9,10 +9,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recbole_qbert.processes import rank
+
 
 def say(text: str) -> None:
     """One line, at once."""
-    print(text, flush=True)
+    if rank() == 0:
+        print(text, flush=True)
 
 
 def show_stages(figures: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def plain(value: Any) -> Any:
 
 def show_bars() -> bool:
     """Progress bars belong on a terminal, not into a log."""
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() and rank() == 0
 
 
 def log_to_console() -> None:
@@ -66,14 +69,15 @@ def log_to_console() -> None:
     ours = ("recbole_qbert", "dataset_prep")
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(ours))
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO if rank() == 0 else logging.ERROR, handlers=[handler])
     # RecBole 1.2.1 on today's pandas and torch warns of what will change in versions that setup.py excludes.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
 
 
 def limit_threads() -> None:
-    """One thread a core: more make small networks slower."""
+    """One thread a core, shared among the processes of a machine: more make small networks slower."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), os.cpu_count() or 1))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), os.cpu_count() or 1) // here))

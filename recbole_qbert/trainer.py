@@ -1,14 +1,24 @@
-"""RecBole trainer: AdamW with warm-up, and the weight of the structural prior fitted on validation."""
+"""RecBole trainer: AdamW with warm-up, epochs that can be repeated, several processes, ranks in place of score matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from recbole.trainer import Trainer
+from torch import Tensor, distributed
+from tqdm import tqdm
 
 from recbole_qbert import compat
 from recbole_qbert.cooccurrence import fit_weight
+from recbole_qbert.domains import balanced
+from recbole_qbert.processes import wait_for_all
+from recbole_qbert.progress_file import ProgressFile
+from recbole_qbert.ranking import rank_of
+
+Callback = Callable[[int, float], Any]
 
 
 class WarmupAdamW(torch.optim.AdamW):
@@ -31,26 +41,173 @@ class WarmupAdamW(torch.optim.AdamW):
 
 
 class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
-    """RecBole's ``Trainer``, with what QBERT4Rec adds."""
+    """RecBole's ``Trainer`` with an epoch, an evaluation and an interruption of its own.
 
+    *An epoch* is a function of the weights, the optimizer, the seed and the epoch's number: everything random in it (order
+    of users, masks, dropout) starts from a seed made of the last two. So a run that goes on from a saved epoch needs no
+    random state, and equals one that was never stopped.
+
+    *Several processes* see the same batches, each computes every n-th row, and gradients are summed: n processes train as
+    one does, on batches of ``train_batch_size`` users in all. No user is seen twice, none is left out.
+
+    *Evaluation* needs the rank of each user's target only; RecBole's evaluator counts its metrics from the ranks. Ties count
+    against the model. With several processes each ranks a share of the users, and all get all ranks.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.parallel = not config["single_spec"]
+        self.rank = distributed.get_rank() if self.parallel else 0
+        self.world = distributed.get_world_size() if self.parallel else 1
+        self.progress = None
+        if config["checkpoint_file"]:
+            self.saved_model_file = str(config["checkpoint_file"])
+            self.progress = ProgressFile(Path(self.saved_model_file), config, model)
+
+    # -------------------------------------------------------------------------------------------------- training
     def _build_optimizer(self, **kwargs: Any) -> Any:
         """AdamW with warm-up and no decay on vectors and scalars; other learners as RecBole builds them."""
         if self.learner.lower() != "adamw" or kwargs:
             return super()._build_optimizer(**kwargs)
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
-        rest = [p for p in self.model.parameters() if p.dim() <= 1]
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        matrices, rest = [p for p in learning if p.dim() > 1], [p for p in learning if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         settings = self.model.settings
         return WarmupAdamW(
             groups, lr=self.learning_rate, betas=tuple(settings.adam_betas), warmup_steps=settings.warmup_steps
         )
 
-    def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> tuple[float, Any]:
-        """Train; then, with a structural prior, fit its weight on validation with the best weights of the network."""
-        result = super().fit(train_data, valid_data, *args, **kwargs)
-        saved = args[1] if len(args) > 1 else kwargs.get("saved", True)
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callback | None = None,
+    ) -> tuple[float, Any]:
+        """Train, or go on from the last whole epoch; then, with a structural prior, fit its weight on validation."""
+        finished = False
+        if self.progress and self.progress.load(self):
+            finished = self.cur_step > self.stopping_step or self.start_epoch >= self.epochs
+            self.logger.info(f"{self.progress.path}: {'finished' if finished else 'going on'} at epoch {self.start_epoch}")
+        if finished:
+            self.eval_collector.data_collect(train_data)
+            result = self.best_valid_score, self.best_valid_result
+        else:
+            seen = self._after_epoch(callback_fn) if self.progress else callback_fn
+            result = super().fit(train_data, valid_data, verbose, saved, show_progress, seen)
+            wait_for_all()  # until the first one has written the best weights
         if self.model.prior is None or not valid_data or not saved:
             return result
+        return self._fit_and_keep_prior(valid_data)
+
+    def _after_epoch(self, callback_fn: Callback | None) -> Callback:
+        def seen(epoch: int, score: float) -> None:
+            if self.rank == 0 and self.progress:
+                self.progress.save(self, epoch, score)
+            if callback_fn:
+                callback_fn(epoch, score)
+
+        return seen
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
+        """One pass over all users; the summed loss of its batches."""
+        del loss_func
+        self.model.train()
+        rows = train_data._dataset
+        seed = (int(self.config["seed"]) * 1_000_003 + epoch_idx) % 2**62
+        masks = torch.Generator(self.device).manual_seed(seed + 1)
+        torch.manual_seed(seed + 2 + self.rank)  # dropout; a process drops its own
+        order = self._users(rows, torch.Generator().manual_seed(seed))
+        total = 0.0
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
+        for index in tqdm(
+            order.split(self.config["train_batch_size"]),
+            desc=f"epoch {epoch_idx}",
+            ncols=100,
+            leave=False,
+            disable=not show_progress,
+        ):
+            batch = rows[index].to(self.device)
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
+                loss = self.model.batch_loss(batch, masks, (self.rank, self.world))
+            scaler.scale(loss).backward()
+            value = self._sum_over_processes(loss.detach())
+            self._check_nan(value)
+            scaler.unscale_(self.optimizer)
+            if self.clip_grad_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            scaler.step(self.optimizer)
+            scaler.update()
+            total += value.item()
+        return total
+
+    def _users(self, rows: Any, generator: torch.Generator) -> Tensor:
+        """The epoch's rows in their order; ``[U]``."""
+        domains = self.model.network.domains
+        if domains is None or self.model.settings.domain_sampling == "proportional":
+            return torch.randperm(len(rows), generator=generator)
+        return balanced(domains.cpu()[rows.inter_feat[self.model.ITEM_SEQ][:, 0]], generator)
+
+    def _sum_over_processes(self, loss: Tensor) -> Tensor:
+        """Sum gradients, and the loss for the log, in one exchange."""
+        if not self.parallel:
+            return loss
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in learning:
+            if parameter.grad is None:  # a process whose share of the batch taught it nothing
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([*(p.grad.flatten() for p in learning), loss.reshape(1)])
+        distributed.all_reduce(flat)
+        for parameter, summed in zip(learning, flat.split([p.numel() for p in learning] + [1]), strict=False):
+            parameter.grad.copy_(summed.view_as(parameter))
+        return flat[-1]
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+    @torch.no_grad()
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Any:
+        """As RecBole's, from the ranks of the targets where the metrics asked for need no more than these."""
+        needed = {name for name in ("rec.topk", "rec.items", "rec.meanrank", "rec.score") if self._needs(name)}
+        if not eval_data or needed != {"rec.topk"} or not _is_full_ranking(eval_data):
+            return super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        if load_best_model:
+            path = model_file or self.saved_model_file
+            checkpoint = compat.load_checkpoint(path)
+            self.model.load_state_dict(checkpoint["state_dict"])
+            self.model.load_other_parameter(checkpoint.get("other_parameter"))
+            self.logger.info(f"Loading model structure and parameters from {path}")
+        self.model.eval()
+        rank = self.target_ranks(eval_data, show_progress)
+        most = max(self.config["topk"])
+        hits = (torch.arange(1, most + 1) == rank[:, None]).int()
+        self.eval_collector.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones(len(rank), 1).int()], 1))
+        result = self.evaluator.evaluate(self.eval_collector.get_data_struct())
+        self.wandblogger.log_eval_metrics(result, head="eval")
+        return result
+
+    def _needs(self, name: str) -> bool:
+        return bool(self.eval_collector.register.need(name))
+
+    def target_ranks(self, eval_data: Any, show_progress: bool = False) -> Tensor:
+        """Rank of each row's target among all items, from 1; ``[U]`` int64 on the CPU, in the order of the rows."""
+        rows = eval_data._dataset
+        # Whole batches are dealt out: a batch gives the same numbers whoever computes it.
+        batches = torch.arange(len(rows)).split(self.config["eval_batch_size"])
+        ranks = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
+        own = batches[self.rank :: self.world]
+        for index in tqdm(own, desc="ranking", ncols=100, leave=False, disable=not show_progress):
+            batch = rows[index].to(self.device)
+            ranks[index.to(self.device)] = rank_of(self.model.full_sort_predict(batch), batch[self.model.ITEM_ID])
+        if self.parallel:
+            distributed.all_reduce(ranks)
+        return ranks.cpu()
+
+    # ----------------------------------------------------------------------------------------- structural prior
+    def _fit_and_keep_prior(self, valid_data: Any) -> tuple[float, Any]:
         checkpoint = compat.load_checkpoint(self.saved_model_file)
         self.model.load_state_dict(checkpoint["state_dict"])
         found = self.fit_prior(valid_data)
@@ -59,19 +216,26 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         self.best_valid_result = self.evaluate(valid_data, load_best_model=False)
         self.best_valid_score = self.best_valid_result[self.valid_metric]
         checkpoint["best_valid_score"] = float(self.best_valid_score)
-        compat.write_checkpoint(checkpoint, self.saved_model_file)
+        if self.rank == 0:
+            compat.write_checkpoint(checkpoint, self.saved_model_file)
         return self.best_valid_score, self.best_valid_result
 
     @torch.no_grad()
     def fit_prior(self, valid_data: Any) -> dict[str, float]:
         """Choose weight and epsilon of the prior by NDCG@10 on validation; returns the choice."""
-        model = self.model.eval()
+        model, rows = self.model.eval(), valid_data._dataset
 
-        def batches() -> Any:
-            for interaction, _, _, target in valid_data:
-                interaction = interaction.to(self.device)
-                lengths = interaction[model.ITEM_SEQ_LEN]
-                sequences = interaction[model.ITEM_SEQ][:, : int(lengths.max())]
-                yield model.network.scores(sequences, lengths), sequences, lengths, target.to(self.device)
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+            for index in torch.arange(len(rows)).split(self.config["eval_batch_size"]):
+                batch = rows[index].to(self.device)
+                lengths = batch[model.ITEM_SEQ_LEN]
+                sequences = batch[model.ITEM_SEQ][:, : int(lengths.max())]
+                yield model.network.scores(sequences, lengths), sequences, lengths, batch[model.ITEM_ID]
 
         return fit_weight(model.prior, batches())
+
+
+def _is_full_ranking(eval_data: Any) -> bool:
+    from recbole.data.dataloader import FullSortEvalDataLoader
+
+    return isinstance(eval_data, FullSortEvalDataLoader)

@@ -34,7 +34,7 @@ def test_the_file_is_the_atomic_file_of_the_design(tmp_path):
     ids_of([[170, 224, 251, 151], [0, 1, 2, 3]], ["B002SQJL9U", "a b"]).save(path)
     wanted = HEADER + "B002SQJL9U\t<a_170> <b_224> <c_251> <d_151>\na b\t<a_0> <b_1> <c_2> <d_3>\n"
     assert path.read_bytes() == wanted.encode()
-    assert [p.name for p in tmp_path.iterdir()] == ["X.sid"]
+    assert {p.name for p in tmp_path.iterdir()} == {"X.sid", "X.sid.json"}
 
 
 def test_levels_an_item_lacks_are_left_out_and_come_back(tmp_path):

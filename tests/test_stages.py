@@ -83,9 +83,9 @@ def test_files_ids_and_figures(toy, tmp_path, kind, sets, prefixes):
     output = tmp_path / "out"
     before = files(toy.folder)
     ids, figures = Builder(toy, settings(kind), output).build()
-    names = {"toy.sid", "toy.sid.manifest.json", "toy.quantizer.safetensors"}
+    names = {"toy.sid", "toy.sid.json", "toy.sid.manifest.json", "toy.quantizer.safetensors"}
     if "fused" in sets:
-        names |= {"toy.fused.npy", "toy.depth.npy", "toy.injection.manifest.json"}
+        names |= {"toy.fused.npy", "toy.depth.npy", "toy.injection.manifest.json", "toy.injection.safetensors"}
     assert set(files(output)) == names
     assert files(toy.folder) == before
     assert ids.items == ITEMS

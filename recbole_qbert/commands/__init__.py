@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_qbert import runs
+from recbole_qbert.processes import launched
 from recbole_qbert.terminal import show_bars
 
 Figures = dict[str, Any]
@@ -22,7 +23,7 @@ def configuration(args: argparse.Namespace, **settings: Any) -> Any:
     """RecBole's configuration of our model for a command; ``settings`` win over what the user gave."""
     folder = folder_of(args)
     base: Figures = {"semantic_id_dir": str(folder), "checkpoint_dir": str(folder / "checkpoints")}
-    base["show_progress"] = show_bars()
+    base |= {"show_progress": show_bars(), **launched()}
     return runs.configure(MODEL, args.dataset, args.data_path, base | args.properties | settings, args.config_files)
 
 

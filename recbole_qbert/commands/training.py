@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recbole_qbert import runs
-from recbole_qbert.commands import MODEL, Figures, configuration, folder_of
+from recbole_qbert.commands import MODEL, Figures, configuration, folder_of, vocabulary
 from recbole_qbert.paths import properties
 from recbole_qbert.terminal import print_table, say, show_stages
 
@@ -36,8 +35,11 @@ def demo(args: argparse.Namespace) -> Figures:
 
 
 def pretrain(args: argparse.Namespace) -> Figures:
-    """Multi-mask pretraining alone."""
-    figures: Figures = {"dataset": args.dataset, "seconds": {}}
+    """Multi-mask pretraining alone, of one data set or of several."""
+    figures: Figures = {"seconds": {}}
+    if args.datasets:
+        vocabulary.build(args, figures)
+    figures["dataset"] = args.dataset
     run = train_stage(args, "pretrain", figures)
     figures |= {"seed": run.config["seed"], "valid": run.valid}
     show_stages(figures)
@@ -47,7 +49,9 @@ def pretrain(args: argparse.Namespace) -> Figures:
 
 
 def finetune(args: argparse.Namespace) -> Figures:
-    """Fine-tuning alone, from ``--pretrained=FILE`` or from nothing."""
+    """Fine-tuning alone, from ``--pretrained=FILE``, from ``--vocabulary DIR`` or from nothing."""
+    if args.vocabulary:
+        vocabulary.use(args)
     figures: Figures = {"dataset": args.dataset, "seconds": {}}
     return finish(args, train_stage(args, "finetune", figures), figures)
 
@@ -64,10 +68,11 @@ def train(args: argparse.Namespace) -> Figures:
 
 def train_stage(args: argparse.Namespace, stage: str, figures: Figures) -> runs.Run:
     """Pretrain or fine-tune once; adds seconds, identifier figures and the checkpoint's path to ``figures``."""
+    folder = folder_of(args)
+    args.properties.setdefault("checkpoint_file", str(folder / f"{stage}.pth"))
     config = configuration(args, train_stage=stage)
     if stage == "pretrain":
         config = configuration(args, **runs.pretraining(config))
-    folder = folder_of(args)
     with runs.inside(folder):
         run = runs.train(config, TITLES[stage])
     for name, known in run.model.identifier_figures.items():
@@ -75,10 +80,7 @@ def train_stage(args: argparse.Namespace, stage: str, figures: Figures) -> runs.
     for name, seconds in run.model.identifier_figures["seconds"].items():
         figures["seconds"][name] = max(seconds, figures["seconds"].get(name, 0.0))  # building, not finding it built
     figures["seconds"][stage] = run.seconds["training"]
-    kept = folder / f"{stage}.pth"
-    os.replace(run.trainer.saved_model_file, kept)
-    run.trainer.saved_model_file = str(kept)
-    figures.setdefault("checkpoints", {})[stage] = str(kept)
+    figures.setdefault("checkpoints", {})[stage] = args.properties.pop("checkpoint_file")
     return run
 
 

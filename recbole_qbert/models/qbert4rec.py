@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_qbert import compat, pipeline, semantic_ids
-from recbole_qbert.artifacts import digest
+from recbole_qbert.artifacts import digest, sha256
 from recbole_qbert.config import SequenceConfig, TrainConfig, read
 from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.network import SemanticSequenceModel
+from recbole_qbert.processes import first_before_others, rank
 from recbole_qbert.semantic_ids import SemanticIDs
 
 
@@ -47,19 +49,29 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         self.ids, self.identifier_figures = find_semantic_ids(config, catalogue)
         codes = torch.full((self.n_items, self.ids.codes.shape[1]), -1)
         codes[1:] = torch.from_numpy(self.ids.aligned(tokens, "the .sid file").astype("int64"))
-        self.network = SemanticSequenceModel(sequence, codes, self.ids.size)
+        domains = None if config["domains"] is None else domains_of(tokens, config["domains"])
+        self.network = SemanticSequenceModel(sequence, codes, self.ids.size, domains)
         self.prior = None
         if self.settings.structural_prior == "cooccurrence":
             self.prior = CooccurrencePrior(dataset.histories, self.n_items)
         # Which view a batch trains is counted here, so that a resumed run goes on with the right one.
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self.catalogue = digest(tokens)
-        self.other_parameter_name = ["catalogue"]
+        self.catalogue, self.vocabulary = digest(tokens), self.ids.vocabulary
+        self.other_parameter_name = ["catalogue", "vocabulary"]
+        self.histories = digest([history.tolist() for history in dataset.histories])
         if self.settings.pretrained:
             self._start_from(self.settings.pretrained)
+        # The same in every process, and int16, which process groups cannot send.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] not in self.settings.freeze)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """Loss of a batch of whole training histories; ``[]``.
+        """Loss of a batch of whole training histories; ``[]``."""
+        return self.batch_loss(interaction)
+
+    def batch_loss(self, interaction: Any, masks: torch.Generator | None = None, share: tuple[int, int] = (0, 1)) -> Tensor:
+        """As ``calculate_loss``, or one process's share of it (``network.loss``).
 
         Views take turns batch by batch, or add up in every batch (``view_schedule``).
         """
@@ -69,7 +81,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             views = (views[int(self.batches) % len(views)],)
             self.batches += 1
         ratios = self.settings.mask_ratios
-        return torch.stack([self.network.loss(sequences, lengths, view, ratios) for view in views]).sum()
+        return torch.stack([self.network.loss(sequences, lengths, view, ratios, masks, share) for view in views]).sum()
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, ``[B, n_items]``; padding at -inf."""
@@ -82,12 +94,29 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         """Score of one item a row, ``[B]``: the same number as in ``full_sort_predict``."""
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
+    def fingerprint(self) -> str:
+        """What training starts from besides the settings: data, identifiers, pretrained weights."""
+        start = self.settings.pretrained and sha256(Path(self.settings.pretrained))
+        return digest([self.catalogue, self.histories, self.ids.codes.tobytes().hex(), start])
+
     def _start_from(self, path: str) -> None:
-        """Take over the weights of a pretrained checkpoint that fit: all but per-item rows of another catalogue."""
+        """Take over what a pretrained checkpoint has learned of the vocabulary: all but per-item rows of another catalogue.
+
+        Raises:
+            ValueError: the checkpoint is of another vocabulary or another shape.
+        """
         checkpoint = compat.load_checkpoint(path)
         given = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
-        same_items = (checkpoint.get("other_parameter") or {}).get("catalogue") == self.catalogue
+        other = checkpoint.get("other_parameter") or {}
+        same_items = other.get("catalogue") == self.catalogue
         own = self.state_dict()
+        if (
+            same_items and not torch.equal(given["network.codes"].to(own["network.codes"].device), own["network.codes"])
+        ) or (self.vocabulary and other.get("vocabulary") and self.vocabulary != other["vocabulary"]):
+            raise ValueError(
+                f"{path} was trained with other semantic IDs, of another quantizer: its code embeddings mean other codes; "
+                "pretrain again, or use the .sid file of the vocabulary it was trained with (semantic_id_file)"
+            )
         taken, left = {}, []
         for name, parameter in self.named_parameters():
             fits = name in given and given[name].shape == parameter.shape and (same_items or name != "network.rows")
@@ -95,19 +124,32 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
                 taken[name] = given[name]
             else:
                 left.append(name)
-        if same_items and not torch.equal(given["network.codes"].to(own["network.codes"].device), own["network.codes"]):
-            raise ValueError(
-                f"{path} was trained with other semantic IDs of the same items: its code embeddings mean other codes; "
-                "pretrain again, or use the .sid file it was trained with"
-            )
-        strange = [name for name in left if name.startswith("network.encoder")]
+        strange = [name for name in left if name.startswith(("network.encoder", "network.codebook"))]
         if strange:
+            theirs = tuple(given[strange[0]].shape) if strange[0] in given else "nothing"
             raise ValueError(
-                f"{path} does not fit this model (first: {strange[0]}): it was trained with another hidden_size, n_layers, "
-                "n_heads, inner_size or MAX_ITEM_LIST_LENGTH; set them as they were"
+                f"{path} does not fit this model ({strange[0]}: {theirs} there, {tuple(own[strange[0]].shape)} here): it "
+                "was trained with another hidden_size, n_layers, n_heads, inner_size, MAX_ITEM_LIST_LENGTH or number of "
+                "codes; set them as they were"
             )
         self.load_state_dict({**own, **taken})
         self.logger.info(f"pretrained: {len(taken)} tensors taken from {path}; started anew: {', '.join(left) or 'none'}")
+
+
+def domains_of(tokens: Sequence[str], domains: Sequence[str]) -> Tensor:
+    """Number of each item's domain, ``[N + 1]`` int64 with the padding first; a token is ``<domain>/<item>``.
+
+    Raises:
+        ValueError: a token of none of the domains.
+    """
+    number = {domain: place for place, domain in enumerate(domains)}
+    found = [number.get(token.partition("/")[0], -1) for token in tokens]
+    if -1 in found:
+        raise ValueError(
+            f"item {tokens[found.index(-1)]!r} is of none of the domains {', '.join(domains)}; items of a union of data "
+            "sets are named <data set>/<item>"
+        )
+    return torch.tensor([0, *found])
 
 
 def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[SemanticIDs, dict[str, Any]]:
@@ -123,4 +165,9 @@ def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[Seman
     output = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", catalogue.dataset)
     settings = pipeline.stage_settings(compat.ConfigValues(config))
     rebuild, progress = bool(config["rebuild"]), bool(config["show_progress"])
-    return pipeline.Builder(catalogue, settings, Path(output), rebuild=rebuild, progress=progress).build()
+    with first_before_others():
+        # The others find what the first one has built.
+        builder = pipeline.Builder(
+            catalogue, settings, Path(output), rebuild=rebuild and rank() == 0, progress=progress and rank() == 0
+        )
+        return builder.build()

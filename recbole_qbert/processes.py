@@ -1,0 +1,69 @@
+"""Several processes on one job: who is first, who writes, and how a command started by torchrun says so to RecBole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from torch import distributed
+
+# The first process may build features and IDs for hours while the others wait.
+PATIENCE = timedelta(hours=24)
+
+
+def rank() -> int:
+    """Number of this process among all of the job; 0 when it is alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank()
+    return int(os.environ.get("RANK", 0))
+
+
+def together() -> bool:
+    """Whether there is a process group."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+@contextmanager
+def first_before_others() -> Iterator[None]:
+    """The first process runs the block; the others wait, then run it too, and find what it has built.
+
+    If the first one fails the launcher (torchrun, ``mp.spawn``) ends those that wait.
+    """
+    if together() and rank() != 0:
+        distributed.barrier()
+    yield
+    if together() and rank() == 0:
+        distributed.barrier()
+
+
+def join() -> None:
+    """Open the process group of a job that torchrun started, if it is not open yet: gloo, which CPU and GPU runs can use."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not together():
+        distributed.init_process_group(backend="gloo", init_method="env://", timeout=PATIENCE)
+
+
+def wait_for_all() -> None:
+    """Go on when every process is here."""
+    if together():
+        distributed.barrier()
+
+
+def launched() -> dict[str, Any]:
+    """RecBole's settings for a process that torchrun started; none otherwise.
+
+    RecBole numbers processes by ``local_rank + offset`` and wants an address, which torchrun's environment has.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return {}
+    local, number = int(os.environ["LOCAL_RANK"]), int(os.environ["RANK"])
+    return {
+        "local_rank": local,
+        "offset": number - local,
+        "nproc": int(os.environ["LOCAL_WORLD_SIZE"]),
+        "world_size": int(os.environ["WORLD_SIZE"]),
+        "ip": os.environ["MASTER_ADDR"],
+        "port": os.environ["MASTER_PORT"],
+    }

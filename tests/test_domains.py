@@ -1,0 +1,119 @@
+"""Several data sets as one: the union's files, balanced epochs, and domains that do not compete with each other."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_qbert import features
+from recbole_qbert.domains import balanced, union
+from recbole_qbert.models.qbert4rec import domains_of
+from recbole_qbert.network import SemanticSequenceModel
+from tests.helpers import sequence_config
+from tests.helpers_recbole import write_dataset
+
+
+@pytest.fixture
+def two(tmp_path):
+    write_dataset(tmp_path, "A", users=20, items=15, seed=1)
+    write_dataset(tmp_path, "B", users=30, items=25, seed=2)
+    return tmp_path
+
+
+def test_a_union_holds_every_interaction_and_feature_under_its_data_sets_name(two, tmp_path):
+    folder = union(["A", "B"], two, tmp_path / "unions", "A+B")
+    lines = (folder / "A+B.inter").read_text().splitlines()
+    expected = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for name in "AB":
+        for line in (two / name / f"{name}.inter").read_text().splitlines()[1:]:
+            user, item, time = line.split("\t")
+            expected.append(f"{name}/{user}\t{name}/{item}\t{time}")
+    assert lines == expected
+    names = list(features.read_item_list(folder / "A+B.items.txt"))
+    for modality in features.available(two / "A", "A"):
+        united = features.load(folder, "A+B", names, [modality])
+        parts = [features.load(two / name, name, [n[2:] for n in names if n[0] == name], [modality]) for name in "AB"]
+        assert np.array_equal(united.vectors[modality], np.concatenate([part.vectors[modality] for part in parts]))
+        assert np.array_equal(united.present[modality], np.concatenate([part.present[modality] for part in parts]))
+
+
+def test_a_union_is_kept_until_a_part_changes(two, tmp_path):
+    folder = union(["A", "B"], two, tmp_path / "unions", "A+B")
+    stamp = (folder / "A+B.inter").stat().st_mtime_ns
+    union(["A", "B"], two, tmp_path / "unions", "A+B")
+    assert (folder / "A+B.inter").stat().st_mtime_ns == stamp
+    with open(two / "B" / "B.inter", "a") as handle:
+        handle.write("u0\ti0\t99\n")
+    union(["A", "B"], two, tmp_path / "unions", "A+B")
+    assert (folder / "A+B.inter").read_text().endswith("B/u0\tB/i0\t99\n")
+
+
+def test_features_that_do_not_fit_together_are_refused(two, tmp_path):
+    matrix = np.load(two / "B" / "B.text.npy")
+    np.save(two / "B" / "B.text.npy", np.concatenate([matrix, matrix], 1))
+    with pytest.raises(ValueError, match=r"text features.*one encoder for all"):
+        union(["A", "B"], two, tmp_path / "unions", "A+B")
+    (two / "B" / "B.text.npy").unlink()
+    with pytest.raises(ValueError, match=r"different features \(A: .*; B: "):
+        union(["A", "B"], two, tmp_path / "unions", "A+B")
+
+
+def test_bad_unions_are_refused(two, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"C\.inter"):
+        union(["A", "C"], two, tmp_path / "unions", "A+C")
+    with pytest.raises(ValueError, match="once"):
+        union(["A", "A"], two, tmp_path / "unions", "A+A")
+    (two / "B" / "B.inter").write_text("user_id:token\titem_id:token\nu\ti\n")
+    with pytest.raises(ValueError, match=r"B\.inter:1: no column timestamp"):
+        union(["A", "B"], two, tmp_path / "unions", "A+B")
+
+
+def test_a_balanced_epoch_has_as_many_rows_of_every_domain():
+    domains = torch.tensor([0] * 90 + [1] * 10)
+    rows = balanced(domains, torch.Generator().manual_seed(0))
+    counts = torch.bincount(rows, minlength=100)
+    assert counts[:90].sum() == counts[90:].sum() == 50
+    assert counts[:90].max() == 1
+    assert set(counts[90:].tolist()) == {5}
+    again = balanced(domains, torch.Generator().manual_seed(0))
+    assert torch.equal(rows, again)
+
+
+def test_tokens_name_their_domain():
+    assert domains_of(["B/x", "A/y/z"], ["A", "B"]).tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="'C/x' is of none of the domains A, B"):
+        domains_of(["A/x", "C/x"], ["A", "B"])
+
+
+@pytest.mark.parametrize("loss", ["item", "code"])
+@pytest.mark.parametrize("view", ["causal", "masked"])
+def test_two_domains_together_score_and_learn_as_each_alone(view, loss):
+    """Softmax within the domain: the joint loss is the mean of the parts, weighted by their supervised positions."""
+    torch.manual_seed(0)
+    codes = torch.randint(5, (11, 3))
+    codes[0] = -1
+    config = sequence_config(views=(view,), loss=loss, repeat_penalty="learned" if loss == "item" else "none")
+    domains = torch.tensor([0, *[0] * 6, *[1] * 4])
+    both = SemanticSequenceModel(config, codes, 5, domains).eval()
+    with torch.no_grad():
+        for parameter in both.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    alone = []
+    for rows in (range(1, 7), range(7, 11)):
+        kept = [0, *rows]
+        model = SemanticSequenceModel(config, codes[kept], 5).eval()
+        state = both.state_dict()
+        state = {name: state[name][kept] if name in ("rows", "codes") else state[name] for name in state}
+        model.load_state_dict(state)
+        alone.append(model)
+    first, second = torch.tensor([[1, 2, 3, 1], [4, 5, 6, 0]]), torch.tensor([[7, 8, 9, 10]])
+    lengths = torch.tensor([4, 3, 4])
+    together = torch.cat([first, second])
+    scores = both.scores(together, lengths)
+    torch.testing.assert_close(scores[:2, 1:7], alone[0].scores(first, lengths[:2])[:, 1:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores[2:, 7:], alone[1].scores(second - 6, lengths[2:])[:, 1:], rtol=1e-5, atol=1e-5)
+    assert torch.isneginf(scores[:2, 7:]).all() and torch.isneginf(scores[2:, :7]).all()
+    tail = {"tail": 0.3}
+    joint = both.loss(together, lengths, view, tail)
+    parts = [alone[0].loss(first, lengths[:2], view, tail), alone[1].loss(second - 6, lengths[2:], view, tail)]
+    count = [5, 3] if view == "causal" else [2, 1]
+    torch.testing.assert_close(joint, (count[0] * parts[0] + count[1] * parts[1]) / sum(count), rtol=1e-5, atol=1e-5)

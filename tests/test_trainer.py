@@ -1,0 +1,223 @@
+"""QBERT4RecTrainer: interrupted equals uninterrupted, several processes equal one, ranks give RecBole's metrics."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from recbole.trainer import Trainer
+
+from recbole_qbert import compat, runs
+from tests.helpers_recbole import QUICK, write_dataset
+
+NAME = "Tiny"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), NAME)
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory):
+    return tmp_path_factory.mktemp("ids")
+
+
+@pytest.fixture
+def configure(data, ids, tmp_path):
+    def make(name="run", **settings):
+        base = {"checkpoint_dir": str(tmp_path / name), "semantic_id_dir": str(ids)}
+        return runs.configure("QBERT4Rec", NAME, data, {**QUICK["QBERT4Rec"], **base, **settings})
+
+    return make
+
+
+class KilledError(Exception):
+    """Stands for kill -9 at a place that a test chooses."""
+
+
+def train(config, folder, until=None):
+    """A run; ``until`` = n ends it as a kill in the n-th batch would."""
+    with runs.inside(folder):
+        if until is None:
+            return runs.train(config)
+        count = 0
+
+        def prepare(model):
+            plain = model.batch_loss
+
+            def counted(*args):
+                nonlocal count
+                count += 1
+                if count > until:
+                    raise KilledError
+                return plain(*args)
+
+            model.batch_loss = counted
+
+        with pytest.raises(KilledError):
+            runs.train(config, prepare=prepare)
+        return None
+
+
+@pytest.mark.parametrize("until", [0, 1, 3, 5, 7])
+def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure, tmp_path, until):
+    """60 users in batches of 32 are 2 batches an epoch; 4 epochs; stopping in the first, within and after others."""
+    whole = train(configure(checkpoint_file=str(tmp_path / "whole.pth")), tmp_path)
+    config = configure(checkpoint_file=str(tmp_path / "part.pth"))
+    train(config, tmp_path, until)
+    part = train(configure(checkpoint_file=str(tmp_path / "part.pth")), tmp_path)
+    assert part.valid == whole.valid
+    assert part.test() == whole.test()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, part.model.state_dict()[name]), name
+    logs = [[json.loads(line) for line in (tmp_path / f"{x}.jsonl").read_text().splitlines()] for x in ("whole", "part")]
+    for line in [line for log in logs for line in log]:
+        line.pop("seconds")
+    assert logs[0] == logs[1]
+    assert [line["epoch"] for line in logs[0]] == [0, 1, 2, 3]
+
+
+def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_path):
+    file = str(tmp_path / "kept.pth")
+    first = train(configure(checkpoint_file=file), tmp_path)
+    stamp = Path(file).stat().st_mtime_ns
+    again = train(configure(checkpoint_file=file), tmp_path)
+    assert Path(file).stat().st_mtime_ns == stamp
+    assert again.valid == first.valid and again.test() == first.test()
+    more = train(configure(checkpoint_file=file, epochs=6), tmp_path)
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 6
+    straight = train(configure(checkpoint_file=str(tmp_path / "straight.pth"), epochs=6), tmp_path)
+    assert more.valid == straight.valid
+    train(configure(checkpoint_file=file, seed=5), tmp_path)
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_damaged_progress_file_means_starting_anew(configure, tmp_path):
+    file = tmp_path / "x.pth"
+    first = train(configure(checkpoint_file=str(file)), tmp_path)
+    file.with_suffix(".progress").write_bytes(b"half")
+    assert train(configure(checkpoint_file=str(file)), tmp_path).valid == first.valid
+
+
+@pytest.mark.parametrize("metrics", [["Hit", "NDCG", "MRR", "Precision", "Recall", "MAP"], ["Hit", "ItemCoverage"]])
+def test_metrics_from_ranks_are_recboles(configure, tmp_path, metrics):
+    run = train(configure(metrics=metrics, topk=[1, 3, 10], valid_metric="Hit@10", metric_decimal_place=10), tmp_path)
+    for data in (run.valid_data, run.test_data):
+        theirs = Trainer.evaluate(run.trainer, data, load_best_model=False)
+        ours = run.trainer.evaluate(data, load_best_model=False)
+        assert ours.keys() == theirs.keys()
+        assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["joint", "alternate"])
+def test_the_shares_of_two_processes_add_up_to_the_whole(configure, tmp_path, schedule):
+    """Loss and gradient of the two halves of a batch, without dropout, against one process that has all of it."""
+    off = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "view_schedule": schedule, "epochs": 1}
+    run = train(configure(**off), tmp_path)
+    model, batch = run.model.train(), run.trainer.model.device
+    rows = run.valid_data._dataset
+    interaction = rows[torch.arange(len(rows))].to(batch)
+
+    def gradient(shares):
+        model.zero_grad()
+        total = 0.0
+        for share in shares:
+            model.batches.zero_()
+            loss = model.batch_loss(interaction, torch.Generator().manual_seed(1), share)
+            loss.backward()
+            total += loss.item()
+        return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    (one, whole), (two, halves) = gradient([(0, 1)]), gradient([(0, 2), (1, 2)])
+    assert one == pytest.approx(two, rel=1e-5)
+    torch.testing.assert_close(whole, halves, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parts_stay_and_the_others_learn(configure, tmp_path):
+    first = train(configure(epochs=1), tmp_path)
+    settings = {"pretrained": first.trainer.saved_model_file, "freeze": ["encoder", "codebook"]}
+    second = train(configure("second", **settings), tmp_path)
+    before, after = first.model.state_dict(), second.model.state_dict()
+    for name in before:
+        if name.startswith(("network.encoder", "network.codebook")):
+            assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before["network.rows"], after["network.rows"])
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+COMMON = [
+    f"--{key}={json.dumps(value)}" for key, value in QUICK["QBERT4Rec"].items() if key not in ("show_progress", "state")
+]
+OFF = ["--hidden_dropout_prob=0.0", "--attn_dropout_prob=0.0"]
+QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def call(processes, folder, command, *options):
+    """The command line under torchrun (or alone); returns its figures."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    start = start if processes > 1 else [sys.executable]
+    given = [str(ROOT / "run_recbole_qbert.py"), command, "--output", str(folder), "--json", str(folder / "figures.json")]
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [*start, *given, *COMMON, *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **QUIET},
+        cwd=folder,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "figures.json").read_text()), done.stdout
+
+
+@pytest.mark.pipeline
+def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
+    """Two data sets, a third that only shares the vocabulary; every figure of one process and of two."""
+    for number, name in enumerate(("A", "B", "T")):
+        write_dataset(tmp_path / "data", name, users=30, items=20 + 5 * number, seed=number)
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / f"out{processes}"
+        base = ["--data_path", str(tmp_path / "data"), *OFF, "--epochs=2", "--pretrain_epochs=2"]
+        first, _ = call(processes, folder, "pretrain", "--datasets", "A", "B", "--targets", "T", *base)
+        vocabulary = folder / "A+B+T"
+        assert {path.name for path in vocabulary.glob("?.sid")} == {"A.sid", "B.sid", "T.sid"}
+        second, said = call(processes, folder, "finetune", "--dataset=T", "--vocabulary", str(vocabulary), *base)
+        assert said.count("QBERT4Rec + co-occurrence prior") == 1, "one process speaks"
+        weights = compat.load_checkpoint(folder / "T" / "finetune.pth")["state_dict"]
+        found.append((first["valid"], second["valid"], second["test"], weights))
+    assert found[0][:3] == found[1][:3]
+    for name, value in found[0][3].items():
+        torch.testing.assert_close(value, found[1][3][name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.pipeline
+def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
+    """run(nproc=2) trains, evaluates and answers as one process does (dropout off, so that nothing differs)."""
+    code = (
+        "import json, sys, recbole_qbert\n"
+        "from recbole.quick_start import run\n"
+        "if __name__ == '__main__':\n"
+        "    n, port, settings = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])\n"
+        "    sys.argv = sys.argv[:1]\n"
+        f"    result = run('QBERT4Rec', {NAME!r}, config_dict=settings, nproc=n, port=port)\n"
+        "    print(json.dumps(result['test_result']))\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    settings = {**QUICK["QBERT4Rec"], "data_path": str(data), "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
+    results = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "script.py"), str(processes), str(29_000 + os.getpid() % 1000), json.dumps(settings)],
+            capture_output=True, text=True, cwd=folder, env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT)}, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    assert results[0] == results[1]
