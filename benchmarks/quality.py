@@ -31,6 +31,7 @@ from recbole_qbert.artifacts import write_json
 from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.paths import properties
 from recbole_qbert.ranking import rank_of
+from recbole_qbert.significance import gains, paired_test
 
 GRID = {"learning_rate": [0.001, 0.0005], "hidden_dropout_prob": [0.2, 0.5]}
 OURS = {"default": [], "paper": ["paper/QBERT4Rec.yaml"]}
@@ -131,23 +132,6 @@ def item_knn(args: argparse.Namespace) -> dict[str, Any]:
     return result | {"ranks_history_excluded": ranks.tolist()}
 
 
-def gains(results: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    """NDCG@10 of each user, mean over seeds."""
-    ranks = np.array([result[key] for result in results], dtype=float)
-    return np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0).mean(0)
-
-
-def paired_test(better: np.ndarray, worse: np.ndarray, draws: int = 20_000) -> float:
-    """One-sided p-value of 'better is better' by random sign flips of the users' differences."""
-    difference = better - worse
-    random = np.random.default_rng(0)
-    larger = 0
-    for _ in range(draws // 1000):
-        flips = random.integers(0, 2, (1000, len(difference)), dtype=np.int8) * 2 - 1
-        larger += int(((flips @ difference) >= difference.sum()).sum())
-    return (larger + 1) / (draws + 1)
-
-
 def report(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Print mean and spread of every model and the paired tests of ours against the rest."""
     lines: dict[str, tuple[Sequence[Mapping[str, Any]], str]] = {}
@@ -167,7 +151,8 @@ def report(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
             spread = {k: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0) for k, v in metrics.items()}
             summary.setdefault(setting, {})[name] = spread
             print(f"{name:<18} {len(results)} seeds  " + "  ".join(f"{k} {m:.4f} ({s:.4f})" for k, (m, s) in spread.items()))
-    users = {name: gains(results, prefix + "ranks_history_excluded") for name, (results, prefix) in lines.items()}
+    key = "ranks_history_excluded"
+    users = {name: gains([r[prefix + key] for r in results]) for name, (results, prefix) in lines.items()}
     print("\npaired test on NDCG@10, history left out for all: p that the left is not better")
     for ours, other in itertools.product([n for n in users if n.split(" ")[0] in OURS], users):
         if ours != other and len(users[ours]) == len(users[other]):

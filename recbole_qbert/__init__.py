@@ -1,37 +1,56 @@
 """Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
 
-Importing the package registers ``QBERT4Rec`` with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works.
+Importing the package registers ``QBERT4Rec`` with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works. Without
+RecBole there is what does not need it: ``Recommender`` over an exported model.
 
 Shape letters, the same everywhere: ``B`` users (or items) in a batch, ``L`` positions, ``N`` items, ``K`` code levels, ``M``
 codes per level, ``D`` width, ``J`` feature vectors per item and modality.
 """
 
 import os
+from importlib.util import find_spec
 
 # Before torch is loaded: its threads then sleep while they wait for each other. By default they spin, and on a machine that
 # has anything else to do a step of a small network takes ten times as long (docs/results.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from recbole_qbert import compat, plugin
-from recbole_qbert.paths import properties
+from recbole_qbert.recommender import Recommender
 
-compat.apply()
-plugin.install()
+if find_spec("recbole") is None:
 
-# After the shims: these import RecBole's trainer and model classes.
-from recbole_qbert.dataset import QBERT4RecDataset  # noqa: E402
-from recbole_qbert.models.qbert4rec import QBERT4Rec  # noqa: E402
-from recbole_qbert.trainer import QBERT4RecTrainer  # noqa: E402
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            raise ImportError(f"recbole_qbert.{name} takes RecBole, which is not installed: pip install recbole==1.2.1")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-plugin.register(
-    QBERT4Rec,
-    dataset=QBERT4RecDataset,
-    trainer=QBERT4RecTrainer,
-    properties=properties("model/QBERT4Rec.yaml"),
-)
+else:
+    from recbole_qbert import compat, plugin
+    from recbole_qbert.paths import properties
 
-load_data_and_model = compat.load_data_and_model
-objective_function = plugin.objective_function
+    compat.apply()
+    plugin.install()
+
+    # After the shims: these import RecBole's trainer and model classes.
+    from recbole_qbert.dataset import QBERT4RecDataset
+    from recbole_qbert.models.qbert4rec import QBERT4Rec
+    from recbole_qbert.trainer import QBERT4RecTrainer
+
+    plugin.register(
+        QBERT4Rec,
+        dataset=QBERT4RecDataset,
+        trainer=QBERT4RecTrainer,
+        properties=properties("model/QBERT4Rec.yaml"),
+    )
+
+    load_data_and_model = compat.load_data_and_model
+    objective_function = plugin.objective_function
 
 __version__ = "0.1.0"
-__all__ = ["QBERT4Rec", "QBERT4RecDataset", "QBERT4RecTrainer", "load_data_and_model", "objective_function"]
+__all__ = [
+    "QBERT4Rec",
+    "QBERT4RecDataset",
+    "QBERT4RecTrainer",
+    "Recommender",
+    "load_data_and_model",
+    "objective_function",
+]

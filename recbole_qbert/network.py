@@ -6,6 +6,7 @@ Knows tensors only; the RecBole model, an export or a server can all drive it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,42 @@ class SemanticSequenceModel(nn.Module):
         weight = torch.cat([self.codebook.view(levels * size, width), self.codebook.new_zeros(1, width)])
         table = F.embedding_bag(self.flat_codes, weight, mode="sum", padding_idx=levels * size)
         return table if self.rows is None else table + self.rows
+
+    @torch.no_grad()
+    def with_items(
+        self, codes: Tensor, nearest: Tensor | None = None, weights: Tensor | None = None
+    ) -> SemanticSequenceModel:
+        """The same network over a larger catalogue, with copies of its weights; for ranking, not for training.
+
+        With neighbours, a new item's vector is the weighted mean of theirs, stretched to the mean of their lengths (a mean
+        of vectors is shorter than they are, and would rank low for that alone). Without, it is the sum of the item's code
+        embeddings and, with ``item_rows``, the mean row. Paper silent; measured in benchmarks/cold.py. With ``loss: code``
+        items are ranked by their codes, and neighbours say nothing.
+
+        Args:
+            codes: ``[N', K]`` codes of the old items, in their order, and then of the new ones.
+            nearest: ``[N' - N, k]`` int64 rows of old items.
+            weights: ``[N' - N, k]`` float, rows sum to 1.
+
+        Raises:
+            ValueError: the old items' codes differ.
+        """
+        old = len(self.codes)
+        if not torch.equal(codes[:old].to(self.codes), self.codes):
+            raise ValueError("the first rows of the larger catalogue are not the items that the network was trained with")
+        table = self.item_table()
+        rows = torch.zeros_like(table) if self.rows is None else self.rows.detach()
+        typical = rows[1:].mean(0, keepdim=True).expand(len(codes) - old, -1)
+        larger = SemanticSequenceModel(replace(self.config, item_rows=True), codes, self.codebook.shape[1])
+        larger.load_state_dict({**self.state_dict(), "codes": larger.codes, "rows": torch.cat([rows, typical])})
+        if nearest is not None and weights is not None:
+            theirs = table[nearest]
+            mean = (weights[:, :, None] * theirs).sum(1)
+            length = (weights * theirs.norm(dim=2)).sum(1, keepdim=True)
+            wanted = mean * (length / mean.norm(dim=1, keepdim=True).clamp(min=1e-9))
+            assert larger.rows is not None
+            larger.rows[old:] += wanted - larger.item_table()[old:]
+        return larger.eval()
 
     def loss(
         self,

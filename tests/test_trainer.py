@@ -210,12 +210,12 @@ def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
     )
     (tmp_path / "script.py").write_text(code)
     settings = {**QUICK["QBERT4Rec"], "data_path": str(data), "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
-    results = []
+    results, port = [], str(29_000 + os.getpid() % 1000)
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
         done = subprocess.run(
-            [sys.executable, str(tmp_path / "script.py"), str(processes), str(29_000 + os.getpid() % 1000), json.dumps(settings)],
+            [sys.executable, str(tmp_path / "script.py"), str(processes), port, json.dumps(settings)],
             capture_output=True, text=True, cwd=folder, env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT)}, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]

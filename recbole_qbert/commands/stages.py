@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from dataclasses import replace
+from pathlib import Path
 
-from recbole_qbert import compat, pipeline, runs
-from recbole_qbert.commands import Figures, configuration, folder_of
+from recbole_qbert import compat, newcomers, pipeline, runs
+from recbole_qbert import features as features_files
+from recbole_qbert.commands import Figures, configuration, folder_of, refuse_properties
 from recbole_qbert.terminal import say, show_bars, show_stages
+from recbole_qbert.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 def features(args: argparse.Namespace) -> Figures:
@@ -31,6 +38,40 @@ def quantize(args: argparse.Namespace) -> Figures:
     _, figures = builder_of(args).build()
     say(f"semantic IDs: {folder_of(args) / (args.dataset + '.sid')}")
     return show_stages({"dataset": args.dataset, **figures})
+
+
+def add(args: argparse.Namespace) -> Figures:
+    """IDs for items that came after the vocabulary was made; weights and existing IDs stay as they are."""
+    refuse_properties(args)
+    tokenizer = Tokenizer.load(Path(args.vocabulary))
+    folder = Path(args.features)
+    listed = tuple(features_files.read_item_list(folder / f"{args.dataset}.items.txt"))
+    of_union = any(item.startswith(f"{args.dataset}/") for item in tokenizer.ids.items)
+    known = tokenizer.ids.of_domain(args.dataset) if of_union else tokenizer.ids
+    already = set(known.items)
+    new = [item for item in listed if item not in already]
+    if not new:
+        raise ValueError(f"{folder / args.dataset}.items.txt lists no item without a semantic ID: nothing to add")
+    loaded = features_files.load(folder, args.dataset, new, features_files.available(folder, args.dataset))
+    if of_union:
+        loaded = replace(loaded, items=tuple(f"{args.dataset}/{item}" for item in new))
+    ids = tokenizer.add(loaded)
+    ids = ids.of_domain(args.dataset) if of_union else ids
+    target = Path(args.to)
+    described = [item for item in listed if item in already]
+    if described:
+        old = features_files.load(folder, args.dataset, described, tuple(loaded.vectors))
+        near = newcomers.neighbours(replace(loaded, items=tuple(new)), old)
+        near.save(newcomers.beside(target))
+    else:
+        log.warning(
+            "%s lists none of the existing items: new items are ranked by their codes alone, which is coarser", folder
+        )
+    ids.save(target)
+    say(f"{len(new)} new IDs after {len(known.items)}: {target}")
+    for item in new[:5]:
+        say(f"  {item}  {ids.text(ids.items.index(item))}")
+    return {"dataset": args.dataset, "existing": len(known.items), "new": len(new), "semantic_ids": str(target)}
 
 
 def builder_of(args: argparse.Namespace) -> pipeline.Builder:

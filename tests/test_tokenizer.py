@@ -1,0 +1,117 @@
+"""IDs for new items: frozen weights, nothing that exists moves, all unique; the same item gets the ID it would have had."""
+
+import json
+
+import numpy as np
+import pytest
+
+from recbole_qbert import cli, collisions, features, semantic_ids
+from recbole_qbert.features import ItemFeatures
+from recbole_qbert.tokenizer import Tokenizer
+from tests.helpers_recbole import QUICK, write_dataset
+
+SMALL = [
+    f"--{key}={json.dumps(value)}" for key, value in QUICK["QBERT4Rec"].items() if key not in ("show_progress", "state")
+]
+
+
+@pytest.fixture(scope="module", params=["fused", "per_modality", "both"])
+def made(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary")
+    data = write_dataset(folder / "data", "X")
+    base = ["--dataset=X", "--data_path", str(data), "--output", str(folder / "out")]
+    assert cli.main(["quantize", *base, *SMALL, f"--semantic_ids={request.param}"]) == 0
+    return data / "X", folder / "out" / "X"
+
+
+def renamed(folder, keep):
+    """Features of existing items under new names."""
+    items = list(features.read_item_list(folder / "X.items.txt"))
+    loaded = features.load(folder, "X", items, ["text", "image"])
+    return ItemFeatures(
+        tuple(f"new{row}" for row in keep),
+        {name: matrix[keep] for name, matrix in loaded.vectors.items()},
+        {name: there[keep] for name, there in loaded.present.items()},
+        {},
+    )
+
+
+def test_new_items_get_ids_of_their_own_and_nothing_else_moves(made):
+    data, folder = made
+    tokenizer = Tokenizer.load(folder)
+    new = renamed(data, [0, 3, 7, 7 + 1, 20])
+    both = tokenizer.add(new)
+    before = semantic_ids.load(folder / "X.sid")
+    assert both.items == before.items + new.items
+    assert np.array_equal(both.codes[: len(before.items)], before.codes)
+    assert len(np.unique(both.codes, axis=0)) == len(both.items)
+    assert both.vocabulary == before.vocabulary != ""
+
+
+def test_a_twin_lies_next_to_its_twin(made):
+    """Per modality an item has the codes of its twin, but for the last level, which tells them apart."""
+    data, folder = made
+    tokenizer = Tokenizer.load(folder)
+    if "fused" in tokenizer.quantizers:
+        pytest.skip("the fused vector of a new item lacks the ID vector of its twin")
+    both = tokenizer.add(renamed(data, list(range(10, 16))))
+    old = dict(zip(both.items, both.codes.tolist(), strict=True))
+    items = list(features.read_item_list(data / "X.items.txt"))
+    same = [old[f"new{row}"][0] == old[items[row]][0] for row in range(10, 16)]
+    assert sum(same) >= 5
+
+
+def test_the_order_of_new_items_does_not_matter(made):
+    data, folder = made
+    tokenizer = Tokenizer.load(folder)
+    rows = [2, 2 + 9, 30, 5, 17]
+    one, other = tokenizer.add(renamed(data, rows)), tokenizer.add(renamed(data, rows[::-1]))
+    assert {i: tuple(c) for i, c in zip(one.items, one.codes, strict=True)} == {
+        i: tuple(c) for i, c in zip(other.items, other.codes, strict=True)
+    }
+
+
+def test_bad_additions_are_refused(made, tmp_path):
+    data, folder = made
+    tokenizer = Tokenizer.load(folder)
+    new = renamed(data, [1])
+    with pytest.raises(ValueError, match="already"):
+        tokenizer.add(ItemFeatures((tokenizer.ids.items[0],), new.vectors, new.present, {}))
+    narrow = {name: matrix[:, :, :-1] for name, matrix in new.vectors.items()}
+    with pytest.raises(ValueError, match=r"features \d+ wide; the new items have \d+"):
+        tokenizer.add(ItemFeatures(new.items, narrow, new.present, {}))
+    with pytest.raises(FileNotFoundError, match="quantizer"):
+        Tokenizer.load(tmp_path)
+
+
+def test_the_command_writes_an_extended_file(made, tmp_path, capsys):
+    data, folder = made
+    items = list(features.read_item_list(data / "X.items.txt"))
+    loaded = {name: np.load(data / f"X.{name}.npy") for name in ("text", "image")}
+    listed = [*items, "late1", "late2"]
+    features.save(tmp_path, "X", listed, {n: np.concatenate([m, m[4:6] + np.float16(0.01)]) for n, m in loaded.items()}, {})
+    options = ["--vocabulary", str(folder), "--features", str(tmp_path), "--to", str(tmp_path / "more.sid")]
+    assert cli.main(["add", "--dataset=X", *options]) == 0
+    ids = semantic_ids.load(tmp_path / "more.sid")
+    old = semantic_ids.load(folder / "X.sid")
+    assert ids.items == (*old.items, "late1", "late2")
+    assert ids.size == old.size and ids.prefixes == old.prefixes
+    assert "2 new IDs" in capsys.readouterr().out
+    features.save(tmp_path, "X", items, loaded, {})
+    assert cli.main(["add", "--dataset=X", *options]) == 2
+    assert "nothing to add" in capsys.readouterr().err
+
+
+def test_taken_ids_stay_taken():
+    """All items identical, their ID and all but three under its prefix taken: they get these three, then the next prefix."""
+    random = np.random.default_rng(0)
+    books = random.normal(size=(2, 4, 3))
+    codes, latents = np.zeros((5, 2), dtype=np.int64), np.zeros((5, 3))
+    taken = np.array([[0, 0], [1, 1]])
+    result = collisions.reallocate(codes, latents, books, list("abcde"), taken)
+    ids = {tuple(row) for row in result.tolist()}
+    assert len(ids) == 5 and not ids & {(0, 0), (1, 1)}
+    assert sum(first == 0 for first, _ in ids) == 3
+    full = np.array([[a, b] for a in range(4) for b in range(4)][:12])
+    with pytest.raises(ValueError, match="17 items cannot"):
+        collisions.reallocate(codes, latents, books, list("abcde"), full)
