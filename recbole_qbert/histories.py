@@ -29,7 +29,8 @@ class Histories:
     their first row.
 
     Memory: a file with a history a row, or in which the rows of every user stand together, is streamed; finding that out
-    takes about 30 bytes a user. Where they do not, all interactions are held as numbers: about 40 bytes each.
+    takes about 30 bytes a user. Where they do not stand together, all interactions are held as numbers: about 30 bytes an
+    interaction and 200 a user.
 
     Args:
         path: the file.

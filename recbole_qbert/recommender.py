@@ -130,7 +130,7 @@ class Recommender:
             ValueError: damaged, of another format, or IDs of another vocabulary.
         """
         source = Path(path)
-        if source.suffix == ".pth":
+        if source.suffix == ".pth" or source.is_file():
             model = export.from_checkpoint(source, None if data_path is None else Path(data_path))
         else:
             model = export.load(source)

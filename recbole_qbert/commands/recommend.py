@@ -99,7 +99,7 @@ def _blocks(histories: Iterable[tuple[str, Sequence[str]]], size: int) -> Iterat
 
 def _show(users: Sequence[str], found: Sequence[Sequence[Recommendation]]) -> None:
     for user, answers in zip(users, found, strict=True):
-        say(user if answers else f"{user}: no item known")
+        say(user if answers else f"{user}: nothing")
         for rank, answer in enumerate(answers, 1):
             say(f"{rank:>4}  {answer.score:8.4f}  {answer.item}  {answer.semantic_id}  {(answer.title or '')[:60]}".rstrip())
 

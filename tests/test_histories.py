@@ -1,0 +1,129 @@
+"""recbole_qbert.histories: the same histories from every format and order, streamed where they can be; refusals."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recbole_qbert.histories import Histories
+
+ROWS = [("u2", "b", 5.0), ("u2", "a", 1.0), ("u2", "c", 5.0), ("u1", "a", 2.0), ("u3", "c", 9.0), ("u3", "c", 8.5)]
+WANTED = [("u2", ["a", "b", "c"]), ("u1", ["a"]), ("u3", ["c", "c"])]  # b before c: a tie, as in the file
+
+
+def write(path, rows=ROWS, names=("user_id", "item_id", "timestamp")):
+    table = pd.DataFrame([row[: len(names)] for row in rows], columns=list(names))
+    if path.suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, sep="," if path.suffix == ".csv" else "\t", index=False)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".inter", ".tsv", ".csv", ".parquet"])
+def test_interactions_of_every_format(tmp_path, ending):
+    names = (
+        ("user_id:token", "item_id:token", "timestamp:float") if ending == ".inter" else ("user_id", "item_id", "timestamp")
+    )
+    histories = Histories(write(tmp_path / f"x{ending}", names=names))
+    assert histories.count == 3 and histories.grouped
+    assert list(histories) == WANTED == list(histories)
+    mixed = Histories(write(tmp_path / f"y{ending}", [ROWS[i] for i in (0, 3, 4, 1, 5, 2)], names))
+    assert mixed.count == 3 and not mixed.grouped
+    assert list(mixed) == WANTED
+
+
+def test_scattered_rows_give_what_grouped_rows_give(tmp_path):
+    random = np.random.default_rng(0)
+    rows = [(f"u{random.integers(30)}", f"i{random.integers(50)}", int(random.integers(6))) for _ in range(400)]
+    first = {user: place for place, (user, _, _) in reversed(list(enumerate(rows)))}
+    scattered = Histories(write(tmp_path / "scattered.tsv", rows))
+    grouped = Histories(write(tmp_path / "grouped.tsv", sorted(rows, key=lambda row: first[row[0]])))
+    assert not scattered.grouped and grouped.grouped
+    assert list(scattered) == list(grouped)
+
+
+def test_without_times_the_order_of_the_file_counts(tmp_path):
+    path = write(tmp_path / "x.csv", names=("user_id", "item_id"))
+    assert list(Histories(path)) == [("u2", ["b", "a", "c"]), ("u1", ["a"]), ("u3", ["c", "c"])]
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".csv", ".parquet"])
+def test_a_history_a_row(tmp_path, ending):
+    lists = [["a", "b"], [], ["c"]]
+    cells = lists if ending == ".parquet" else [" ".join(items) for items in lists]
+    path = write(
+        tmp_path / f"x{ending}", [(cell, user) for cell, user in zip(cells, "pqr", strict=True)], ("history", "user_id")
+    )
+    assert list(Histories(path)) == [("p", ["a", "b"]), ("q", []), ("r", ["c"])]
+    path = write(tmp_path / f"y{ending}", [(cell,) for cell in cells if len(cell)], ("history",))
+    assert list(Histories(path)) == [("1", ["a", "b"]), ("2", ["c"])]
+
+
+def test_numbers_in_parquet_are_tokens(tmp_path):
+    path = tmp_path / "x.parquet"
+    pd.DataFrame({"user_id": [7, 7], "item_id": [12, 11], "timestamp": [2, 1]}).to_parquet(path)
+    assert list(Histories(path)) == [("7", ["11", "12"])]
+
+
+def test_quotes_byte_order_marks_and_blank_lines(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('\ufeffuser_id,item_id\r\n"a, b",i1\r\n\r\n"a, b","i ""2"""\r\n', encoding="utf-8")
+    assert list(Histories(path)) == [("a, b", ["i1", 'i "2"'])]
+
+
+def test_grouped_files_are_streamed(tmp_path):
+    """What stands before a bad line has been handed out when the line is read."""
+    path = write(tmp_path / "x.tsv", [*ROWS[:4], ("u3", "c", "soon")])
+    each = iter(Histories(path))
+    assert next(each) == WANTED[0]
+    with pytest.raises(ValueError, match=r"x\.tsv:6: timestamp is 'soon'"):
+        next(each)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.txt", "a", r"ends in '\.txt'; histories are read from \.inter"),
+        ("x.tsv", "user\titem_id\nu\ti\n", r"x\.tsv:1: columns are user, item_id; histories need user_id and item_id"),
+        ("x.csv", "user_id;item_id\nu;i\n", r"columns are user_id;item_id"),
+        ("x.tsv", "", "columns are ; histories need"),
+        ("x.tsv", "user_id\titem_id\nu\ti\nu\n", r"x\.tsv:3: 1 fields where the header has 2"),
+        ("x.tsv", "user_id\titem_id\nu\t\n", r"x\.tsv:2: item_id is empty"),
+        ("x.tsv", "user_id\titem_id\n\ti\n", r"x\.tsv:2: user_id is empty"),
+        ("x.csv", "user_id,item_id,timestamp\nu,i,\n", r"x\.csv:2: timestamp is ''"),
+        ("x.csv", b"user_id,item_id\n\xff,i\n", "not a text file in UTF-8"),
+        ("x.parquet", "PAR1", "no parquet file, or damaged"),
+    ],
+)
+def test_refusals(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        list(Histories(path))
+
+
+def test_a_missing_file_and_an_empty_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.inter is missing"):
+        Histories(tmp_path / "no.inter")
+    assert list(Histories(write(tmp_path / "x.tsv", []))) == []
+
+
+def test_wrong_values_in_parquet(tmp_path):
+    path = tmp_path / "x.parquet"
+    pd.DataFrame({"history": [1.5]}).to_parquet(path)
+    with pytest.raises(ValueError, match=r"x\.parquet, row 1: history is 1\.5"):
+        list(Histories(path))
+    pd.DataFrame({"user_id": ["u", None], "item_id": ["i", "j"]}).to_parquet(path)
+    with pytest.raises(ValueError, match=r"row 2: user_id is empty"):
+        list(Histories(path))
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match=r"pyarrow.*pip install 'pyarrow<22'"):
+        Histories(path)

@@ -1,0 +1,548 @@
+"""Export and recommend: RecBole's scores without RecBole, histories of tokens, new items, files, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_qbert import cli, compat, export, newcomers, ranking, recommender, runs, semantic_ids
+from recbole_qbert.recommender import Recommender
+from recbole_qbert.tokenizer import Tokenizer
+from tests.helpers_recbole import QUICK, write_dataset
+
+NAME = "Tiny"
+KINDS = {
+    "prior": {"structural_prior": "cooccurrence"},
+    "paper": {"views": ["masked"], "loss": "code", "repeat_penalty": "none", "item_rows": False, "semantic_ids": "fused"},
+    "exclude": {"views": ["causal"], "repeat_penalty": "exclude"},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_dataset(tmp_path_factory.mktemp("data"), NAME)
+    lines = [f"i{row}\tA  thing\u2028called {row}\n" for row in range(0, 40, 2)]
+    (folder / NAME / f"{NAME}.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(data, tmp_path_factory):
+    """Runs by kind, each trained once; the prior counts for something."""
+    kept = {}
+
+    def trained(kind):
+        if kind not in kept:
+            folder = tmp_path_factory.mktemp(kind)
+            base = {"checkpoint_dir": str(folder / "saved"), "semantic_id_dir": str(folder / "ids")}
+            with runs.inside(folder):
+                kept[kind] = runs.train(
+                    runs.configure("QBERT4Rec", NAME, data, {**QUICK["QBERT4Rec"], **base, **KINDS[kind]})
+                )
+            if kept[kind].model.prior is not None:
+                kept[kind].model.prior.weight.fill_(0.7)
+                checkpoint = compat.load_checkpoint(kept[kind].trainer.saved_model_file)
+                checkpoint["state_dict"] = kept[kind].model.state_dict()
+                compat.write_checkpoint(checkpoint, kept[kind].trainer.saved_model_file)
+        return kept[kind]
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def run(train):
+    return train("prior")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run):
+    return Path(run.trainer.saved_model_file)
+
+
+@pytest.fixture(scope="module")
+def kept(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export.write(export.from_checkpoint(checkpoint), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(kept, tmp_path):
+    """A copy to damage."""
+    return Path(shutil.copytree(kept, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def model(kept):
+    return Recommender.load(kept)
+
+
+def whole_histories(data):
+    found = {}
+    for line in (data / NAME / f"{NAME}.inter").read_text().splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        found.setdefault(user, []).append(item)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ the scores of RecBole
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", ["folder", "checkpoint"])
+def test_scores_are_those_of_full_sort_predict(train, tmp_path, kind, source):
+    run = train(kind)
+    path = Path(run.trainer.saved_model_file)
+    if source == "folder":
+        export.write(export.from_checkpoint(path), tmp_path / "model")
+        path = tmp_path / "model"
+    loaded = Recommender.load(path)
+    assert loaded.items == run.valid_data._dataset.item_tokens()
+    for interaction, _, _, _ in run.test_data:
+        lengths = interaction["item_length"]
+        with torch.no_grad():  # as RecBole evaluates; with gradients torch computes attention in another way
+            wanted = run.model.full_sort_predict(interaction)
+        assert torch.equal(loaded.scores(interaction["item_id_list"][:, : int(lengths.max())], lengths), wanted)
+
+
+def test_the_best_items_are_recboles(run, model):
+    """With the history left out, best first, by token."""
+    token = run.valid_data._dataset.field2id_token["item_id"]
+    for interaction, _, _, _ in run.test_data:
+        lengths, rows = interaction["item_length"], interaction["item_id_list"]
+        scores = run.model.full_sort_predict(interaction).scatter(1, rows, -torch.inf)
+        wanted, order = ranking.top_k(scores, 5)
+        histories = [[token[row] for row in items[:n]] for items, n in zip(rows.tolist(), lengths.tolist(), strict=True)]
+        for mine, theirs, score in zip(model.recommend(histories, k=5), order.tolist(), wanted.tolist(), strict=True):
+            assert [answer.item for answer in mine] == [token[row] for row in theirs]
+            assert [answer.score for answer in mine] == pytest.approx(score, abs=1e-5)
+
+
+def test_titles_and_ids_come_along(model, run):
+    for answer in model.recommend([["i1", "i2"]], k=40)[0]:
+        number = int(answer.item[1:])
+        assert answer.title == (f"A thing called {number}" if number % 2 == 0 else None)
+        assert answer.semantic_id == run.model.ids.text(run.model.ids.items.index(answer.item))
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_answers(kept, model, data):
+    histories = list(whole_histories(data).values())
+    there = Recommender.load(kept, device="cuda").recommend_arrays(histories, k=5)
+    here = model.recommend_arrays(histories, k=5)
+    np.testing.assert_allclose(there.scores, here.scores, atol=1e-4)
+    assert (there.rows == here.rows).mean() > 0.95
+
+
+# ------------------------------------------------------------------------------------------------------------ histories
+def test_what_was_seen_is_left_out_even_where_it_is_too_old_to_count(model):
+    history = [f"i{row}" for row in range(20)]  # max_length is 8
+    newest = {answer.item for answer in model.recommend([history[-8:]], k=40)[0]}
+    without = model.recommend([history], k=40)[0]
+    kept = model.recommend([history], k=40, exclude_seen=False)[0]
+    assert {answer.item for answer in without} == set(model.items) - set(history)
+    assert {answer.item for answer in kept} == set(model.items) and newest == set(model.items) - set(history[-8:])
+    score = {answer.item: answer.score for answer in kept}
+    assert all(answer.score == pytest.approx(score[answer.item], abs=1e-6) for answer in without)
+
+
+def test_unknown_items_are_reported_and_skipped(model, caplog):
+    caplog.set_level("WARNING", logger="recbole_qbert")
+    answers = model.recommend([["i3", "new", "i5", "odd", "new"], ["i3", "i5"], ["odd", "x", "y", "z", "w"], []], k=4)
+    assert [a.item for a in answers[0]] == [a.item for a in answers[1]]
+    assert answers[2:] == [[], []]
+    assert [record.getMessage() for record in caplog.records] == [
+        "8 items of histories are unknown to the model: skipped (first: new, odd, x, y, z)",
+        "2 histories hold no item that the model knows: no recommendations for them",
+    ]
+    ranked = model.recommend_arrays([[], ["i1"]], k=2)
+    assert (ranked.rows[0] == -1).all() and np.isneginf(ranked.scores[0]).all() and (ranked.rows[1] >= 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 512])
+def test_batches_and_their_order_do_not_matter(model, data, monkeypatch, batch_size):
+    histories = [*whole_histories(data).values(), []]
+    together = model.recommend_arrays(histories, k=6)
+    monkeypatch.setattr(recommender, "ROOM", 30 * len(model.items))
+    again = model.recommend_arrays(histories[::-1], k=6, batch_size=batch_size)
+    assert np.array_equal(again.rows[::-1], together.rows)
+    np.testing.assert_allclose(again.scores[::-1], together.scores, atol=1e-5)
+
+
+def test_more_asked_for_than_there_is(model):
+    answers = model.recommend([["i1", "i2"]], k=1000)[0]
+    assert {answer.item for answer in answers} == set(model.items) - {"i1", "i2"}
+    assert [a.score for a in answers] == sorted((a.score for a in answers), reverse=True)
+    assert model.recommend_arrays([["i1"]], k=1000).rows.shape == (1, len(model.items))
+
+
+def test_equal_scores_come_by_row(kept):
+    level = export.load(kept)
+    with torch.no_grad():
+        for parameter in (level.network.codebook, level.network.rows, level.network.repeat_penalty):
+            parameter.zero_()
+    answers = Recommender(replace(level, prior=None)).recommend([["i1"]], k=7)[0]
+    assert [answer.item for answer in answers] == [item for item in level.ids.items if item != "i1"][:7]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([-np.inf, 0.0, 0.5, 2.0]), min_size=9, max_size=9), min_size=1), st.integers(1, 9))
+def test_top_k_is_rankings_top_k(rows, k):
+    scores = torch.tensor(rows)
+    values, places = recommender._top_k(scores, k)
+    wanted, order = ranking.top_k(scores, k)
+    assert torch.equal(values, wanted)
+    assert torch.equal(places[wanted > -torch.inf], order[wanted > -torch.inf])
+
+
+@pytest.mark.parametrize(
+    ("histories", "options", "message"),
+    [
+        (["i1"], {}, "found the string 'i1': put it into a list"),
+        ([["i1"]], {"k": 0}, "k is 0"),
+        ([["i1"]], {"batch_size": 0}, "batch_size 0"),
+    ],
+)
+def test_calls_that_cannot_be_meant(model, histories, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.recommend(histories, **options)
+
+
+# ------------------------------------------------------------------------------------------------------- without RecBole
+def test_an_export_needs_no_recbole(kept, checkpoint, model, tmp_path):
+    code = f"""
+import sys
+sys.modules["recbole"] = None  # importing it raises ImportError
+import numpy, recbole_qbert
+model = recbole_qbert.Recommender.load({str(kept)!r})
+ranked = model.recommend_arrays([["i1", "i2"], ["i5"]], k=5)
+numpy.savez("answers.npz", rows=ranked.rows, scores=ranked.scores)
+for attempt in (lambda: recbole_qbert.QBERT4Rec, lambda: recbole_qbert.Recommender.load({str(checkpoint)!r})):
+    try:
+        attempt()
+    except ImportError as error:
+        print(error)
+assert not hasattr(recbole_qbert, "nonsense")
+assert not [name for name in sys.modules if name.startswith("recbole.")]
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 2 and all("RecBole, which is not installed" in line for line in said)
+    wanted = model.recommend_arrays([["i1", "i2"], ["i5"]], k=5)
+    found = np.load(tmp_path / "answers.npz")
+    assert np.array_equal(found["rows"], wanted.rows) and np.array_equal(found["scores"], wanted.scores)
+
+
+def test_exports_are_the_same_bytes_and_hold_no_pickle(kept, checkpoint, tmp_path):
+    for _ in range(2):  # the second replaces the first
+        export.write(export.from_checkpoint(checkpoint), tmp_path / "again")
+    names = sorted(path.name for path in kept.iterdir())
+    assert names == ["config.json", "items.sid", "items.sid.json", "model.safetensors", "titles.tsv"]
+    for name in names:
+        assert (kept / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    assert [path.name for path in tmp_path.iterdir()] == ["again"], "RecBole leaves nothing behind"
+
+
+def test_a_prior_of_weight_0_stays_behind(train, tmp_path):
+    assert export.from_checkpoint(Path(train("paper").trainer.saved_model_file)).prior is None
+    run = train("prior")
+    state = compat.load_checkpoint(run.trainer.saved_model_file)
+    state["state_dict"]["prior.weight"].zero_()
+    compat.write_checkpoint(state, tmp_path / "zero.pth")
+    assert export.from_checkpoint(tmp_path / "zero.pth").prior is None
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f), r"model is missing; make it with 'run_recbole_qbert\.py export'"),
+        (lambda f: (f / "config.json").unlink(), r"config\.json is missing: .* its export was interrupted"),
+        (lambda f: (f / "config.json").write_text("{"), r"config\.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("{}"), "not of an exported model of recbole_qbert"),
+        (lambda f: edit(f / "config.json", format=2), r"has format 2.*reads format 1"),
+        (lambda f: (f / "config.json").write_text('{"recbole_qbert": "1", "format": 1}'), r"has no dataset, sequence"),
+        (lambda f: edit(f / "config.json", sequence={}), "'hidden_size' has no value"),
+        (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing; export the model again"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), r"model\.safetensors is not what was exported"),
+        (lambda f: (f / "items.sid").write_text("x"), r"items\.sid is not what was exported"),
+    ],
+)
+def test_damaged_folders_are_refused(folder, damage, message):
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Recommender.load(folder)
+
+
+def test_settings_of_another_network_are_refused(folder):
+    sequence = json.loads((folder / "config.json").read_text())["sequence"]
+    edit(folder / "config.json", sequence=sequence | {"n_layers": 3})
+    with pytest.raises(ValueError, match=r"of another network than model\.safetensors"):
+        Recommender.load(folder)
+
+
+def test_nothing_of_others_is_overwritten(checkpoint, tmp_path):
+    model = export.from_checkpoint(checkpoint)
+    (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')
+    with pytest.raises(ValueError, match="not of an exported model"):
+        export.write(model, tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        export.write(model, tmp_path / "config.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def changed(checkpoint, path, **changes):
+    state = compat.load_checkpoint(checkpoint)
+    state["config"] |= changes
+    compat.write_checkpoint(state, path)
+    return path
+
+
+def test_checkpoints_that_cannot_be_exported(checkpoint, data, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.pth is missing"):
+        export.from_checkpoint(tmp_path / "no.pth")
+    with pytest.raises(ValueError, match="no checkpoint of QBERT4Rec but of SASRec"):
+        export.from_checkpoint(changed(checkpoint, tmp_path / "other.pth", model="SASRec"))
+    union = changed(checkpoint, tmp_path / "union.pth", external={"domains": ["A", "B"]})
+    with pytest.raises(ValueError, match=r"several data sets \(A, B\); fine-tune it on one"):
+        export.from_checkpoint(union)
+    (tmp_path / "text.bin").write_text("no checkpoint")
+    with pytest.raises(ValueError, match=r"text\.bin"):
+        Recommender.load(tmp_path / "text.bin")
+    external = {k: v for k, v in compat.load_checkpoint(checkpoint)["config"]["external"].items() if k != "data_path"}
+    with pytest.raises(FileNotFoundError, match=r"dataset/Tiny/Tiny\.inter is missing; data_path must"):
+        export.from_checkpoint(changed(checkpoint, tmp_path / "default.pth", external=external))
+    assert export.from_checkpoint(tmp_path / "default.pth", data).ids.items
+    elsewhere = write_dataset(tmp_path / "elsewhere", NAME, items=39)
+    with pytest.raises(ValueError, match=r"trained on other items than those of .*: 40 there, 39 here"):
+        export.from_checkpoint(checkpoint, elsewhere)
+
+
+def test_the_semantic_ids_must_be_those_of_the_training(checkpoint, run, tmp_path):
+    ids = run.model.ids
+    replace(ids, codes=ids.codes[::-1]).save(tmp_path / "other.sid")
+    with pytest.raises(ValueError, match=r"other\.sid holds other semantic IDs"):
+        export.from_checkpoint(checkpoint, sid=tmp_path / "other.sid")
+    external = compat.load_checkpoint(checkpoint)["config"]["external"] | {"semantic_id_dir": str(tmp_path / "gone")}
+    moved = changed(checkpoint, tmp_path / "moved.pth", external=external)
+    with pytest.raises(FileNotFoundError, match=r"gone/Tiny\.sid is missing.*--sid FILE"):
+        export.from_checkpoint(moved)
+    # In any order of the rows, with others behind them.
+    ids.save(tmp_path / "same.sid")
+    assert export.from_checkpoint(moved, sid=tmp_path / "same.sid").ids.items == run.valid_data._dataset.item_tokens()
+
+
+# ------------------------------------------------------------------------------------------------------------ new items
+@pytest.fixture(scope="module")
+def extended(run, data, tmp_path_factory):
+    """The vocabulary with two new items, which look like i4 and i20, and their neighbours."""
+    from recbole_qbert import features
+
+    tokenizer = Tokenizer.load(Path(run.config["semantic_id_dir"]))
+    old = features.load(data / NAME, NAME, tokenizer.ids.items, ("text", "image"))
+    rows = [old.items.index("i4"), old.items.index("i20")]
+    new = replace(
+        old,
+        items=("n4", "n20"),
+        vectors={name: value[rows] for name, value in old.vectors.items()},
+        present={name: value[rows] for name, value in old.present.items()},
+    )
+    path = tmp_path_factory.mktemp("extended") / "more.sid"
+    tokenizer.add(new).save(path)
+    newcomers.neighbours(new, old, count=3).save(newcomers.beside(path))
+    return path
+
+
+@pytest.mark.parametrize("near", [True, False], ids=["neighbours", "codes"])
+def test_new_items_are_ranked_and_may_be_history(kept, model, extended, tmp_path, near):
+    path = tmp_path / "more.sid"
+    for name in ("more.sid", "more.sid.json", *(["more.neighbours"] if near else [])):
+        shutil.copy(extended.with_name(name), path.with_name(name))
+    larger = Recommender.load(kept, semantic_ids=path)
+    assert larger.items == (*model.items, "n4", "n20")
+    answers = larger.recommend([["i1", "i2"]], k=100)[0]
+    assert {"n4", "n20"} < {answer.item for answer in answers}
+    assert all(np.isfinite(answer.score) and answer.semantic_id for answer in answers)
+    # Old items keep their order: a larger catalogue shifts all log-probabilities alike.
+    old = [answer.item for answer in answers if answer.item in model.items]
+    assert old == [answer.item for answer in model.recommend([["i1", "i2"]], k=100)[0]]
+    assert larger.recommend([["n4"]], k=3)[0] and model.recommend([["n4"]], k=3) == [[]]
+    assert [answer.item for answer in model.recommend([["i1", "i2"]], k=100)[0]] == old, "the smaller model is as it was"
+
+
+def test_new_items_stand_where_their_neighbours_stand(kept, extended):
+    table = Recommender.load(kept, semantic_ids=extended).network.item_table()
+    near = newcomers.load(newcomers.beside(extended))
+    items = semantic_ids.load(extended).items
+    rows = torch.tensor([[items.index(item) + 1 for item in some] for some in near.nearest.tolist()])
+    # The order of items.sid is that of the training data, so rows are looked up by token.
+    loaded = Recommender.load(kept, semantic_ids=extended)
+    rows = torch.tensor([[loaded.items.index(items[row - 1]) + 1 for row in some] for some in rows.tolist()])
+    mean = (torch.from_numpy(near.weights)[:, :, None] * table[rows]).sum(1)
+    cosine = torch.nn.functional.cosine_similarity(table[-2:], mean, dim=1)
+    assert (cosine > 0.9999).all()
+
+
+def test_neighbours_that_the_model_lacks_count_for_nothing(kept, extended, tmp_path):
+    path = Path(shutil.copy(extended, tmp_path / "more.sid"))
+    near = newcomers.load(newcomers.beside(extended))
+    strange = near.nearest.astype(object)
+    strange[:, 1:] = "gone"
+    replace(near, nearest=strange).save(newcomers.beside(path))
+    loaded = Recommender.load(kept, semantic_ids=path)
+    table, first = loaded.network.item_table(), [loaded.items.index(item) + 1 for item in near.nearest[:, 0]]
+    torch.testing.assert_close(table[-2:], table[first])
+    strange[1] = "gone"
+    replace(near, nearest=strange).save(newcomers.beside(path))
+    with pytest.raises(ValueError, match="no item of the model for the new item n20"):
+        Recommender.load(kept, semantic_ids=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: replace(ids, vocabulary="other"), "of another vocabulary"),
+        (lambda ids: replace(ids, prefixes=tuple(p * 3 for p in ids.prefixes)), "of another vocabulary"),
+        (lambda ids: replace(ids, codes=np.roll(ids.codes, 1, 0)), r"in the model and another .*\(\d+ items differ\)"),
+        (lambda ids: replace(ids, items=ids.items[1:], codes=ids.codes[1:]), "has no semantic ID for 1 of 40 items"),
+        (lambda ids: replace(ids, codes=np.where(np.arange(42)[:, None] > 40, 99, ids.codes)), "code 99; .* end at 15"),
+    ],
+)
+def test_semantic_ids_that_do_not_extend_the_model(kept, extended, tmp_path, change, message):
+    changed_ids = change(semantic_ids.load(extended))
+    replace(changed_ids, size=200).save(tmp_path / "bad.sid")
+    with pytest.raises(ValueError, match=message):
+        Recommender.load(kept, semantic_ids=tmp_path / "bad.sid")
+
+
+# ------------------------------------------------------------------------------------------------------ the command line
+@pytest.fixture
+def call(tmp_path, capsys):
+    """Run a command; returns exit status, figures (or None), stdout and stderr."""
+
+    def run_command(*options):
+        capsys.readouterr()
+        file = tmp_path / "figures.json"
+        file.unlink(missing_ok=True)
+        status = cli.main([*map(str, options), "--json", str(file)])
+        said = capsys.readouterr()
+        return status, json.loads(file.read_text()) if file.exists() else None, said.out, said.err
+
+    return run_command
+
+
+def read_answers(path):
+    """``{user: [(item, score, title)]}`` of a file of any format."""
+    if path.suffix == ".jsonl":
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [(x["user_id"], a["rank"], a["item_id"], a["score"], a["title"]) for x in lines for a in x["recommendations"]]
+    elif path.suffix == ".parquet":
+        rows = pd.read_parquet(path)[["user_id", "rank", "item_id", "score", "title"]].itertuples(index=False, name=None)
+    else:
+        with open(path, encoding="utf-8", newline="") as handle:
+            table = list(csv.DictReader(handle, delimiter="," if path.suffix == ".csv" else "\t"))
+        rows = [(r["user_id"], int(r["rank"]), r["item_id"], float(r["score"]), r["title"] or None) for r in table]
+    found = {}
+    for user, rank, item, score, title in rows:
+        found.setdefault(user, []).append((item, score, title))
+        assert rank == len(found[user])
+    return found
+
+
+def test_export_then_recommend(call, checkpoint, data, tmp_path):
+    status, figures, out, _ = call("export", "--checkpoint", checkpoint, "--data_path", data, "--to", tmp_path / "model")
+    assert status == 0 and figures["items"] == 40 and figures["titles"] == 20 and "weight 0.7" in out
+    status, figures, out, _ = call("recommend", "--model", tmp_path / "model", "--items", "i1", "what", "i2", "--k", 3)
+    assert status == 0 and "1 items of histories are unknown to the model: skipped (first: what)" in out
+    assert figures["skipped_items"] == 1 and figures["first_unknown_items"] == ["what"] and figures["histories"] == 1
+    answers = Recommender.load(tmp_path / "model").recommend([["i1", "i2"]], k=3)[0]
+    for line, answer in zip(out.splitlines()[1:4], answers, strict=True):
+        assert line.split()[2:4] == [answer.item, answer.semantic_id] and line.endswith(answer.title or answer.semantic_id)
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".csv", ".jsonl", ".parquet"])
+def test_a_file_of_histories_gives_a_file_of_answers(call, kept, model, data, tmp_path, monkeypatch, ending):
+    """The same as in memory, and no more than a block of histories is held at a time."""
+    blocks = []
+    arrays = Recommender.recommend_arrays
+    monkeypatch.setattr(Recommender, "recommend_arrays", lambda *a, **k: blocks.append(len(a[1])) or arrays(*a, **k))
+    source = data / NAME / f"{NAME}.inter"
+    target = tmp_path / "out" / f"answers{ending}"
+    options = ("--model", kept, "--histories", source, "--k", 4, "--batch_size", 2, "--output", target)
+    status, figures, out, _ = call("recommend", *options)
+    assert status == 0 and figures["histories"] == 60 and f"{target}: 60 histories in" in out
+    assert blocks == [16, 16, 16, 12]
+    histories = whole_histories(data)
+    found = read_answers(target)
+    assert list(found) == list(histories)
+    for mine, answers in zip(found.values(), model.recommend(list(histories.values()), k=4), strict=True):
+        assert [(item, title) for item, _, title in mine] == [(a.item, a.title) for a in answers]
+        assert [score for _, score, _ in mine] == pytest.approx([a.score for a in answers], abs=1e-5)
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_seen_items_are_kept_when_asked_for(call, kept, tmp_path):
+    call("recommend", "--model", kept, "--items", "i1", "--k", 100, "--output", tmp_path / "a.tsv")
+    call("recommend", "--model", kept, "--items", "i1", "--k", 100, "--output", tmp_path / "b.tsv", "--keep_seen")
+    with_it, without = (len(read_answers(tmp_path / name)["history"]) for name in ("b.tsv", "a.tsv"))
+    assert (with_it, without) == (40, 39)
+
+
+def test_the_terminal_shows_the_first_few(call, kept, data):
+    status, figures, out, _ = call("recommend", "--model", kept, "--histories", data / NAME / f"{NAME}.inter", "--k", 1)
+    assert status == 0 and figures["histories"] == 10 and "the first 10 of 60 histories" in out
+
+
+def test_a_history_without_a_known_item_has_a_line_in_jsonl_only(call, kept, tmp_path):
+    (tmp_path / "h.csv").write_text("user_id,history\np,i1\nq,odd\nr,\n")
+    for name, wanted in (("a.jsonl", ["p", "q", "r"]), ("a.tsv", ["p"])):
+        status, figures, out, _ = call("recommend", "--model", kept, "--histories", "h.csv", "--output", tmp_path / name)
+        assert status == 0 and figures["histories_without_answer"] == 2 and "2 histories hold no item" in out
+        users = [json.loads(x)["user_id"] for x in (tmp_path / name).read_text().splitlines()] if name == "a.jsonl" else None
+        assert (users or list(read_answers(tmp_path / name))) == wanted
+
+
+def test_new_items_on_the_command_line(call, kept, extended):
+    status, _, out, _ = call("recommend", "--model", kept, "--sid", extended, "--items", "i3", "--k", 100)
+    assert status == 0 and " n20 " in out
+    status, _, _, err = call("recommend", "--model", kept, "--items", "n20")
+    assert status == 2 and "knows no item of 1 histories (first: n20)" in err and "--sid" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("user_id\titem_id\nu\tx\nv\ty\n", [], "knows no item of 2 histories (first: x, y)"),
+        ("user_id\titem_id\n", [], "there is no item in 0 histories"),
+        ("user_id\titem_id\ttimestamp\nu\ti1\t0\nv\ti2\tsoon\n", ["--batch_size", 1], "h.tsv:3: timestamp is 'soon'"),
+        ("user_id\titem_id\nu\ti1\n", ["--k", 0], "k is 0"),
+        ("user_id\titem_id\nu\ti1\n", ["--seed=3"], "recommend takes no properties; found seed"),
+        ("user_id\titem_id\nu\ti1\n", ["--output", "a.xlsx"], "a.xlsx ends in '.xlsx'; recommendations are written to .tsv"),
+    ],
+)
+def test_refusals_leave_no_file(call, kept, tmp_path, text, options, message):
+    (tmp_path / "h.tsv").write_text(text)
+    before = sorted(tmp_path.iterdir())
+    status, figures, _, err = call("recommend", "--model", kept, "--histories", "h.tsv", "--output", "a.tsv", *options)
+    assert status == 2 and figures is None and message in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_parquet_needs_pyarrow(call, kept, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    status, _, _, err = call("recommend", "--model", kept, "--items", "i1", "--output", "a.parquet")
+    assert status == 2 and "pip install 'pyarrow<22'" in err
