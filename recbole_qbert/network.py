@@ -73,6 +73,16 @@ class SemanticSequenceModel(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        """As torch's; weights of other codes are refused, for what is derived from the codes is not among the weights."""
+        codes = state_dict.get(f"{prefix}codes")
+        if codes is not None and not torch.equal(codes.to(self.codes), self.codes):
+            raise ValueError(
+                f"the weights were trained with other semantic IDs ({tuple(codes.shape)} codes there, "
+                f"{tuple(self.codes.shape)} here) or another catalogue; use the .sid file of the training (semantic_id_file)"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @property
     def penalty(self) -> Tensor:
         """What is subtracted from the logit of an item of the history; ``[]``."""

@@ -316,11 +316,19 @@ def test_exclude_rules_out_the_history_and_leaves_the_rest(loss):
     close(strict.scores(sequences, lengths), free.scores(sequences, lengths).masked_fill(gone, -torch.inf))
 
 
+def test_weights_of_other_codes_are_refused():
+    codes = make().codes.clone().long()
+    other = make(codes=codes.roll(1, 1))
+    with pytest.raises(ValueError, match="other semantic IDs"):
+        make(codes=codes).load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match=r"\(12, 4\) codes there, \(15, 4\) here"):
+        make().load_state_dict(make(codes=codes[:12]).state_dict())
+
+
 def test_weights_survive_a_round_trip():
     model, other = make(seed=0), make(seed=1)
     sequences, lengths = batch([4, 7])
     assert not torch.allclose(model.scores(sequences, lengths), other.scores(sequences, lengths))
-    other.load_state_dict(model.state_dict())
     fresh = SemanticSequenceModel(model.config, model.codes, SIZE).eval()
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(model.scores(sequences, lengths), fresh.scores(sequences, lengths))
