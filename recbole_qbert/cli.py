@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from recbole_qbert.artifacts import write_json
-from recbole_qbert.commands import Figures, data, stages, training
+from recbole_qbert.commands import Figures, stages, training
+from recbole_qbert.commands import data as data_commands
 from recbole_qbert.terminal import limit_threads, log_to_console
 
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, or 2 when an input was refused (the message is on stderr).
+        0; 1 when the doctor found something wrong; 2 when an input was refused (the message is on stderr).
     """
     parser = build_parser()
     given = list(sys.argv[1:] if argv is None else argv)
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.json:
         write_json(Path(args.json), figures)
-    return 0
+    return int(figures.get("exit_code", 0))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,27 +47,25 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     def add(
-        name: str, run: Callable[[argparse.Namespace], Figures], text: str, has_data: bool = True
+        name: str, run: Callable[[argparse.Namespace], Figures], text: str, data: str = "model"
     ) -> argparse.ArgumentParser:
+        """A command. ``data``: ``none``, ``one`` (a data set), ``written`` (one to be made), ``model`` (with properties)."""
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         command.add_argument("--json", metavar="FILE", help="write the printed figures there")
         command.add_argument("--output", default="runs", help="folder for everything written (default: runs)")
-        if has_data:
-            command.add_argument("--dataset", required=True, help="name of the data set")
-            command.add_argument("--data_path", required=True, help="folder that holds the data set's folder")
+        if data != "none":
+            made = " to write" if data == "written" else ""
+            command.add_argument("--dataset", required=True, help=f"name of the data set{made}")
+            text = "folder to write the data set's folder into" if made else "folder that holds the data set's folder"
+            command.add_argument("--data_path", required=True, help=text)
+        if data == "model":
             command.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="property files")
         return command
 
     text = "make synthetic raw product data and run everything on it, next to two baselines"
-    demo_command = add("demo", training.demo, text, has_data=False)
-    prepare_command = add("prepare", data.prepare, "raw Amazon-2018 files to RecBole atomic files", has_data=False)
-    for option, text in (("reviews", "reviews, JSON lines, .gz or plain"), ("metadata", "product metadata, likewise")):
-        prepare_command.add_argument(f"--{option}", required=True, metavar="FILE", help=text)
-    prepare_command.add_argument("--dataset", required=True, help="name of the data set to write")
-    prepare_command.add_argument("--data_path", required=True, help="folder to write the data set's folder into")
-    prepare_command.add_argument("--min_user", type=int, default=5, help="least interactions of a user (default: 5)")
-    prepare_command.add_argument("--min_item", type=int, default=5, help="least interactions of an item (default: 5)")
+    demo_command = add("demo", training.demo, text, data="none")
+    data_commands.add_commands(add)
     add("features", stages.features, "text and image features by the built-in encoders, where the data bring none")
     add("inject", stages.inject, "stage 1: fuse the modalities of every item into one vector")
     add("quantize", stages.quantize, "stage 2: semantic IDs, a .sid file (runs stage 1 first where it is needed)")
