@@ -15,7 +15,9 @@ THREADS ?= 1
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 # One name for each checkout: the environment holds a link to the checkout that set it up last.
-STAMP := $(VENV)/.ready-$(shell pwd | cksum | cut -d' ' -f1)
+CHECKOUT := $(shell pwd | cksum | cut -d' ' -f1)
+RUN := $(VENV)/.ready-to-run-$(CHECKOUT)
+TEST := $(VENV)/.ready-to-test-$(CHECKOUT)
 SUPPORTED = import sys; v = sys.version_info[:2]; v in ((3, 10), (3, 11)) or sys.exit( \
 	f"recbole_qbert needs Python 3.10 or 3.11 (RecBole has no other), but {sys.executable} is {v[0]}.{v[1]}.\n" \
 	"Say which one to use: make PYTHON=/path/to/python3.11 VENV=.venv311")
@@ -38,9 +40,9 @@ help:
 	@echo 'make clean     remove .venv and what builds and tools left'
 	@echo 'Each sets up $(VENV) first if it is not there or setup.py or constraints.txt changed.'
 
-setup: $(STAMP)
+setup: $(TEST)
 
-demo: setup
+demo: $(RUN)
 	@$(BIN)/python run_recbole_qbert.py $(ARGS)
 
 test: setup
@@ -63,7 +65,7 @@ clean:
 which-python:
 	@echo $(PYTHON)
 
-$(STAMP): setup.py constraints.txt
+$(RUN): setup.py constraints.txt
 	@$(BIN)/python -c '' 2>/dev/null || { \
 	  [ -n "$(PYTHON)" ] || { echo 'No Python 3.10 or 3.11 found. Install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }; \
 	  $(PYTHON) -c '$(SUPPORTED)' || exit 1; \
@@ -76,5 +78,10 @@ $(STAMP): setup.py constraints.txt
 	@echo '[2/3] torch: a download of 200 MB (CPU build) to 3 GB (CUDA build), once'
 	@$(PIP) setuptools wheel torch
 	@echo '[3/3] RecBole and the rest'
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) --no-build-isolation --editable .
 	@rm -f $(VENV)/.ready-* && touch $@
+
+$(TEST): $(RUN)
+	@echo 'what the tests need besides: encoders, PySpark (a download of 400 MB, once), tools'
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@

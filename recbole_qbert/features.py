@@ -159,19 +159,32 @@ def check_token(token: str, where: str, kind: str = "item token") -> None:
         )
 
 
-def _open(path: Path, rows: int, names: Path) -> np.ndarray:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; make it, or take its modality out of injection_modalities")
+def open_matrix(path: Path) -> np.ndarray:
+    """Open a plain ``.npy``, memory-mapped; ``[N, D]`` or ``[N, J, D]``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an archive, pickled objects, a damaged file, or another shape or type.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a plain .npy matrix ({error})") from error
+    except Exception as error:  # on a damaged header numpy raises nearly anything
+        raise ValueError(f"{path} is not a plain .npy matrix ({error}); save it with numpy.save") from error
     if not isinstance(matrix, np.ndarray):
-        raise ValueError(f"{path} is not a plain .npy matrix but an archive of several")
-    if matrix.dtype not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"{path} is not a plain .npy matrix but an archive of several; save each with numpy.save")
+    if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
         raise ValueError(f"{path} holds {matrix.dtype}; features are float16, float32 or float64")
     if matrix.ndim not in (2, 3) or 0 in matrix.shape[1:]:
         raise ValueError(f"{path} has shape {matrix.shape}; features are [N, D] or [N, J, D]")
+    return matrix
+
+
+def _open(path: Path, rows: int, names: Path) -> np.ndarray:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; make it, or take its modality out of injection_modalities")
+    matrix = open_matrix(path)
     if len(matrix) != rows:
         kind = "extra" if len(matrix) > rows else "missing"
         raise ValueError(

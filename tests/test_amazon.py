@@ -8,26 +8,38 @@ import json
 import os
 import random
 import sys
+import zlib
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dataset_prep import amazon
-from dataset_prep.amazon import AmazonFormatError, clean_categories, clean_text, convert, k_core, parse_price
-
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "raw_amazon2018"
+from dataset_prep import lines, spill, tables, workplace
+from dataset_prep.amazon import AmazonFormatError, PrepareReport, convert
+from dataset_prep.cleaning import NA_WORDS, clean_categories, clean_text, parse_price
+from dataset_prep.editions import review_lines
+from dataset_prep.engines import DuckDB
+from dataset_prep.lines import Block
 
 
 def review(user: str = "U1", item: str = "I1", time: float = 1_500_000_000, **more: Any) -> dict[str, Any]:
     return {"reviewerID": user, "asin": item, "overall": 5.0, "unixReviewTime": time, **more}
 
 
-def lines(records: list[Any]) -> bytes:
+def json_lines(records: list[Any]) -> bytes:
     return "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records).encode()
+
+
+EVERYTHING: dict[str, Any] = {"min_user_interactions": 1, "min_item_interactions": 1, "progress": False}
 
 
 class Shop:
@@ -38,14 +50,17 @@ class Shop:
         self.metadata.write_bytes(b"")
 
     def convert(self, records: list[Any], products: list[Any] | None = None, **options: Any) -> Any:
-        self.reviews.write_bytes(lines(records))
+        self.reviews.write_bytes(json_lines(records))
         if products is not None:
-            self.metadata.write_bytes(lines(products))
+            self.metadata.write_bytes(json_lines(products))
         return self.run(**options)
 
     def run(self, **options: Any) -> Any:
-        options = {"min_user_interactions": 1, "min_item_interactions": 1, "progress": False, **options}
-        return convert(self.reviews, self.metadata, "Shop", self.folder / "out", **options)
+        return convert(self.reviews, self.metadata, "Shop", self.folder / "out", **{**EVERYTHING, **options})
+
+    def files(self) -> dict[str, bytes]:
+        """The data files, and the list of bad lines."""
+        return {p.name: p.read_bytes() for p in (self.folder / "out" / "Shop").iterdir() if p.name != "prepare.json"}
 
     def read(self, suffix: str) -> pd.DataFrame:
         """The file as RecBole reads it."""
@@ -59,6 +74,11 @@ class Shop:
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
+
+
+def left(report: PrepareReport) -> dict[str, int]:
+    """Interactions after each step."""
+    return {step.step: step.interactions for step in report.steps}
 
 
 # ------------------------------------------------------------------------------------------------- cleaning
@@ -88,7 +108,7 @@ def test_clean_text(raw: str, clean: str) -> None:
 def test_na_words_are_those_of_the_installed_pandas() -> None:
     from pandas._libs.parsers import STR_NA_VALUES
 
-    assert set(STR_NA_VALUES) - {""} == amazon.NA_WORDS
+    assert set(STR_NA_VALUES) - {""} == NA_WORDS
 
 
 def test_categories_are_tokens_without_spaces() -> None:
@@ -98,7 +118,18 @@ def test_categories_are_tokens_without_spaces() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "dollars"),
-    [("$25.00", 25.0), ("$1,299", 1299.0), ("$5.00 - $9.00", 5.0), ("", None), (".a-box{margin:0}", None)],
+    [
+        ("$25.00", 25.0),
+        ("$1,299", 1299.0),
+        ("$5.00 - $9.00", 5.0),
+        ("12.5", 12.5),
+        ("from 8.99", 8.99),
+        ("", None),
+        ("None", None),
+        ("nan", None),
+        ("-3", None),
+        (".a-box{margin:0}", None),
+    ],
 )
 def test_price(raw: str, dollars: float | None) -> None:
     assert parse_price(raw) == dollars
@@ -166,7 +197,7 @@ def test_fields_may_be_missing_or_of_another_kind(shop: Shop) -> None:
     assert read.loc["I3", "title"] == ""
     assert read.loc["I3", "image_urls"] == "http://x/a%20b.jpg"
     assert report.items_without == {
-        "metadata": 0, "title": 2, "brand": 3, "categories": 2, "description": 2, "price": 3, "image": 2
+        "metadata": 0, "title": 2, "brand": 3, "categories": 2, "description": 2, "price": 2, "image": 2
     }  # fmt: skip
 
 
@@ -202,34 +233,64 @@ def test_of_duplicates_the_first_in_time_is_kept(shop: Shop) -> None:
         ("U1", "I1", 2, 10),
         ("U2", "I1", 5, 20),
     ]
-    assert (report.interactions_read, report.duplicates_dropped, report.interactions) == (4, 2, 2)
+    assert left(report) == {"read": 4, "distinct": 2}
+    assert (report.users, report.items, report.interactions) == (2, 1, 2)
 
 
-def test_k_core_known_answer() -> None:
-    """Users 1-3 x items a-c are a 3-core; a chain hangs on it that comes off link by link."""
-    core = [(u, i) for u in "123" for i in "abc"]
-    chain = [("4", "a"), ("4", "b"), ("4", "d"), ("5", "d"), ("5", "e"), ("6", "d")]
-    left, rounds = k_core(pd.DataFrame(core + chain, columns=["user", "item"]), 3, 3)
-    assert list(left.itertuples(index=False, name=None)) == core
-    assert [r["interactions"] for r in rounds] == [12, 11, 9]
-    assert rounds[-1] == {"users": 3, "items": 3, "interactions": 9}
+def k_core(folder: Path, pairs: list[tuple[int, int]], min_user: int, min_item: int) -> tuple[set[Any], list[int]]:
+    """The pairs left by `tables.k_core`, and how many each round left."""
+    table = pa.table({"user_code": [u for u, _ in pairs], "item_code": [i for _, i in pairs]})
+    pq.write_table(table.cast(pa.schema([("user_code", pa.int64()), ("item_code", pa.int64())])), folder / "pairs.parquet")
+    engine = DuckDB(folder / "tables", threads=1)
+    engine.view("given", folder / "pairs.parquet")
+    name, rounds = tables.k_core(engine, "given", min_user, min_item)
+    core = set(engine.rows(f"SELECT user_code, item_code FROM {name}"))
+    engine.close()
+    return core, [size.interactions for size in rounds]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_k_core_is_the_brute_force_one(seed: int) -> None:
-    draw = random.Random(seed)
-    pairs = sorted({(draw.randrange(30), int(draw.triangular(0, 20, 0))) for _ in range(250)})
-    expected = pairs
+def test_k_core_known_answer(tmp_path: Path) -> None:
+    """Users 1-3 x items 1-3 are a 3-core; a chain hangs on it that comes off link by link."""
+    core = {(u, i) for u in (1, 2, 3) for i in (1, 2, 3)}
+    chain = [(4, 1), (4, 2), (4, 4), (5, 4), (5, 5), (6, 4)]
+    assert k_core(tmp_path, [*core, *chain], 3, 3) == (core, [12, 11, 9])
+    assert k_core(tmp_path, chain, 3, 3) == (set(), [1, 0])
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9)), unique=True, max_size=70)
+
+
+@settings(max_examples=25, deadline=None)
+@given(pairs=PAIRS, min_user=st.integers(1, 4), min_item=st.integers(1, 4))
+def test_k_core_is_the_brute_force_one(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]], min_user: int, min_item: int
+) -> None:
+    expected = brute_force_core(set(pairs), min_user, min_item)
+    assert k_core(tmp_path_factory.mktemp("core"), pairs, min_user, min_item)[0] == expected
+
+
+def brute_force_core(pairs: set[Any], min_user: int, min_item: int) -> set[Any]:
+    """By sets and Counters."""
     while True:
-        users, items = Counter(u for u, _ in expected), Counter(i for _, i in expected)
-        bad_users = {u for u in users if users[u] < 5}
-        if not bad_users and min(items.values(), default=4) >= 4:
-            break
-        expected = [(u, i) for u, i in expected if u not in bad_users and items[i] >= 4]
-        if not expected:
-            break
-    left, _ = k_core(pd.DataFrame(pairs, columns=["user", "item"]), 5, 4)
-    assert list(left.itertuples(index=False, name=None)) == expected
+        users, items = Counter(u for u, _ in pairs), Counter(i for _, i in pairs)
+        smaller = {(u, i) for u, i in pairs if users[u] >= min_user and items[i] >= min_item}
+        if smaller == pairs:
+            return pairs
+        pairs = smaller
+
+
+def test_a_time_window_is_cut_before_anything_else(shop: Shop) -> None:
+    """The second review of I1 by U1 counts where the first lies outside of the window."""
+    day = 86_400
+    records = [review(time=1 * day), review(time=3 * day, overall=2), review("U2", time=4 * day), review("U3", time=5 * day)]
+    report = shop.convert(records, after="1970-01-03", before=5 * day)
+    assert list(shop.read("inter").itertuples(index=False, name=None)) == [
+        ("U1", "I1", 2, 3 * day),
+        ("U2", "I1", 5, 4 * day),
+    ]
+    assert left(report) == {"read": 4, "window": 2, "distinct": 2}
+    assert (report.options["after"], report.options["before"]) == (2 * day, 5 * day)
+    assert left(shop.convert(records, after="1970-01-04T01:00:00+01:00"))["window"] == 3
 
 
 def test_one_item_row_per_interacted_item(shop: Shop) -> None:
@@ -244,7 +305,7 @@ def test_one_item_row_per_interacted_item(shop: Shop) -> None:
 def test_require_image_by_url_and_by_file(shop: Shop) -> None:
     records = [review(item=i) for i in ("url", "file", "none")]
     products = [{"asin": "url", "imageURL": ["https://x/1.jpg"]}, {"asin": "file"}, {"asin": "none"}]
-    assert shop.convert(records, products, require_image=True).no_image_dropped == 2
+    assert left(shop.convert(records, products, require_image=True)) == {"read": 3, "distinct": 3, "image": 1}
     assert list(shop.read("item")["item_id"]) == ["url"]
     (shop.folder / "images" / "file").mkdir(parents=True)
     (shop.folder / "images" / "none").mkdir()
@@ -260,7 +321,7 @@ def test_require_image_by_url_and_by_file(shop: Shop) -> None:
 @pytest.mark.parametrize("key", ["reviewerID", "asin"])
 def test_ids_that_recbole_would_lose_are_refused(shop: Shop, word: str, key: str) -> None:
     with pytest.raises(AmazonFormatError) as error:
-        shop.convert([review(), {**review("U2", "I2"), key: word}], skip_malformed=True)
+        shop.convert([review(), {**review("U2", "I2"), key: word}], max_bad_lines=100)
     message = str(error.value)
     assert f"{shop.reviews}:2: {key} {word!r}" in message
     assert "Rename the id" in message
@@ -286,39 +347,78 @@ BAD_LINES = [
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_LINES)
-def test_malformed_lines_stop_or_are_counted(shop: Shop, bad: Any, reason: str) -> None:
+def test_bad_lines_are_left_out_and_listed_or_refused(shop: Shop, bad: Any, reason: str) -> None:
     records = [review(), "", bad, review("U2"), bad]
+    count = shop.convert(records).reviews
+    assert (count.lines, count.blank, count.bad, [line["line"] for line in count.bad_lines]) == (5, 1, 2, [3, 5])
+    listed = [json.loads(line) for line in shop.files()["prepare.rejected.jsonl"].splitlines()]
+    assert [(line["file"], line["line"]) for line in listed] == [("r.json", 3), ("r.json", 5)]
+    assert reason in listed[0]["reason"]
     with pytest.raises(AmazonFormatError) as error:
-        shop.convert(records)
-    assert f"{shop.reviews}:3: " in str(error.value)
+        shop.convert(records, max_bad_lines=1)
+    assert f"{shop.reviews}:5: " in str(error.value)
     assert reason in str(error.value)
-    assert "skip_malformed=True" in str(error.value)
-    count = shop.convert(records, skip_malformed=True).reviews
-    assert (count.lines, count.blank, count.malformed, count.first_malformed_line) == (5, 1, 2, 3)
+    assert "This is bad line 2, and max_bad_lines is 1" in str(error.value)
 
 
-def test_other_editions_are_recognised(shop: Shop) -> None:
-    with pytest.raises(AmazonFormatError, match="2014 edition"):
-        shop.convert(["{'reviewerID': 'U1', 'asin': 'I1'}"])
-    with pytest.raises(AmazonFormatError, match="2023 edition"):
-        shop.convert([{"user_id": "U1", "parent_asin": "I1", "rating": 5.0, "timestamp": 1_500_000_000_000}])
+def test_the_list_of_an_earlier_run_goes_when_no_line_is_bad(shop: Shop) -> None:
+    shop.convert([review(), "{"])
+    assert "prepare.rejected.jsonl" in shop.files()
+    shop.convert([review()])
+    assert set(shop.files()) == {"Shop.inter", "Shop.item"}
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "allowed"), [(5, 10, True), (5, 11, False), (20_000, 20, True), (20_000, 21, False)]
+)
+def test_the_share_of_bad_lines_has_a_limit(shop: Shop, good: int, bad: int, allowed: bool) -> None:
+    records = [json.dumps(review())] * good + ["no"] * bad
+    if allowed:
+        assert shop.convert(records).reviews.bad == bad
+    else:
+        with pytest.raises(AmazonFormatError, match=rf"r\.json:{good + bad}: .*max_bad_lines is 0\.001"):
+            shop.convert(records)
+
+
+def test_a_file_without_any_good_line_is_refused(shop: Shop) -> None:
+    with pytest.raises(AmazonFormatError, match=r"r\.json:1: no key 'reviewerID'.*No line of the file"):
+        shop.convert([{"asin": "I1", "title": "x"}])
+    with pytest.raises(AmazonFormatError, match=r"m\.json:1: a review .* where a product is expected"):
+        shop.convert([review()], [review()])
+
+
+def test_a_line_longer_than_the_limit_is_a_bad_one(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever blocks begin and end: lines of 1 to 250 bytes past the limit, at the beginning, within and at the end."""
+    monkeypatch.setattr(lines, "MAX_LINE", 300)
+    for block in (64, 256, 1024):
+        monkeypatch.setattr(lines, "BLOCK", block)
+        long = [json.dumps(review(text="x" * n)) for n in range(150, 400, 10)]
+        short = [json.dumps(review(f"U{n}")) for n in range(5)]
+        records = [long[-1], *short, *long, *short, long[-1]]
+        count = shop.convert(records, max_bad_lines=100).reviews
+        too_long = [n for n, line in enumerate(records, 1) if len(line) > 300]
+        assert [line["line"] for line in count.bad_lines] == too_long[:20]
+        assert (count.lines, count.bad) == (len(records), len(too_long))
+        shop.reviews.write_bytes(shop.reviews.read_bytes().rstrip(b"\n"))
+        assert shop.run(max_bad_lines=100).reviews.bad == len(too_long)
 
 
 def test_malformed_metadata_names_its_own_file(shop: Shop) -> None:
     with pytest.raises(AmazonFormatError, match=r"m\.json:2: no key 'asin'; the line begins"):
-        shop.convert([review()], [{"asin": "I1"}, {"title": "x"}])
+        shop.convert([review()], [{"asin": "I1"}, {"title": "x"}], max_bad_lines=0)
 
 
 def test_bytes_that_are_not_utf8(shop: Shop) -> None:
-    shop.reviews.write_bytes(lines([review()]) + b'{"reviewerID": "\xff"}\n')
-    with pytest.raises(AmazonFormatError, match=r"r\.json:2: 'utf-8' codec"):
-        shop.run()
+    for bad in (b'{"reviewerID": "\xff"}\n', json.dumps(review(text="?")).replace("?", "\xff").encode("latin-1") + b"\n"):
+        shop.reviews.write_bytes(json_lines([review()]) + bad)
+        with pytest.raises(AmazonFormatError, match=r"r\.json:2: 'utf-8' codec"):
+            shop.run(max_bad_lines=0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "tail"])
 def test_damaged_gzip(shop: Shop, damage: str) -> None:
     draw = random.Random(0)
-    packed = gzip.compress(lines([review(f"U{draw.random()}") for _ in range(5000)]))
+    packed = gzip.compress(json_lines([review(f"U{draw.random()}") for _ in range(5000)]))
     middle = len(packed) // 2
     damaged = {
         "cut": packed[:middle],
@@ -336,13 +436,28 @@ def test_damaged_gzip(shop: Shop, damage: str) -> None:
 def test_missing_files_and_wrong_options(shop: Shop) -> None:
     with pytest.raises(FileNotFoundError, match=r"r\.json: no such file"):
         shop.run()
-    shop.reviews.write_bytes(lines([review()]))
+    shop.reviews.write_bytes(json_lines([review()]))
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         shop.run(images=shop.folder / "nowhere")
     with pytest.raises(ValueError, match="min_item_interactions is 0; it must be at least 1"):
         shop.run(min_item_interactions=0)
     with pytest.raises(ValueError, match="names a folder"):
         convert(shop.reviews, shop.metadata, "../up", shop.folder)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"engine": "dask"}, "engine is 'dask'; it must be local or spark"),
+        ({"edition": "2019"}, "edition is '2019'; it must be one of 2014, 2018, 2023, recbole"),
+        ({"after": "soon"}, "after is 'soon'; give seconds, or a date"),
+        ({"after": 5, "before": 5}, "must be earlier"),
+        ({"max_bad_lines": -1}, "max_bad_lines is -1"),
+        ({"max_bad_lines": float("nan")}, "max_bad_lines is nan"),
+        ({"threads": 0}, "threads is 0"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            shop.run(**options)
+    with pytest.raises(ValueError, match="require_image needs metadata or a folder of images"):
+        convert(shop.reviews, None, "Shop", shop.folder, require_image=True)
+    assert not (shop.folder / "out").exists()
     shop.metadata.unlink()
     with pytest.raises(FileNotFoundError, match=r"m\.json: no such file"):
         shop.run()
@@ -362,10 +477,10 @@ def test_gzip_and_plain_give_the_same_bytes_whatever_the_suffix(shop: Shop) -> N
     plain = shop.convert(records, products)
     folder = shop.folder / "out" / "Shop"
     before = {p.name: p.read_bytes() for p in folder.glob("Shop.*")}
-    shop.reviews.write_bytes(gzip.compress(lines(records)))
+    shop.reviews.write_bytes(gzip.compress(json_lines(records)))
     packed = shop.run()
     assert {p.name: p.read_bytes() for p in folder.glob("Shop.*")} == before
-    assert plain.reviews.sha256 == hashlib.sha256(lines(records)).hexdigest()
+    assert plain.reviews.sha256 == hashlib.sha256(json_lines(records)).hexdigest()
     assert packed.reviews.sha256 == hashlib.sha256(shop.reviews.read_bytes()).hexdigest()
 
 
@@ -379,50 +494,170 @@ def test_manifest_is_the_report_and_knows_no_paths(shop: Shop) -> None:
     assert manifest["average_length"] == 1.5
 
 
-@pytest.mark.parametrize("fails_at", ["write", 1, 2, 3])
-def test_an_error_while_writing_leaves_nothing_that_looks_complete(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, fails_at: str | int
+def test_without_metadata_items_have_an_id_only(shop: Shop) -> None:
+    shop.reviews.write_bytes(json_lines([review(), review(item="I2", time=1)]))
+    report = convert(shop.reviews, None, "Shop", shop.folder / "out", **EVERYTHING)
+    assert (shop.folder / "out" / "Shop" / "Shop.item").read_text().splitlines()[1:] == ["I2" + 6 * "\t", "I1" + 6 * "\t"]
+    assert (report.metadata, report.items_without["metadata"]) == ([], 2)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_an_error_while_publishing_leaves_nothing_that_looks_complete(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
     shop.convert([review()])
-    folder = shop.folder / "out" / "Shop"
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    calls = {"replace": 0}
-    replace, write = os.replace, Path.write_bytes
+    calls = 0
+    really_replace = os.replace
 
     def broken_replace(source: Any, target: Any) -> None:
-        calls["replace"] += 1
-        if calls["replace"] == fails_at:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
             raise OSError("disk full")
-        replace(source, target)
+        really_replace(source, target)
 
-    def broken_write(self: Path, content: Any) -> int:
-        if fails_at == "write" and self.name.startswith(".Shop.item"):
-            raise OSError("disk full")
-        return write(self, content)
-
-    shop.reviews.write_bytes(lines([review("U2")]))
+    shop.reviews.write_bytes(json_lines([review("U2")]))
     monkeypatch.setattr(os, "replace", broken_replace)
-    monkeypatch.setattr(Path, "write_bytes", broken_write)
     with pytest.raises(OSError, match="disk full"):
         shop.run()
-    after = {p.name: p.read_bytes() for p in folder.iterdir()}
-    assert not [name for name in after if "tmp" in name]
-    if fails_at == "write":
-        assert after == before
-    else:
-        assert "prepare.json" not in after
+    assert not (shop.folder / "out" / "Shop" / "prepare.json").exists()
+    assert [path.name for path in (shop.folder / "out").iterdir()] == ["Shop"]
+
+
+def test_an_error_before_publishing_leaves_what_was_there(shop: Shop) -> None:
+    shop.convert([review()])
+    before = {p: p.read_bytes() for p in (shop.folder / "out").rglob("*") if p.is_file()}
+    with pytest.raises(AmazonFormatError, match="none is left"):
+        shop.run(min_user_interactions=2)
+    assert {p: p.read_bytes() for p in (shop.folder / "out").rglob("*") if p.is_file()} == before
+
+
+def test_two_processes_do_not_write_the_same_data_set(shop: Shop) -> None:
+    with workplace.workplace(shop.folder / "out", "Shop"), pytest.raises(ValueError, match="another process is preparing"):
+        shop.convert([review()])
+
+
+# ------------------------------------------------------------------------------------------- quick and careful
+
+
+PIECES = st.sampled_from(
+    ['"U1"', '"NA"', '""', '"a b"', '"\u00e9"', '"\\ud800"', "17", "1.5", "-0.0", "1e400", "12345678901234567890123", "1e11",
+     "1e12", "NaN", "true", "null", "[1]", '{"a": [{}]}', '"x\ty"', '"U_2"', '"../x"', "00", "."]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    values=st.lists(st.tuples(PIECES, PIECES, PIECES, PIECES, PIECES), min_size=1, max_size=3),
+    edition=st.sampled_from(["2018", "2023"]),
+)
+def test_the_quick_way_gives_what_the_careful_one_gives_or_nothing(values: list[Any], edition: str) -> None:
+    names = {
+        "2018": ("reviewerID", "asin", "overall", "unixReviewTime"),
+        "2023": ("user_id", "parent_asin", "rating", "timestamp"),
+    }
+    rows = [
+        "{" + ", ".join(f'"{k}": {v}' for k, v in zip((*names[edition], "more"), row, strict=True)) + "}" for row in values
+    ]
+    reader = review_lines(edition, b"")
+    columns = spill._quick_columns(Block(1, [row.encode() for row in rows]), reader)
+    if columns is not None:
+        quick = [tuple(row) for row in zip(*(column.tolist() for column in columns[1:]), strict=True)]
+        assert quick == [reader.parse(row.encode()) for row in rows]
+
+
+@pytest.mark.parametrize(("edition", "time"), [("2018", 1_500_000_000), ("2023", 1_500_000_000_123)])
+def test_plain_lines_go_the_quick_way(edition: str, time: int) -> None:
+    line = review(time=time) if edition == "2018" else {"user_id": "U", "parent_asin": "I", "rating": 5, "timestamp": time}
+    assert spill._quick_columns(Block(1, json_lines([line, line]).splitlines()), review_lines(edition, b"")) is not None
+
+
+def test_around_a_bad_line_few_others_are_read_with_care(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[Any] = [review(f"U{n}", time=n) for n in range(5000)]
+    for n in (0, 1234, 1240, 4999):
+        records[n] = "bad"
+    careful: list[bytes] = []
+
+    def noted(*args: Any) -> Any:
+        reader = review_lines(*args)
+        return replace(reader, parse=lambda line: careful.append(line) or reader.parse(line))  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(spill, "review_lines", noted)
+    report = shop.convert(records)
+    assert [line["line"] for line in report.reviews.bad_lines] == [1, 1235, 1241, 5000]
+    assert list(shop.read("inter")["user_id"]) == [f"U{n}" for n in range(5000) if records[n] != "bad"]
+    assert len(careful) <= 4 * 64
+
+
+def test_ids_of_odd_characters_are_written_as_they_are(shop: Shop) -> None:
+    """DuckDB would put quotes around a '#'."""
+    odd = ["#x", "x#", "a,b", "'q'", "\\N", "é", "漢🎁", "=1+1", "a|b;c", "%", "[x]", "1e5", "True", "N/A_", "_"]
+    shop.convert([review(user, time=n) for n, user in enumerate(odd)])
+    rows = (shop.folder / "out" / "Shop" / "Shop.inter").read_text(encoding="utf-8").splitlines()[1:]
+    assert rows == [f"{user}\tI1\t5.0\t{float(n)}" for n, user in enumerate(odd)]
+    assert list(shop.read("inter")["user_id"]) == odd
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.floats(0, 1e11), min_size=1, max_size=40),
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=40, max_size=40),
+)
+def test_numbers_look_as_in_python(
+    tmp_path_factory: pytest.TempPathFactory, times: list[float], ratings: list[float]
+) -> None:
+    """Which is how Spark's rows are written, too."""
+    shop = Shop(tmp_path_factory.mktemp("numbers"))
+    records = [review(f"U{n}", time=time, overall=ratings[n]) for n, time in enumerate(sorted(times))]
+    shop.convert(records)
+    rows = (shop.folder / "out" / "Shop" / "Shop.inter").read_text().splitlines()[1:]
+    assert rows == [f"U{n}\tI1\t{ratings[n] + 0.0}\t{time + 0.0}" for n, time in enumerate(sorted(times))]
+
+
+@pytest.mark.parametrize("inflater", ["isal", "zlib"])
+@pytest.mark.parametrize("members", [1, 3])
+def test_lines_come_whole_however_they_are_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inflater: str, members: int
+) -> None:
+    if inflater == "zlib":
+        monkeypatch.setattr(lines, "unpacker", zlib)
+    monkeypatch.setattr(lines, "BLOCK", 1000)
+    draw = random.Random(0)
+    content = b"".join(b"%d %s\n" % (n, b"x" * draw.choice([0, 5, 2500])) for n in range(300))
+    cuts = [0, *sorted(draw.sample(range(len(content)), members - 1)), len(content)]
+    packed = b"".join(gzip.compress(content[a:b]) for a, b in pairwise(cuts)) + b"\0" * 7
+    (tmp_path / "f").write_bytes(packed)
+    count = lines.LineCount("f", "")
+    blocks = list(lines.read_blocks(tmp_path / "f", count))
+    assert [line for block in blocks for line in block.lines] == content.splitlines()
+    assert [block.first for block in blocks] == [1 + sum(len(b.lines) for b in blocks[:n]) for n in range(len(blocks))]
+    assert (count.lines, count.sha256) == (300, hashlib.sha256(packed).hexdigest())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_result_does_not_depend_on_threads_and_blocks(shop: Shop, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    draw = random.Random(3)
+    records: list[Any] = [review(f"U{draw.randrange(40)}", f"I{draw.randrange(30)}", draw.randrange(50)) for _ in range(900)]
+    records[100] = "bad"
+    products = [{"asin": f"I{draw.randrange(40)}", "title": f"t{n}"} for n in range(60)]
+    options: dict[str, Any] = {"min_user_interactions": 4, "min_item_interactions": 6}
+    shop.convert(records, products, **options, threads=3)
+    before = shop.files()
+    monkeypatch.setattr(lines, "BLOCK", 5000)
+    monkeypatch.setattr(spill, "ROWS", 100)
+    shop.run(**options, threads=threads)
+    assert shop.files() == before
 
 
 # ----------------------------------------------------------------------------------- real files and RecBole
 
 
-@pytest.fixture(scope="module")
-def gift_cards() -> tuple[Path, Path]:
-    found = (REAL / "Gift_Cards_5.json.gz", REAL / "meta_Gift_Cards.json.gz")
-    if not all(path.is_file() for path in found):
-        message = "the real Amazon-2018 files are not there: ../shared/data/raw_amazon2018"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    return found
+@pytest.fixture
+def gift_cards(shared_data: Path) -> tuple[Path, Path]:
+    return (
+        shared_data / "raw_amazon2018" / "Gift_Cards_5.json.gz",
+        shared_data / "raw_amazon2018" / "meta_Gift_Cards.json.gz",
+    )
 
 
 def unpack(path: Path) -> list[dict[str, Any]]:
@@ -433,13 +668,8 @@ def unpack(path: Path) -> list[dict[str, Any]]:
 def test_gift_cards_agree_with_an_independent_count(
     gift_cards: tuple[Path, Path], tmp_path: Path, k: int, plain: bool
 ) -> None:
-    pairs = {(r["reviewerID"], r["asin"]) for r in unpack(gift_cards[0])}
-    while True:  # the k-core by sets and Counters
-        users, items = Counter(u for u, _ in pairs), Counter(i for _, i in pairs)
-        smaller = {(u, i) for u, i in pairs if users[u] >= k and items[i] >= k}
-        if smaller == pairs:
-            break
-        pairs = smaller
+    pairs = brute_force_core({(r["reviewerID"], r["asin"]) for r in unpack(gift_cards[0])}, k, k)
+    users, items = {u for u, _ in pairs}, {i for _, i in pairs}
     files = list(gift_cards)
     if plain:
         for n, path in enumerate(gift_cards):
@@ -450,7 +680,8 @@ def test_gift_cards_agree_with_an_independent_count(
     assert report.interactions == {1: 2965, 5: 2941}[k]
     read = pd.read_csv(tmp_path / "GC" / "GC.inter", sep="\t", engine="python")
     assert set(zip(read["user_id:token"], read["item_id:token"], strict=True)) == pairs
-    assert report.reviews.lines == report.interactions_read == 2972
+    assert report.reviews.lines == report.steps[0].interactions == 2972
+    assert left(report)["distinct"] == 2965
     assert report.items_without["metadata"] == 0
     text = (tmp_path / "GC" / "GC.item").read_text()
     assert "<span" not in text

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,6 +21,33 @@ from recbole_qbert.terminal import say, show_bars
 
 SHOWN = 10  # histories whose recommendations are printed where no file is asked for
 BLOCK = 8  # batches that are read, answered and written at a time
+
+
+def add_commands(add: Any) -> None:
+    """Declare the commands of this room; ``add(name, run, text, kind)`` makes a parser."""
+    text = "a trained model as a folder that needs neither RecBole nor the data"
+    command = add("export", export, text, kind="plain")
+    command.add_argument("--checkpoint", required=True, metavar="FILE", help="what finetune or train wrote (.pth)")
+    command.add_argument("--to", required=True, metavar="DIR", help="folder to write")
+    _origin(command, "semantic IDs the model was trained with (default: where training found them)")
+
+    command = add("recommend", recommend, "items for histories: a table on the terminal, or a file", kind="plain")
+    command.add_argument("--model", required=True, metavar="DIR", help="folder of export, or a checkpoint (.pth)")
+    asked = command.add_mutually_exclusive_group(required=True)
+    text = "histories: .inter, .tsv, .csv or .parquet with user_id, item_id and timestamp, or with history"
+    asked.add_argument("--histories", metavar="FILE", help=text)
+    asked.add_argument("--items", nargs="+", metavar="TOKEN", help="one history, oldest item first")
+    command.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
+    command.add_argument("--keep_seen", action="store_true", help="recommend items of the history, too")
+    command.add_argument("--batch_size", type=int, default=512, help="histories at a time (default: 512)")
+    command.add_argument("--output", metavar="FILE", help=".tsv, .csv, .jsonl or .parquet file to write")
+    _origin(command, "semantic IDs with those of new items behind them (what add wrote)")
+
+
+def _origin(command: argparse.ArgumentParser, sid: str) -> None:
+    text = "folder that holds the data set's folder (default: where it lay when the checkpoint was made)"
+    command.add_argument("--data_path", metavar="DIR", help=text)
+    command.add_argument("--sid", metavar="FILE", help=sid)
 
 
 def export(args: argparse.Namespace) -> Figures:

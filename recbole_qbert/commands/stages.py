@@ -6,6 +6,7 @@ import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from recbole_qbert import compat, newcomers, pipeline, runs
 from recbole_qbert import features as features_files
@@ -14,6 +15,21 @@ from recbole_qbert.terminal import say, show_bars, show_stages
 from recbole_qbert.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+
+def add_commands(command: Any) -> None:
+    """Declare the commands of this room; ``command(name, run, text, kind)`` makes a parser."""
+    command("features", features, "text and image features by the built-in encoders, where the data bring none")
+    command("inject", inject, "stage 1: fuse the modalities of every item into one vector")
+    command("quantize", quantize, "stage 2: semantic IDs, a .sid file (runs stage 1 first where it is needed)")
+    new = command("add", add, "semantic IDs for new items: weights and existing IDs stay as they are", kind="plain")
+    new.add_argument("--dataset", required=True, help="name of the data set")
+    text = "folder that quantize, train or pretrain --datasets wrote"
+    new.add_argument("--vocabulary", required=True, metavar="DIR", help=text)
+    text = "folder with <dataset>.items.txt and <dataset>.<modality>.npy of the new items and of the old"
+    new.add_argument("--features", required=True, metavar="DIR", help=text)
+    text = ".sid file to write: the existing IDs, then the new ones; neighbours of the new items go beside it"
+    new.add_argument("--to", required=True, metavar="FILE", help=text)
 
 
 def features(args: argparse.Namespace) -> Figures:

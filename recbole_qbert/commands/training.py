@@ -17,6 +17,26 @@ from recbole_qbert.terminal import print_table, say, show_stages
 TITLES = {"pretrain": "stage 3 pretrain", "finetune": "stage 3 fine-tune"}
 
 
+def add_commands(add: Any) -> None:
+    """Declare the commands of this room; ``add(name, run, text, kind)`` makes a parser."""
+    text = "make synthetic raw product data and run everything on it, next to two baselines"
+    _baselines(add("demo", demo, text, kind="demo"), "Pop", "SASRec")
+    text = "stage 3, first half: multi-mask pretraining, on one data set or on several with a vocabulary in common"
+    command = add("pretrain", pretrain, text, kind="models")
+    text = "data sets that are not trained on but take part in the vocabulary, for fine-tuning later"
+    command.add_argument("--targets", nargs="*", default=[], metavar="NAME", help=text)
+    command = add("finetune", finetune, "stage 3, second half: fine-tuning and evaluation")
+    text = "folder that pretrain --datasets wrote: its semantic IDs and weights are used"
+    command.add_argument("--vocabulary", metavar="DIR", help=text)
+    _baselines(command)
+    _baselines(add("train", train, "all stages in order, and a table of metrics"))
+
+
+def _baselines(command: argparse.ArgumentParser, *models: str) -> None:
+    text = f"RecBole models to train beside it (default: {' '.join(models) or 'none'})"
+    command.add_argument("--baselines", nargs="*", default=list(models), metavar="MODEL", help=text)
+
+
 def demo(args: argparse.Namespace) -> Figures:
     """Synthetic raw data, then ``train`` on its target domain."""
     from dataset_prep.demo import TARGET, prepare_demo

@@ -1,0 +1,80 @@
+"""One line of text to one record: JSON, or the text of a Python dict as the 2014 edition has it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from typing import Any
+
+import msgspec
+
+MAX_EXACT = 1 << 20  # characters; Python's own parser takes some hundred bytes of memory for each
+
+
+def record_of(line: bytes, python_text: bool) -> dict[str, Any]:
+    """The object on a line.
+
+    Args:
+        line: JSON, as Python's `json` reads it (NaN and Infinity are numbers; of equal keys the last counts).
+        python_text: the text of a Python dict will do as well.
+
+    Raises:
+        ValueError: it is neither, is not UTF-8, or is nested too deeply.
+    """
+    try:
+        record = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        record = _lenient(line.decode("utf-8-sig"), python_text)
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def _lenient(text: str, python_text: bool) -> Any:
+    try:
+        try:
+            return json.loads(text, parse_int=_integer)
+        except ValueError:
+            if not python_text:
+                raise
+        return _python_literal(text)
+    except (RecursionError, MemoryError):
+        raise ValueError("nested too deeply") from None
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) < 1000 else math.inf  # int() refuses more than 4,300 digits
+
+
+_JSON_WORD = re.compile(r"\b(?:true|false|null|NaN|Infinity)\b")  # JSON, but no Python
+_PYTHON_TOKEN = re.compile(
+    r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*"|\b(?:None|True|False|true|false|null|NaN|Infinity)\b"""
+)
+_IN_JSON = {"None": "null", "True": "true", "False": "false"}
+
+
+def _python_literal(text: str) -> Any:
+    """The value of a Python literal, nothing being run; rewritten as JSON where that can be done, which is much faster."""
+    try:
+        if '"' not in text and "\\" not in text and not _JSON_WORD.search(text):
+            return msgspec.json.decode(text.replace("'", '"'))
+        return msgspec.json.decode(_PYTHON_TOKEN.sub(_as_json, text))
+    except (ValueError, SyntaxError, msgspec.DecodeError):
+        pass
+    try:
+        if len(text) < MAX_EXACT:
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError):  # their messages may hold addresses, which differ from run to run
+        pass
+    raise ValueError("neither JSON nor the text of a Python dict")
+
+
+def _as_json(token: re.Match[str]) -> str:
+    text = token[0]
+    if text[0] not in "'\"":
+        return _IN_JSON.get(text, "?")  # '?' is not JSON either: the text then goes to the exact parser
+    if "\\" in text:
+        return json.dumps(ast.literal_eval(text))
+    return '"' + text[1:-1].replace('"', '\\"') + '"'

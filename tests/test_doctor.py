@@ -1,0 +1,622 @@
+"""dataset_prep.doctor: each fault gets the finding that names it, sound data none; and RecBole really does what it says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from dataset_prep import doctor
+from dataset_prep.doctor import interactions, tables
+from dataset_prep.doctor.findings import Finding
+from recbole_qbert import features
+from recbole_qbert.artifacts import Stage, digest
+from recbole_qbert.semantic_ids import SemanticIDs
+from tests.test_imports import damaged
+
+HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+ROWS = [(f"u{user}", f"i{(user + step) % 4}", "5.0", f"{100 * user + step}") for user in range(4) for step in range(3)]
+ITEMS = ("i0", "i1", "i2", "i3")
+ITEM_HEADER = "item_id:token\ttitle:token_seq\tprice:float\n"
+
+
+def lines(rows):
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A sound data set with everything; its folder."""
+    folder = tmp_path / "data" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "toy.inter").write_text(HEADER + lines(ROWS))
+    (folder / "toy.item").write_text(ITEM_HEADER + lines([(item, "a toy", "1.5") for item in ITEMS[:3]]) + "i3\t\t\n")
+    text = np.arange(12, dtype=np.float32).reshape(4, 3) + 1
+    image = np.ones((4, 2, 3), np.float16)
+    image[1] = np.nan
+    features.save(folder, "toy", ITEMS, {"text": text, "image": image}, {"text": {"shape": [4, 3]}})
+    codes = np.array([[0, 1, 2, 3], [0, 2, -1, -1], [1, 1, 0, 0], [3, 3, 3, 3]], dtype=np.int16)
+    SemanticIDs(ITEMS, codes, tuple("abAB"), 4).save(folder / "toy.sid")
+    return folder
+
+
+def look(folder, **options):
+    return doctor.check(folder.parent, folder.name, **options)
+
+
+def trouble(folder, **options):
+    """(level, place, what) of all findings that are not ok; all of them say what to do."""
+    found = [finding for finding in look(folder, **options) if finding.level != "ok"]
+    assert all(finding.what_to_do for finding in found)
+    place = folder.parent.parent
+    return [(finding.level, os.path.relpath(finding.where, place), finding.what) for finding in found]
+
+
+def is_only(folder, level, where, *words, **options):
+    """There is exactly one finding that is not ok, and it is this one."""
+    found = trouble(folder, **options)
+    assert [(each[0], each[1]) for each in found] == [(level, where)], found
+    assert all(word in found[0][2] for word in words), found
+
+
+def change_inter(folder, rows=ROWS, header=HEADER):
+    (folder / "toy.inter").write_text(
+        header + (rows if isinstance(rows, str) else lines(rows)), encoding="utf-8", newline=""
+    )
+
+
+# --------------------------------------------------------------------------------------------------- sound data
+def test_sound_data_have_no_findings(toy):
+    assert trouble(toy) == []
+    said = doctor.as_text(look(toy))
+    assert "12 interactions of 4 users and 4 items" in said
+    assert "one row for each of 4 items" in said
+    assert "4x3 float32, 100.0% of the items" in said and "4x2x3 float16, 75.0% of the items" in said
+    assert "4 different IDs of 4 levels" in said
+    assert doctor.worst(look(toy)) == 0
+
+
+@pytest.mark.parametrize("name", ["Amazon_Scientific", "Amazon_Instruments"])
+def test_real_data_have_no_errors(shared_data, name):
+    found = doctor.check(shared_data, name)
+    assert doctor.worst(found) == 0
+    assert [finding.level for finding in found if finding.level != "ok"] in ([], ["warning"])
+
+
+def test_the_text_puts_errors_first_and_says_what_to_do():
+    found = [Finding("ok", "a", "fine"), Finding("warning", "b:2", "odd", "look"), Finding("error", "c", "bad", "mend")]
+    assert doctor.as_text(found).splitlines() == [
+        "error    c: bad",
+        "         -> mend",
+        "warning  b:2: odd",
+        "         -> look",
+        "ok       a: fine",
+    ]
+    assert (doctor.worst(found), doctor.worst(found[:2]), doctor.worst([])) == (1, 0, 0)
+
+
+# --------------------------------------------------------------------------------------------------- folder and header
+def test_a_folder_or_file_that_is_not_there(toy):
+    (error,) = doctor.check(toy.parent, "toi")
+    assert error.level == "error" and "did you mean 'toy'?" in error.what
+    (toy / "toy.inter").rename(toy / "toys.inter")
+    is_only(toy, "error", "data/toy/toy.inter", "no such file", "did you mean 'toys.inter'?")
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (HEADER.replace("\t", " "), ["one column, or columns separated by spaces"]),
+        (HEADER.replace("\t", ","), ["one column, or columns separated by commas"]),
+        ("\n", ["the header is ''"]),
+        (HEADER.replace("rating:float", "rating"), ["'rating' has no type"]),
+        (HEADER.replace("rating:float", "rating:flaot"), ["unknown type 'flaot'", "did you mean 'float'?"]),
+        (HEADER.replace("rating", "user_id"), ["'user_id' stands twice"]),
+        (HEADER.replace("user_id", "userid"), ["no column 'user_id'", "did you mean 'userid'?"]),
+        (HEADER.replace("timestamp", "time"), ["no column 'timestamp'"]),
+        (HEADER.replace("timestamp:float", "timestamp:token"), ["'timestamp' is of type token"]),
+        (HEADER.replace("item_id:token", "item_id:token_seq"), ["'item_id' is of type token_seq"]),
+    ],
+)
+def test_headers_that_recbole_cannot_use(toy, header, words):
+    change_inter(toy, header=header)
+    is_only(toy, "error", "data/toy/toy.inter:1", *words)
+
+
+def test_a_byte_order_mark(toy):
+    change_inter(toy, header="\ufeff" + HEADER)
+    is_only(toy, "error", "data/toy/toy.inter:1", "byte order mark")
+
+
+# --------------------------------------------------------------------------------------------------- lines
+SOME = ("u1", "i0", "5.0", "101")  # an item that the user does not have
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (("u1", "i2", "5.0"), ["1 line with too few fields"]),
+        (("u1 i2 5.0 101",), ["too few fields", "'u1 i2 5.0 101'"]),
+        ((*SOME, "x"), ["too many fields"]),
+        (('"u1', *SOME[1:]), ["begins with a quote"]),
+        (("u1", '"i2"x', *SOME[2:]), ["begins with a quote"]),
+        (("u1\rx", *SOME[1:]), ["carriage return"]),
+        (("NA", *SOME[1:]), ["the user 'NA'", "drops the rows"]),
+        (("", *SOME[1:]), ["the user ''"]),
+        (("u1", "null", *SOME[2:]), ["the item 'null'"]),
+        ((*SOME[:3], ""), ["the timestamp ''", "mean of all times"]),
+        ((*SOME[:3], "nan"), ["the timestamp 'nan'"]),
+        ((*SOME[:3], "inf"), ["'inf'", "column of numbers"]),
+        ((*SOME[:3], "2018-01-01"), ["'2018-01-01'", "refuses to load"]),
+        (("u1", "i0", "five", "101"), ["'five'", "refuses to load"]),
+        (("x" * 131_073, *SOME[1:]), ["131,072 characters"]),
+    ],
+)
+def test_lines_that_recbole_misreads(toy, row, words):
+    rows = [*ROWS[:5], row, *ROWS[5:]]  # one more, so that nothing else is wrong
+    change_inter(toy, rows)
+    is_only(toy, "error", "data/toy/toy.inter:7", *words)
+
+
+def test_lines_that_are_odd(toy):
+    change_inter(toy, [*ROWS, ("u3", "i2", "", "900")])
+    is_only(toy, "warning", "data/toy/toy.inter:14", "no number", "mean of the column")
+    change_inter(toy, [*ROWS, ("u3", "[PAD]", "1", "900")])
+    assert ("warning", "data/toy/toy.inter:14") in [each[:2] for each in trouble(toy)]
+
+
+def test_faults_of_a_kind_are_counted(toy):
+    change_inter(toy, [*ROWS, ("a", "b"), ("c", "d"), ("NA", "i1", "1", "1"), ("e", "f")])
+    found = trouble(toy)
+    assert [each[:2] for each in found] == [("error", "data/toy/toy.inter:14"), ("error", "data/toy/toy.inter:16")]
+    assert found[0][2].startswith("3 lines with too few fields, the first is 'a\\tb'")
+
+
+def test_one_field_more_in_the_first_row(toy):
+    change_inter(toy, [(*row, "") for row in ROWS])
+    found = trouble(toy)
+    assert [each[1] for each in found] == ["data/toy/toy.inter:2", "data/toy/toy.inter"]
+    assert "shifts all columns" in found[0][2] and "no usable interactions" in found[1][2]
+
+
+def test_windows_line_ends(toy):
+    change_inter(toy, lines(ROWS).replace("\n", "\r\n"), HEADER.replace("\n", "\r\n"))
+    is_only(toy, "warning", "data/toy/toy.inter:2", "12 lines ending in CR LF")
+
+
+def test_bytes_that_are_no_text(toy):
+    with open(toy / "toy.inter", "ab") as handle:
+        handle.write(b"u\xff\ti1\t1\t1\n")
+    is_only(toy, "error", "data/toy/toy.inter:14", "not in UTF-8")
+
+
+def test_a_line_without_end(toy, monkeypatch):
+    monkeypatch.setattr(tables, "LONGEST_LINE", 100)
+    change_inter(toy, [*ROWS, ("u" * 250, "i1", "1", "1"), ("u3", "i2", "1", "901")])
+    is_only(toy, "error", "data/toy/toy.inter:14", "not looked at")
+    assert "13 interactions" in doctor.as_text(look(toy))
+
+
+def test_quoted_cells_and_blank_lines_are_read_as_recbole_reads_them(toy):
+    change_inter(toy, lines([(f'"{row[0]}"', *row[1:]) for row in ROWS[:6]]) + "\n  \n" + lines(ROWS[6:]))
+    assert trouble(toy) == []
+
+
+def test_no_rows_at_all(toy):
+    change_inter(toy, "")
+    is_only(toy, "error", "data/toy/toy.inter", "no usable interactions")
+
+
+# --------------------------------------------------------------------------------------------------- users and times
+def test_users_that_are_never_tested(toy):
+    change_inter(toy, [*ROWS, ("v", "i0", "1", "1"), ("w", "i0", "1", "1"), ("w", "i1", "1", "2")])
+    is_only(toy, "warning", "data/toy/toy.inter:14", "2 of 6 users have fewer than 3 interactions")
+
+
+def test_an_item_twice_for_a_user(toy):
+    change_inter(toy, [*ROWS, ("u0", "i2", "1", "900")])
+    is_only(toy, "warning", "data/toy/toy.inter:14", "1 rows of an item that their user has already")
+
+
+def timed(times):
+    return [("u0", ITEMS[place], "1", str(time)) for place, time in enumerate(times)]
+
+
+def test_times_in_milliseconds(toy):
+    change_inter(toy, timed([1_500_000_000_000, 1_600_000_000_000, 1_700_000_000_000, 1_800_000_000_000]))
+    is_only(toy, "warning", "data/toy/toy.inter", "go up to 1800000000000", "milliseconds")
+
+
+def test_near_times_that_float32_makes_one(toy):
+    """At 1.6e9 seconds float32 is 128 wide: what is nearer keeps the order of the file."""
+    near = [1_600_000_000, 1_600_000_010, 1_600_000_020, 1_600_100_000]
+    change_inter(toy, timed(near))
+    assert trouble(toy) == []
+    assert "0 neighbours of equal and 2 of near times (float32, to which RecBole narrows times, is 128 wide at" in (
+        doctor.as_text(look(toy))
+    )
+    change_inter(toy, timed([near[1], near[0], near[2], near[3]]))
+    is_only(toy, "warning", "data/toy/toy.inter:3", "1 rows come to RecBole after a later one")
+    change_inter(toy, timed([near[3], near[0], near[1], near[2]]))  # out of order, but only where it does not matter
+    assert trouble(toy) == []
+
+
+def test_rows_out_of_order_that_recbole_sorts(toy):
+    change_inter(toy, timed([4, 3, 2, 1]))
+    assert trouble(toy) == []
+    assert "do not stand in the order of time" in doctor.as_text(look(toy))
+
+
+def test_many_parts_find_the_same_as_one(tmp_path, monkeypatch):
+    """The rows of a user are judged together wherever they stand, and however many files they are spread over."""
+    random = np.random.default_rng(0)
+    rows = [(f"u{random.zipf(1.5) % 900}", f"i{random.integers(40)}", "1", f"{random.integers(3e4) + 16e8:.0f}")
+            for _ in range(5000)]  # fmt: skip
+    path = tmp_path / "toy.inter"
+    path.write_text(HEADER + lines(rows))
+    one = interactions.check(path)
+    monkeypatch.setattr(interactions, "PART", 2000)
+    monkeypatch.setattr(interactions, "BLOCK", 77)
+    assert interactions.check(path) == one
+    text = doctor.as_text(one[1])
+    per_user = {}
+    for line, (user, item, _, time) in enumerate(rows):
+        per_user.setdefault(user, []).append((np.float32(time), line, float(time), item))
+    wrong = again = few = 0
+    for history in per_user.values():
+        few += len(history) < 3
+        again += len(history) - len({item for *_, item in history})
+        history.sort(key=lambda row: row[:2])
+        wrong += sum(a[2] > b[2] for a, b in pairwise(history))
+    assert min(wrong, again, few) > 0
+    assert f"{few:,} of {len(per_user):,} users have fewer" in text
+    assert f"{again:,} rows of an item" in text
+    assert f"{wrong:,} rows come to RecBole after a later one" in text
+
+
+# --------------------------------------------------------------------------------------------------- items
+def change_items(folder, rows, header=ITEM_HEADER):
+    (folder / "toy.item").write_text(header + lines(rows))
+
+
+ITEM_ROWS = [(item, "a toy", "") for item in ITEMS]
+
+
+@pytest.mark.parametrize(
+    ("rows", "level", "line", "words"),
+    [
+        (ITEM_ROWS[:3], "error", "", ["1 of 4 items with interactions have no row (first: i3)"]),
+        ([*ITEM_ROWS, ("i9", "", "")], "warning", ":6", ["1 rows are of items without interactions (first: i9)"]),
+        ([*ITEM_ROWS, ("i0", "b", "")], "error", ":6", ["an item that has a row already, the first is 'i0'"]),
+        ([*ITEM_ROWS, ("NULL", "b", "")], "error", ":6", ["the item 'NULL'"]),
+        ([*ITEM_ROWS[:3], ("i3", "b", "$5")], "error", ":5", ["'$5'", "refuses to load"]),
+    ],
+)
+def test_rows_of_items(toy, rows, level, line, words):
+    change_items(toy, rows)
+    is_only(toy, level, f"data/toy/toy.item{line}", *words)
+
+
+def test_a_lone_quote_in_a_title(toy):
+    change_items(toy, [*ITEM_ROWS[:2], ("i2", '"Best" strings', ""), ITEM_ROWS[3]])
+    found = trouble(toy)
+    assert [each[:2] for each in found] == [("error", "data/toy/toy.item:4"), ("error", "data/toy/toy.item")]
+    assert "begins with a quote" in found[0][2] and "have no row (first: i2)" in found[1][2]
+    change_items(toy, [*ITEM_ROWS[:2], ("i2", 'the "best" strings', ""), ITEM_ROWS[3]])
+    assert trouble(toy) == []
+
+
+def test_an_item_file_without_items(toy):
+    change_items(toy, ITEM_ROWS, "asin:token\ttitle:token_seq\tprice:float\n")
+    is_only(toy, "error", "data/toy/toy.item:1", "no column 'item_id'")
+
+
+# --------------------------------------------------------------------------------------------------- features
+def put(folder, matrix, modality="text"):
+    np.save(folder / f"toy.{modality}.npy", matrix)
+
+
+GOOD = np.arange(12, dtype=np.float32).reshape(4, 3) + 1
+
+
+def with_row(value):
+    matrix = GOOD.copy()
+    matrix[2, :] = value
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("matrix", "level", "words"),
+    [
+        (GOOD[:3], "error", ["has 3 rows", "lists 4 items"]),
+        (GOOD.astype(int), "error", ["holds int64"]),
+        (GOOD[:, 0], "error", ["shape (4,)"]),
+        (with_row([np.nan, 1, 1]), "error", ["1 rows are partly NaN or infinite (first: row 2, item i2)"]),
+        (with_row([np.inf, 1, 1]), "error", ["1 rows are partly NaN or infinite"]),
+        (with_row(0), "warning", ["1 rows of zeros count as features (first: row 2, item i2)"]),
+        (GOOD * np.nan, "warning", ["no item with interactions has it"]),
+        (GOOD[:, :2], "warning", ["has shape [4, 2], but toy.features.json says [4, 3]"]),
+    ],
+)
+def test_matrices(toy, matrix, level, words):
+    put(toy, matrix)
+    is_only(toy, level, "data/toy/toy.text.npy", *words)
+
+
+def test_lists_of_items(toy):
+    names = toy / "toy.items.txt"
+    names.write_text("i0\ni1\ni2\nj3\n")
+    is_only(toy, "error", "data/toy/toy.items.txt", "1 of 4 items with interactions have no row (first: i3)")
+    names.write_text("i0\ni1\ni2\ni1\n")
+    is_only(toy, "error", "data/toy/toy.items.txt:4", "item 'i1' stands on line 2 already")
+    names.unlink()
+    is_only(toy, "error", "data/toy/toy.items.txt", "is missing")
+    names.write_text("i0\n")
+    for modality in ("text", "image"):
+        (toy / f"toy.{modality}.npy").unlink()
+    is_only(toy, "error", "data/toy/toy.items.txt", "there are no feature files")
+
+
+def test_a_manifest_of_features_that_is_damaged(toy):
+    (toy / "toy.features.json").write_text("{")
+    is_only(toy, "warning", "data/toy/toy.features.json", "not JSON")
+
+
+# --------------------------------------------------------------------------------------------------- semantic IDs
+SID = "item_id:token\tsemantic_id:token_seq\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "line", "words"),
+    [
+        ("item\tid\n", "error", ":1", ["header is"]),
+        (SID + "i0\t<a_1>\ni1\ta2\n", "error", ":3", ["'a2' is not a code token"]),
+        (SID + "i0\t<a_1>\ni0\t<a_2>\n", "error", ":3", ["has an ID already"]),
+        (SID + "i0\t<a_1>\ni1\t<a_1>\n", "error", "", ["i0 and i1 share the semantic ID <a_1>"]),
+        (SID + "i0\t<a_1>\ni1\t<a_2>\ni2\t<a_3>\n", "error", "", ["1 of 4 items", "first: i3", "older than the data"]),
+        (SID + "x0\t<a_1>\nx1\t<a_2>\n", "error", "", ["4 of 4 items", "belongs to another data set"]),
+        (
+            SID + "i0\t<a_1> <b_1>\ni1\t<a_2> <b_2>\ni2\t<b_3> <a_3>\ni3\t<a_4> <b_4>\n",
+            "warning",
+            ":4",
+            ["order b a, which should be a b"],
+        ),
+        (
+            SID + "i0\t<a_1> <b_1>\ni1\t<a_2> <b_2>\ni2\t<a_3>\ni3\t<a_4> <b_4>\n",
+            "error",
+            ":4",
+            ["1 items have some of the levels a b only (first: i2)"],
+        ),
+    ],
+)
+def test_semantic_ids(toy, text, level, line, words):
+    (toy / "toy.sid").write_text(text)
+    is_only(toy, level, f"data/toy/toy.sid{line}", *words)
+
+
+def test_a_code_beyond_the_codebook(toy):
+    (toy / "toy.sid.manifest.json").write_text(json.dumps({"made_from": {"settings": {"codes": 3}}}))
+    is_only(toy, "error", "data/toy/toy.sid:2", "code 3 is beyond the 3 codes a level")
+
+
+def test_three_code_sets_are_told_apart(toy):
+    codes = np.arange(48, dtype=np.int16).reshape(4, 12)
+    codes[1, 8:] = -1
+    prefixes = (*"abcd", *"ABCD", "aa", "ba", "ca", "da")
+    SemanticIDs(ITEMS, codes, prefixes, 48).save(toy / "toy.sid")
+    assert trouble(toy) == []
+
+
+# --------------------------------------------------------------------------------------------------- what is left over
+@pytest.fixture
+def output(toy):
+    """Output of the stages as the pipeline leaves it, of the data set's own features; returns the folder above."""
+    folder = toy.parent.parent / "runs" / "toy"
+    folder.mkdir(parents=True)
+    loaded = features.load(toy, "toy", ITEMS, ("text", "image"))
+
+    def fuse():
+        np.save(folder / "toy.fused.npy", GOOD)
+        return {}
+
+    order = list(dict.fromkeys(row[1] for row in ROWS))
+    made_from = {"items": digest(order), "features": loaded.made_from}
+    Stage(folder, "toy.injection", made_from, [folder / "toy.fused.npy"]).run(fuse)
+
+    def quantize():
+        shutil.copy(toy / "toy.sid", folder / "toy.sid")
+        return {}
+
+    made_from |= {"fused": features.sha256(folder / "toy.fused.npy"), "settings": {"codes": 4}}
+    Stage(folder, "toy.sid", made_from, [folder / "toy.sid"]).run(quantize)
+    return folder.parent
+
+
+def test_stages_that_match_are_sound(toy, output):
+    assert trouble(toy, output=output) == []
+    assert doctor.as_text(look(toy, output=output)).count("matches its files and the data") == 2
+
+
+def test_output_that_is_not_what_was_written(toy, output):
+    with open(output / "toy" / "toy.sid", "a") as handle:
+        handle.write("i9\t<a_2> <b_2> <A_1> <B_1>\n")
+    is_only(toy, "warning", "runs/toy/toy.sid", "is not what its stage wrote", "1 of 1 files", output=output)
+
+
+def test_features_that_changed_since(toy, output):
+    put(toy, GOOD + 1)
+    found = trouble(toy, output=output)
+    assert [each[:2] for each in found] == [
+        ("warning", "runs/toy/toy.injection.manifest.json"),
+        ("warning", "runs/toy/toy.sid.manifest.json"),
+    ]
+    assert all("toy.text.npy changed" in each[2] for each in found)
+
+
+def test_items_that_changed_since(toy, output):
+    change_inter(toy, ROWS[::-1])
+    assert all("the list of items changed" in each[2] for each in trouble(toy, output=output))
+    assert len(trouble(toy, output=output)) == 2
+
+
+def test_a_stage_before_that_changed(toy, output):
+    np.save(output / "toy" / "toy.fused.npy", GOOD + 1)
+    assert [each[:2] for each in trouble(toy, output=output)] == [
+        ("warning", "runs/toy/toy.fused.npy"),
+        ("warning", "runs/toy/toy.sid.manifest.json"),
+    ]
+
+
+def test_manifests_that_are_none(toy, output):
+    (output / "toy" / "toy.sid.manifest.json").write_text("[]")
+    is_only(toy, "warning", "runs/toy/toy.sid.manifest.json", "no manifest", output=output)
+
+
+def test_caches_of_recbole_older_than_the_data(toy, output):
+    cache = output / "toy" / "checkpoints" / "toy-SequentialDataset.pth"
+    cache.parent.mkdir()
+    cache.write_bytes(b"")
+    assert trouble(toy, output=output) == []
+    os.utime(cache, (0, 0))
+    is_only(toy, "warning", "runs/toy/checkpoints/toy-SequentialDataset.pth", "older than toy.inter", output=output)
+
+
+def test_counts_of_the_preparation(toy):
+    (toy / "prepare.json").write_text(json.dumps({"users": 4, "items": 4, "interactions": 12}))
+    assert trouble(toy) == []
+    (toy / "prepare.json").write_text(json.dumps({"users": 4, "items": 5, "interactions": 1234}))
+    is_only(toy, "warning", "data/toy/prepare.json", "5 items (there are 4), 1,234 interactions (there are 12)")
+    (toy / "prepare.json").write_text("")
+    is_only(toy, "warning", "data/toy/prepare.json", "not JSON")
+
+
+def test_imports_that_were_interrupted_or_changed(toy):
+    outputs = {path.name: features.sha256(path) for path in toy.glob("toy.*")}
+    content = {"complete": True, "imports": [{"users": 4, "items": 4, "interactions": 12}], "outputs": outputs}
+    (toy / "import.json").write_text(json.dumps(content))
+    assert trouble(toy) == []
+    (toy / "import.json").write_text(json.dumps(content | {"complete": False}))
+    is_only(toy, "error", "data/toy/import.json", "interrupted")
+    (toy / "import.json").write_text(json.dumps(content))
+    put(toy, GOOD + 1)
+    is_only(toy, "warning", "data/toy/toy.text.npy", "is not what the import wrote; 1 files")
+
+
+def test_an_imported_folder_is_sound(tmp_path):
+    from dataset_prep.imports import mql4grec
+
+    source = tmp_path / "X"
+    source.mkdir()
+    (source / "X.inter.json").write_text(json.dumps({"0": [0, 1, 2], "1": [2, 1, 0]}))
+    (source / "X.item2id").write_text("p\t0\nq\t1\nr\t2\n")
+    (source / "X.item.json").write_text(json.dumps({"0": {"title": "a"}}))
+    (source / "X.index_lemb.json").write_text(json.dumps({str(i): [f"<a_{i}>", "<b_0>"] for i in range(3)}))
+    np.save(source / "X.emb-llama-td.npy", GOOD[:3])
+    mql4grec(source, "X", tmp_path / "data", progress=False)
+    assert [finding for finding in doctor.check(tmp_path / "data", "X") if finding.level != "ok"] == []
+
+
+# --------------------------------------------------------------------------------------------------- images
+def image_row(item, n, status="ok", reason=None):
+    return json.dumps({"item": item, "n": n, "status": status, "reason": reason}) + "\n"
+
+
+def test_images_and_misses(toy):
+    for item in ITEMS[:3]:
+        (toy / "images" / item).mkdir(parents=True)
+        (toy / "images" / item / "000.jpg").write_bytes(b"")
+    (toy / "images.jsonl").write_text("".join(image_row(item, 0) for item in ITEMS))
+    assert trouble(toy) == []
+    assert "3 of 4 items have a picture" in doctor.as_text(look(toy))
+    with open(toy / "images.jsonl", "a") as handle:
+        handle.write(image_row("i3", 0, "miss", "http_404") + image_row("i1", 1, "miss", "timeout") + image_row("i1", 1))
+    is_only(toy, "warning", "data/toy/images.jsonl", "1 of 5 images could not be had: http_404 1")
+    (toy / "images.jsonl").write_text(image_row("i0", 0) + "torn")
+    is_only(toy, "warning", "data/toy/images.jsonl:2", "no row of an image")
+
+
+def test_pictures_of_nobody(toy):
+    (toy / "images" / "I0").mkdir(parents=True)
+    (toy / "images" / "I0" / "0.png").write_bytes(b"")
+    is_only(toy, "warning", "data/toy/images", "0 of 4 items have a picture; 1 folders are of other items")
+
+
+# --------------------------------------------------------------------------------------------------- damaged files
+@pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")  # numpy takes a damaged header for one of Python 2
+def test_damaged_files_are_findings(toy, output):
+    """300 damaged folders: whatever is broken, the doctor says something and raises nothing."""
+    (toy / "images.jsonl").write_text(image_row("i0", 0))
+    (toy / "prepare.json").write_text(json.dumps({"users": 4, "items": 4, "interactions": 12}))
+    (toy / "import.json").write_text(json.dumps({"complete": True, "imports": [{"users": 4}], "outputs": {}}))
+    places = sorted(path for path in toy.parent.parent.rglob("*") if path.is_file())
+    silent = 0
+    for seed in range(300):
+        random = Random(seed)
+        path = random.choice(places)
+        sound = path.read_bytes()
+        path.write_bytes(damaged(sound, random))
+        silent += not trouble(toy, output=output)
+        path.write_bytes(sound)
+    assert silent < 100
+
+
+# --------------------------------------------------------------------------------------------------- RecBole does so
+def recbole_reads(folder, **settings):
+    """Rows of (user, item, time) as RecBole has them after loading, and its items, by SASRec's data set."""
+    from recbole.config import Config
+    from recbole.data import create_dataset
+
+    load = {"inter": ["user_id", "item_id", "timestamp"]}
+    logging.getLogger().setLevel("ERROR")
+    given = {"data_path": str(folder.parent), "load_col": load, "train_neg_sample_args": None, "state": "ERROR", **settings}
+    dataset = create_dataset(Config(model="SASRec", dataset=folder.name, config_dict=given))
+    frame = dataset.inter_feat
+    names = [dataset.id2token(field, frame[field].to_numpy()) for field in ("user_id", "item_id")]
+    return dataset, list(zip(*names, frame["timestamp"].tolist(), strict=True))
+
+
+def test_recbole_shifts_columns_when_rows_end_in_a_tab(toy):
+    """What the doctor calls an error is one: users become items' names, without a word from RecBole."""
+    change_inter(toy, "u0\ti0\t1\t\nu0\ti1\t2\t\nu0\ti2\t3\t\n", "user_id:token\titem_id:token\ttimestamp:float\n")
+    assert [row[:2] for row in recbole_reads(toy)[1]] == [("i0", "1"), ("i1", "2"), ("i2", "3")]
+    assert "shifts all columns" in trouble(toy)[0][2]
+
+
+def test_recbole_drops_ids_that_are_words_for_missing(toy):
+    change_inter(toy, [*ROWS, ("u0", "NA", "1", "900")])
+    assert len(recbole_reads(toy)[1]) == len(ROWS)
+    is_only(toy, "error", "data/toy/toy.inter:14", "the item 'NA'", "drops the rows silently")
+
+
+def test_recbole_swallows_lines_after_a_lone_quote(toy):
+    change_inter(toy, [*ROWS[:3], ('"u1', "i1", "5.0", "100"), *ROWS[4:6], ('u9"', "i1", "5", "1"), *ROWS[6:]])
+    assert len(recbole_reads(toy)[1]) == len(ROWS) - 2
+    assert ("error", "data/toy/toy.inter:5") in [each[:2] for each in trouble(toy)]
+
+
+def test_recbole_drops_interactions_of_items_without_a_row(toy):
+    change_items(toy, ITEM_ROWS[:3])
+    load = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title"]}
+    assert len(recbole_reads(toy, load_col=load)[1]) == sum(row[1] != "i3" for row in ROWS) < len(ROWS)
+    is_only(toy, "error", "data/toy/toy.item", "RecBole drops their interactions")
+
+
+def test_recbole_turns_near_times_round(toy):
+    near = [1_600_000_010, 1_600_000_000, 1_600_100_000, 1_600_200_000]
+    change_inter(toy, timed(near))
+    dataset, _ = recbole_reads(toy)
+    test = dataset.build()[2].inter_feat
+    history = dataset.id2token("item_id", test["item_id_list"][0].numpy()[:3])
+    assert list(history) == ["i0", "i1", "i2"]  # i1 came first
+    is_only(toy, "warning", "data/toy/toy.inter:3", "1 rows come to RecBole after a later one")
+
+
+def test_the_doctor_needs_no_existing_output(toy):
+    assert trouble(toy, output=Path("nowhere")) == []
