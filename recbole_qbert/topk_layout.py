@@ -1,0 +1,79 @@
+"""What ``topk_merged`` hands to the compiled kernels: tuples of arrays, whose types are part of a compiled version.
+
+What a catalogue does not have is an array of length 0, not None, so that it makes no version of its own.
+
+Letters: ``n`` items of the index in its order, ``P`` pairs of levels, ``W`` entries a level.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+
+
+class Items(NamedTuple):
+    """Items in the order of the index.
+
+    Attributes:
+        codes: ``[P, n]`` uint16 or uint32, ``W * first + second`` code of the pair.
+        rows: ``[n]`` int32, item row of each; ascending among items of the same leading codes.
+        bias: ``[n]`` float32, added to the sum of the pairs; or ``[0]``.
+        pairs: ``P`` zeros. The length of a tuple is known when the code is compiled, so that the loop over it unrolls.
+    """
+
+    codes: Array
+    rows: Array
+    bias: Array
+    pairs: tuple[int, ...]
+
+
+class Blocks(NamedTuple):
+    """Items of the same two leading codes ``a, b`` stand together.
+
+    Attributes:
+        start: ``[W * W + 1]`` int64, where the items of ``W * a + b`` start; ``[0]`` for a catalogue without blocks.
+        ceiling: ``[W * W]`` float32, the highest bias in the block; or ``[0]``.
+        row_ceiling: ``[W]`` float32, the highest bias among the blocks of ``a``; 0 without biases, -inf without items.
+    """
+
+    start: Array
+    ceiling: Array
+    row_ceiling: Array
+
+
+class Users(NamedTuple):
+    """What is asked for each of ``B`` users.
+
+    Attributes:
+        tables: ``[B, 2P, W]`` float32, finite or -inf.
+        items: ``[B, H]`` int64, ascending rows of items with a score of their own; -1 in unused places, which come first.
+        places: ``[B, H]`` int64, where these stand in the order of the index; -1: nowhere.
+        amounts: ``[B, H]`` float32 added to their scores.
+    """
+
+    tables: Array
+    items: Array
+    places: Array
+    amounts: Array
+
+
+class Bounds(NamedTuple):
+    """Of each user: no item of block ``a, b`` scores above ``(((one[a] + two[b]) + rest[0]) + rest[1] …) + ceiling[a, b]``.
+
+    Attributes:
+        one, two: ``[B, W]`` float32.
+        rest: ``[B, P - 1]`` float32.
+        row: ``[B, W]`` float32, the bound of all blocks of ``a``; -inf where there is none.
+        firsts: ``[B, W]`` int64, the ``a`` by descending ``row``.
+        seconds: ``[B, W]`` int64, the ``b`` by descending ``two``.
+    """
+
+    one: Array
+    two: Array
+    rest: Array
+    row: Array
+    firsts: Array
+    seconds: Array
