@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
-from isal import isal_zlib  # three times as fast as zlib, and unpacking is what bounds the speed of the whole
 import numpy as np
+from isal import isal_zlib  # three times as fast as zlib, and unpacking is what bounds the speed of the whole
 from tqdm import tqdm
 
 MAX_LINE = 1 << 24  # bytes; a longer line is a bad one and is never held in memory
