@@ -58,6 +58,7 @@ setup(
         "scikit-learn>=1.2",
         "safetensors>=0.4",
         "duckdb>=1.2",
+        "isal>=1.5",
         "pyarrow>=15,<22",  # later ones need numpy 2
         "msgspec>=0.18",
         "pillow>=9.4",

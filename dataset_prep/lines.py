@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import zlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,12 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
+import numpy as np
+from isal import isal_zlib  # three times as fast as zlib, and unpacking is what bounds the speed of the whole
 from tqdm import tqdm
-
-try:  # three times as fast, and unpacking is what bounds the speed of the whole
-    from isal import isal_zlib as unpacker
-except ImportError:
-    unpacker = zlib  # type: ignore[misc]
 
 MAX_LINE = 1 << 24  # bytes; a longer line is a bad one and is never held in memory
 BLOCK = 1 << 22  # bytes of lines handled at a time
@@ -60,22 +56,46 @@ class Block:
 
     Attributes:
         first: number of the first line, from 1.
-        lines: without their line feeds.
-        text: whether they are all UTF-8.
+        data: the lines, with line feeds between them and none at the end.
         overlong: numbers of the lines that are longer than `MAX_LINE`.
+        count: how many lines there are.
+        objects: whether each begins with ``{`` and ends with ``}``. JSON in which a line ends with ``}`` and the next begins
+            with ``{`` has an end there, so where such lines hold as many objects as they are, each holds one.
     """
 
     first: int
-    lines: list[bytes]
-    text: bool = True
+    data: bytes
     overlong: tuple[int, ...] = ()
+    count: int = field(init=False)
+    objects: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        text = np.frombuffer(self.data, np.uint8)
+        feeds = np.flatnonzero(text == ord("\n"))
+        objects = self.data[:1] == b"{" and self.data[-1:] == b"}"
+        objects = objects and bool((text[feeds - 1] == ord("}")).all() and (text[feeds + 1] == ord("{")).all())
+        object.__setattr__(self, "count", len(feeds) + 1)
+        object.__setattr__(self, "objects", objects)
+
+    def lines(self) -> list[bytes]:
+        """One by one."""
+        return self.data.split(b"\n")
 
     def halves(self) -> tuple[Block, Block]:
         """The block as two."""
-        middle = len(self.lines) // 2
-        parts = (self.first, self.lines[:middle]), (self.first + middle, self.lines[middle:])
-        one, two = (Block(first, lines, self.text or _is_text(b"\n".join(lines)), self.overlong) for first, lines in parts)
-        return one, two
+        lines, middle = self.lines(), self.count // 2
+        one = Block(self.first, b"\n".join(lines[:middle]), self.overlong)
+        return one, Block(self.first + middle, b"\n".join(lines[middle:]), self.overlong)
+
+    def is_text(self) -> bool:
+        """Whether all is UTF-8."""
+        if self.data.isascii():
+            return True
+        try:
+            self.data.decode()
+        except UnicodeDecodeError:
+            return False
+        return True
 
 
 def read_blocks(path: Path, count: LineCount, bar: tqdm | None = None) -> Generator[Block, None, None]:
@@ -101,7 +121,7 @@ def read_blocks(path: Path, count: LineCount, bar: tqdm | None = None) -> Genera
 
     with open(path, "rb") as handle, _quick_turns():
         for block in _read_ahead(_cut_at_lines(path, _unpacked(handle, tap))):
-            count.lines = block.first - 1 + len(block.lines)
+            count.lines = block.first - 1 + block.count
             yield block
     count.sha256 = digest.hexdigest()
 
@@ -134,10 +154,10 @@ def _read_ahead(source: Generator[T, None, None]) -> Iterator[T]:
 
 
 def _unpacked(handle: BinaryIO, tap: Callable[[bytes], None]) -> Iterator[bytes]:
-    """Unpacked pieces of at most `BLOCK` bytes; EOFError and `unpacker.error` for damaged data."""
+    """Unpacked pieces of at most `BLOCK` bytes; EOFError and `isal_zlib.error` for damaged data."""
     packed = handle.read(2) == b"\x1f\x8b"
     handle.seek(0)
-    member = unpacker.decompressobj(31) if packed else None
+    member = isal_zlib.decompressobj(31) if packed else None
     while raw := handle.read(BLOCK // 2):
         tap(raw)
         if member is None:
@@ -148,7 +168,7 @@ def _unpacked(handle: BinaryIO, tap: Callable[[bytes], None]) -> Iterator[bytes]
                 raw = raw.lstrip(b"\0")
                 if not raw:
                     break
-                member = unpacker.decompressobj(31)
+                member = isal_zlib.decompressobj(31)
             piece = member.decompress(raw, BLOCK)
             raw = member.unused_data if member.eof else member.unconsumed_tail
             yield piece
@@ -167,47 +187,36 @@ def _cut_at_lines(path: Path, pieces: Iterator[bytes]) -> Generator[Block, None,
             start, cut = 0, piece.rfind(b"\n") + 1
             if cut:
                 if dropped:
-                    yield Block(number, [bytes(open_line)], True, (number,))
+                    yield Block(number, bytes(open_line), (number,))
                     number += 1
                     open_line, start = bytearray(), piece.find(b"\n") + 1
                 if start < cut:
                     block = _block(number, b"".join((open_line, memoryview(piece)[start : cut - 1])))
                     yield block
-                    number += len(block.lines)
+                    number += block.count
                 open_line, dropped = bytearray(), False
             if not dropped:
                 open_line += memoryview(piece)[cut:]
                 if len(open_line) > MAX_LINE:
                     open_line, dropped = open_line[:100], True
-    except (EOFError, zlib.error, unpacker.error) as error:  # type: ignore[misc]  # isal's types call it an instance
+    except (EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # isal's types call it an instance
         raise AmazonFormatError(
             f"{path}:{number}: the gzip data are damaged or cut short here ({error}). "
             "Download the file again and compare its size."
         ) from error
     if dropped:
-        yield Block(number, [bytes(open_line)], True, (number,))
+        yield Block(number, bytes(open_line), (number,))
     elif open_line:
         yield _block(number, bytes(open_line))
 
 
 def _block(first: int, data: bytes) -> Block:
-    """The lines of `data`, which has no line feed at its end."""
+    """A block in which no line is too long."""
+    if len(data) <= MAX_LINE:
+        return Block(first, data)
     lines = data.split(b"\n")
-    overlong: tuple[int, ...] = ()
-    if len(data) > MAX_LINE:
-        overlong = tuple(number for number, line in enumerate(lines, first) if len(line) > MAX_LINE)
-        lines = [line[:100] if len(line) > MAX_LINE else line for line in lines]
-    return Block(first, lines, _is_text(data), overlong)
-
-
-def _is_text(data: bytes) -> bool:
-    if data.isascii():
-        return True
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    overlong = tuple(number for number, line in enumerate(lines, first) if len(line) > MAX_LINE)
+    return Block(first, b"\n".join(line[:100] if len(line) > MAX_LINE else line for line in lines), overlong)
 
 
 class BadLines:
