@@ -29,6 +29,7 @@ import recbole_qbert  # noqa: F401  registers QBERT4Rec
 from recbole_qbert import features, newcomers, runs
 from recbole_qbert.artifacts import write_json
 from recbole_qbert.ranking import rank_of
+from recbole_qbert.significance import gains, paired_test
 from recbole_qbert.tokenizer import Tokenizer
 
 CARE = {"eval_batch_size": 512, "stopping_step": 5, "metric_decimal_place": 6, "show_progress": False, "state": "ERROR"}
@@ -134,6 +135,11 @@ def figures(scores: Any, asked: list[tuple[list[str], str]], new: Sequence[str])
     return result
 
 
+def pooled(results: Sequence[Mapping[str, Any]], model: str, setting: str) -> np.ndarray:
+    """NDCG@10 of every question of every seed; ``[Q]``."""
+    return gains([[rank for result in results for rank in result["models"][model][f"{setting}_ranks"]]])
+
+
 def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One choice of held-out items."""
     source = Path(args.data_path) / args.dataset
@@ -210,6 +216,11 @@ def main() -> None:
                     f"{setting} {key} {np.mean(values):.4f} ({np.std(values, ddof=1) if len(values) > 1 else 0:.4f})"
                 )
         print(f"{name:<30} " + "  ".join(cells))
+    for setting in ("among_new", "among_all"):
+        for other in (name for name in results[0]["models"] if name.startswith("nearest")):
+            ours, theirs = (pooled(results, name, setting) for name in ("QBERT4Rec", other))
+            p = paired_test(ours, theirs)
+            print(f"{setting}: QBERT4Rec > {other}: difference {np.mean(ours - theirs):+.4f}, p {p:.4f}")
     if args.json:
         write_json(args.json, {"settings": args.set, "share": args.share, "results": results})
 
