@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_qbert.artifacts import whole, write_json
+from recbole_qbert.artifacts import sha256, whole, write_json
 from recbole_qbert.features import check_token
 
 HEADER = "item_id:token\tsemantic_id:token_seq"
@@ -50,15 +50,13 @@ class SemanticIDs:
         return "".join(self.tokens(row))
 
     def save(self, path: Path) -> None:
-        """Write the ``.sid`` atomic file, and ``.sid.json`` with what its rows do not tell; whole or not at all."""
-        write_json(
-            path.with_name(f"{path.name}.json"),
-            {"prefixes": self.prefixes, "codes_per_level": self.size, "vocabulary": self.vocabulary},
-        )
+        """Write the ``.sid`` atomic file, and ``.sid.json`` with what its rows do not tell; each whole or not at all."""
         with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
             handle.write(HEADER + "\n")
             for row, item in enumerate(self.items):
                 handle.write(f"{item}\t{' '.join(self.tokens(row))}\n")
+        known = {"prefixes": self.prefixes, "codes_per_level": self.size, "vocabulary": self.vocabulary}
+        write_json(_beside(path), {**known, "sha256": sha256(path)})
 
     def of_domain(self, domain: str) -> SemanticIDs:
         """The IDs of one data set of a union, under the names its items have there."""
@@ -127,12 +125,8 @@ def load(path: Path, size: int | None = None) -> SemanticIDs:
                 raise ValueError(f"{path}:{number}: item {item!r} has an ID already")
             rows[item] = code
             levels.update(dict.fromkeys(code))
-    known = path.with_name(f"{path.name}.json")
-    beside = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+    beside = _known_of(path)
     order = beside.get("prefixes") or sorted(levels, key=_set_then_letter)
-    strange = [level for level in levels if level not in order]
-    if strange:
-        raise ValueError(f"{path} has level {strange[0]!r}, which {known} does not know; remove {known} if it is another's")
     size = size or beside.get("codes_per_level")
     codes = np.array([[code.get(level, -1) for level in order] for code in rows.values()], dtype=np.int16)
     largest = int(codes.max(initial=0))
@@ -142,6 +136,22 @@ def load(path: Path, size: int | None = None) -> SemanticIDs:
     ids = SemanticIDs(tuple(rows), codes, tuple(order), size or largest + 1, beside.get("vocabulary", ""))
     require_unique(ids, str(path))
     return ids
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _known_of(path: Path) -> dict[str, Any]:
+    """What ``SemanticIDs.save`` wrote beside a file; nothing where the file was replaced since."""
+    known = _beside(path)
+    if not known.exists():
+        return {}
+    try:
+        beside: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{known} is not JSON ({error}); remove it") from error
+    return beside if beside.get("sha256") == sha256(path) else {}
 
 
 def require_unique(ids: SemanticIDs, source: str) -> None:
