@@ -73,14 +73,14 @@ class ReviewLines:
 
     Attributes:
         parse: one line to a review; the definition. ValueError for a bad line, `BadIdError` for an id RecBole cannot read.
-        quick: a decoder of well-formed lines, without checks on the values (`user`, `item`, `rating`, `time` in the file's
-            own unit); where it raises a `msgspec.MsgspecError` or a RecursionError, `parse` must decide.
+        quick: the same for well-formed lines, without checks on the values (`user`, `item`, `rating`, `time` in the file's
+            own unit); any `msgspec.MsgspecError`, UnicodeDecodeError or RecursionError means that `parse` must decide.
         per_second: the unit of `quick`'s times.
         header: the first line is no review.
     """
 
     parse: Callable[[bytes], Review]
-    quick: msgspec.json.Decoder[Any] | None = None
+    quick: Callable[[bytes], Any] | None = None
     per_second: int = 1
     header: bool = False
 
@@ -96,7 +96,7 @@ def review_lines(edition: str, first_line: bytes) -> ReviewLines:
         return ReviewLines(lambda line: _atomic_review(line, columns), header=True)
     keys = KEYS[edition]
     kind = _Review2023 if edition == "2023" else _Review
-    quick: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+    quick = msgspec.json.Decoder(kind).decode
     return ReviewLines(lambda line: parse_review(record_of(line, edition == "2014"), keys), quick, keys.per_second)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
-import numpy as np
 from isal import isal_zlib  # three times as fast as zlib, and unpacking is what bounds the speed of the whole
 from tqdm import tqdm
 
@@ -56,50 +55,26 @@ class Block:
 
     Attributes:
         first: number of the first line, from 1.
-        data: the lines, with line feeds between them and none at the end.
+        lines: without their line feeds.
+        text: whether they are all UTF-8.
         overlong: numbers of the lines that are longer than `MAX_LINE`.
-        count: how many lines there are.
-        objects: whether each begins with ``{`` and ends with ``}``. JSON in which a line ends with ``}`` and the next begins
-            with ``{`` has an end there, so where such lines hold as many objects as they are, each holds one.
     """
 
     first: int
-    data: bytes
+    lines: list[bytes]
+    text: bool = True
     overlong: tuple[int, ...] = ()
-    count: int = field(init=False)
-    objects: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        text = np.frombuffer(self.data, np.uint8)
-        feeds = np.flatnonzero(text == ord("\n"))
-        objects = self.data[:1] == b"{" and self.data[-1:] == b"}"
-        objects = objects and bool((text[feeds - 1] == ord("}")).all() and (text[feeds + 1] == ord("{")).all())
-        object.__setattr__(self, "count", len(feeds) + 1)
-        object.__setattr__(self, "objects", objects)
-
-    def lines(self) -> list[bytes]:
-        """One by one."""
-        return self.data.split(b"\n")
 
     def halves(self) -> tuple[Block, Block]:
         """The block as two."""
-        lines, middle = self.lines(), self.count // 2
-        one = Block(self.first, b"\n".join(lines[:middle]), self.overlong)
-        return one, Block(self.first + middle, b"\n".join(lines[middle:]), self.overlong)
-
-    def is_text(self) -> bool:
-        """Whether all is UTF-8."""
-        if self.data.isascii():
-            return True
-        try:
-            self.data.decode()
-        except UnicodeDecodeError:
-            return False
-        return True
+        middle = len(self.lines) // 2
+        parts = (self.first, self.lines[:middle]), (self.first + middle, self.lines[middle:])
+        one, two = (Block(first, lines, self.text or _is_text(b"\n".join(lines)), self.overlong) for first, lines in parts)
+        return one, two
 
 
 def read_blocks(path: Path, count: LineCount, bar: tqdm | None = None) -> Generator[Block, None, None]:
-    """All lines of a file in blocks; the next block is read and unpacked by a thread while one is worked on.
+    """All lines of a file in blocks; of a large file the next is read and unpacked by a thread while one is worked on.
 
     Args:
         path: plain or gzip, told apart by content: downloads often carry the wrong suffix.
@@ -120,8 +95,9 @@ def read_blocks(path: Path, count: LineCount, bar: tqdm | None = None) -> Genera
             bar.update(len(raw))
 
     with open(path, "rb") as handle, _quick_turns():
-        for block in _read_ahead(_cut_at_lines(path, _unpacked(handle, tap))):
-            count.lines = block.first - 1 + block.count
+        source = _cut_at_lines(path, _unpacked(handle, tap))
+        for block in _read_ahead(source) if path.stat().st_size > BLOCK else source:
+            count.lines = block.first - 1 + len(block.lines)
             yield block
     count.sha256 = digest.hexdigest()
 
@@ -187,13 +163,13 @@ def _cut_at_lines(path: Path, pieces: Iterator[bytes]) -> Generator[Block, None,
             start, cut = 0, piece.rfind(b"\n") + 1
             if cut:
                 if dropped:
-                    yield Block(number, bytes(open_line), (number,))
+                    yield Block(number, [bytes(open_line)], True, (number,))
                     number += 1
                     open_line, start = bytearray(), piece.find(b"\n") + 1
                 if start < cut:
                     block = _block(number, b"".join((open_line, memoryview(piece)[start : cut - 1])))
                     yield block
-                    number += block.count
+                    number += len(block.lines)
                 open_line, dropped = bytearray(), False
             if not dropped:
                 open_line += memoryview(piece)[cut:]
@@ -205,18 +181,29 @@ def _cut_at_lines(path: Path, pieces: Iterator[bytes]) -> Generator[Block, None,
             "Download the file again and compare its size."
         ) from error
     if dropped:
-        yield Block(number, bytes(open_line), (number,))
+        yield Block(number, [bytes(open_line)], True, (number,))
     elif open_line:
         yield _block(number, bytes(open_line))
 
 
 def _block(first: int, data: bytes) -> Block:
-    """A block in which no line is too long."""
-    if len(data) <= MAX_LINE:
-        return Block(first, data)
+    """The lines of `data`, which has no line feed at its end."""
     lines = data.split(b"\n")
-    overlong = tuple(number for number, line in enumerate(lines, first) if len(line) > MAX_LINE)
-    return Block(first, b"\n".join(line[:100] if len(line) > MAX_LINE else line for line in lines), overlong)
+    overlong: tuple[int, ...] = ()
+    if len(data) > MAX_LINE:
+        overlong = tuple(number for number, line in enumerate(lines, first) if len(line) > MAX_LINE)
+        lines = [line[:100] if len(line) > MAX_LINE else line for line in lines]
+    return Block(first, lines, _is_text(data), overlong)
+
+
+def _is_text(data: bytes) -> bool:
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class BadLines:

@@ -123,7 +123,7 @@ def _spill(task: Task, bar: tqdm, rejected: IO[str], writer: pq.ParquetWriter) -
     with closing(read_blocks(task.path, count, bar)) as blocks:
         for block in blocks:
             if reader is None:
-                first = block.lines()[:PROBED]
+                first = block.lines[:PROBED]
                 count.edition = task.edition or detect(first)
                 try:
                     reader = (_Reviews if task.kind == "reviews" else _Metadata)(count, bad, first[0], task.source * SOURCE)
@@ -157,7 +157,7 @@ class _Reader:
         self._count, self._bad, self._offset = count, bad, offset
 
     def careful(self, block: Block) -> Iterator[bytes]:
-        for self.number, line in enumerate(block.lines(), block.first):
+        for self.number, line in enumerate(block.lines, block.first):
             if self.number in block.overlong:
                 self.reject(line, "longer than 16 MiB")
             elif not line.strip():
@@ -180,7 +180,7 @@ class _Reviews(_Reader):
     def batches(self, block: Block) -> list[pa.RecordBatch]:
         """Quickly where that can be done; around a line that needs care the block is halved, again and again."""
         columns = _quick_columns(block, self._lines)
-        if columns is None and self._lines.quick is not None and block.count > 64:
+        if columns is None and self._lines.quick is not None and len(block.lines) > 64:
             one, two = block.halves()
             return self.batches(one) + self.batches(two)
         if columns is None:
@@ -224,12 +224,10 @@ def _quick_columns(block: Block, lines: ReviewLines) -> list[Any] | None:
     Most time goes by here: a line costs about a microsecond.
     """
     quick = lines.quick
-    if quick is None or block.overlong or not block.is_text():  # keys that are not used are skipped unread, but must be text
+    if quick is None or block.overlong or not block.text:  # keys that are not used are skipped unread, but must be text
         return None
     try:
-        rows = quick.decode_lines(block.data) if block.objects else [quick.decode(line) for line in block.lines()]
-        if len(rows) != block.count:
-            return None
+        rows = [quick(line) for line in block.lines]
     except (msgspec.MsgspecError, RecursionError):
         return None
     users, items = [row.user for row in rows], [row.item for row in rows]

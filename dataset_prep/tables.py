@@ -74,12 +74,12 @@ def without_repeats(engine: Engine, table: str) -> tuple[str, int]:
 
     Few pairs repeat, so only theirs are put in order. Returns the table of the rest and how many rows went.
     """
-    engine.table("repeated", f"SELECT user_code, item_code FROM {table} GROUP BY user_code, item_code HAVING count(*) > 1")
+    repeated = f"SELECT user_code, item_code FROM {table} GROUP BY user_code, item_code HAVING count(*) > 1"
     engine.table(
         "later",
         "SELECT line FROM (SELECT t.line, row_number() OVER "
-        "(PARTITION BY t.user_code, t.item_code ORDER BY t.seconds, t.line) AS place "
-        f"FROM {table} t JOIN repeated r ON t.user_code = r.user_code AND t.item_code = r.item_code) placed WHERE place > 1",
+        "(PARTITION BY t.user_code, t.item_code ORDER BY t.seconds, t.line) AS place FROM "
+        f"{table} t JOIN ({repeated}) r ON t.user_code = r.user_code AND t.item_code = r.item_code) placed WHERE place > 1",
     )
     engine.table(
         "distinct_pairs", f"SELECT * FROM {table} t WHERE NOT EXISTS (SELECT 1 FROM later WHERE later.line = t.line)"
@@ -170,18 +170,18 @@ def _among(n: int, users: str | None, items: str | None) -> str:
 
 def order_items(engine: Engine, table: str) -> None:
     """``placed``: every item left, and where it comes first in the order of interactions."""
-    engine.table("first_seconds", f"SELECT item_code, min(seconds) AS seconds FROM {table} GROUP BY item_code")
+    first = f"SELECT item_code, min(seconds) AS seconds FROM {table} GROUP BY item_code"
     engine.table(
         "placed",
-        f"SELECT f.item_code, f.seconds, min(t.line) AS line FROM first_seconds f JOIN {table} t "
+        f"SELECT f.item_code, f.seconds, min(t.line) AS line FROM ({first}) f JOIN {table} t "
         "ON t.item_code = f.item_code AND t.seconds = f.seconds GROUP BY f.item_code, f.seconds",
     )
 
 
 def find_pictured(engine: Engine) -> None:
     """``pictured``: the items whose first metadata record lists an image."""
-    engine.table("first_of_item", "SELECT item_id, min(line) AS line FROM metadata GROUP BY item_id")
-    engine.table("pictured", "SELECT m.item_id FROM metadata m JOIN first_of_item f ON f.line = m.line WHERE m.pictured")
+    first = "SELECT item_id, min(line) AS line FROM metadata GROUP BY item_id"
+    engine.table("pictured", f"SELECT m.item_id FROM metadata m JOIN ({first}) f ON f.line = m.line WHERE m.pictured")
 
 
 def join_metadata(engine: Engine) -> int:
@@ -191,9 +191,9 @@ def join_metadata(engine: Engine) -> int:
         "SELECT m.line, i.item_code, m.fields FROM metadata m JOIN items i ON i.item_id = m.item_id "
         "WHERE i.item_code IN (SELECT item_code FROM placed)",
     )
-    engine.table("first_records", "SELECT item_code, min(line) AS line FROM records GROUP BY item_code")
-    engine.table("described", "SELECT r.item_code, r.fields FROM records r JOIN first_records f ON f.line = r.line")
-    ((repeated,),) = engine.rows("SELECT (SELECT count(*) FROM records) - (SELECT count(*) FROM first_records)")
+    first = "SELECT min(line) AS line FROM records GROUP BY item_code"
+    engine.table("described", f"SELECT r.item_code, r.fields FROM records r JOIN ({first}) f ON f.line = r.line")
+    ((repeated,),) = engine.rows("SELECT (SELECT count(*) FROM records) - (SELECT count(*) FROM described)")
     return int(repeated)
 
 

@@ -23,6 +23,7 @@ import pytest
 from dataset_prep import lines
 from dataset_prep.amazon import convert
 
+pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # as Python says of '\\q'
 BATCHES, BATCH = 20, 50
 LONG = 60_000  # bytes of a line that is too long, here
 BAD_ALLOWED = 3

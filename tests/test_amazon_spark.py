@@ -33,7 +33,6 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         session.stop()
 
 
-@pytest.mark.slow
 def test_the_same_bytes_on_gift_cards(session: Any, shared_data: Path, tmp_path: Path) -> None:
     raw = shared_data / "raw_amazon2018"
     written = {}
