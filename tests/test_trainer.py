@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,31 @@ def test_frozen_parts_stay_and_the_others_learn(configure, tmp_path):
         if name.startswith(("network.encoder", "network.codebook")):
             assert torch.equal(before[name], after[name]), name
     assert not torch.equal(before["network.rows"], after["network.rows"])
+
+
+@pytest.mark.pipeline
+def test_kill_9_of_the_command_and_the_same_command_again(data, tmp_path):
+    """Killed as soon as the first epoch is on disk; the second call ends with the figures of a call that was left alone."""
+    given = ["--dataset", NAME, "--data_path", str(data), "--epochs=12", "--stopping_step=12"]
+    whole, _ = call(1, tmp_path / "whole", "finetune", *given)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    command = [sys.executable, str(ROOT / "run_recbole_qbert.py"), "finetune", "--output", str(folder), *COMMON, *given]
+    process = subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **QUIET}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    progress = folder / NAME / "finetune.progress"
+    while not progress.exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the kill came in time"
+    again, _ = call(1, folder, "finetune", *given)
+    for key in ("valid", "test", "test_with_prior", "prior", "parameters"):
+        assert again[key] == whole[key]
+    logs = [(out / NAME / "finetune.jsonl").read_text().splitlines() for out in (tmp_path / "whole", folder)]
+    assert [json.loads(line)["loss"] for line in logs[0]] == [json.loads(line)["loss"] for line in logs[1]]
 
 
 # ------------------------------------------------------------------------------------------------ several processes
