@@ -131,7 +131,7 @@ def download(folder: Path, dataset: str, *, options: Options = POLITE, progress:
     source = folder / f"{dataset}.item"
     expected = survey(source, options.max_images)
     try:
-        with only_here(folder), warnings.catch_warnings():
+        with only_here(folder, "download into"), warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # their pixels are counted here
             (folder / SUMMARY).unlink(missing_ok=True)  # an interruption from here on leaves none
             with tqdm(total=expected, unit="image", desc=dataset, disable=not progress) as bar:

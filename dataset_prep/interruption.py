@@ -13,8 +13,16 @@ from typing import Any
 
 
 @contextmanager
-def only_here(folder: Path) -> Iterator[None]:
-    """Two downloads into one folder would write over each other's parts."""
+def only_here(folder: Path, work: str) -> Iterator[None]:
+    """Two processes at the same work in one folder would write over each other's parts.
+
+    Args:
+        folder: is locked.
+        work: what to call it in the error of the second process.
+
+    Raises:
+        ValueError: another process is at it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -25,7 +33,7 @@ def only_here(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise ValueError(f"another download into {folder} is under way; wait for it, or stop it") from None
+        raise ValueError(f"another {work} {folder} is under way; wait for it, or stop it") from None
     except OSError:  # a file system without locks
         pass
     try:

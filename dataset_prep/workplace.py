@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dataset_prep.interruption import only_here
+
 
 @contextmanager
 def workplace(output: Path, dataset: str) -> Iterator[Path]:
@@ -22,7 +24,7 @@ def workplace(output: Path, dataset: str) -> Iterator[Path]:
     above = [folder for folder in (output, *output.parents) if not folder.exists()]
     work = output / f".{dataset}.preparing"
     work.mkdir(parents=True, exist_ok=True)
-    with _alone_in(work):
+    with only_here(work, "preparation in"):
         try:
             yield work
         except Exception:
@@ -32,25 +34,6 @@ def workplace(output: Path, dataset: str) -> Iterator[Path]:
                     folder.rmdir()
             raise
         shutil.rmtree(work)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is preparing {folder}: wait for it, or stop it") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def publish(files: Path, folder: Path, names: Sequence[str]) -> None:

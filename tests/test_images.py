@@ -631,7 +631,7 @@ def test_one_download_a_folder(shop: Shop) -> None:
     from dataset_prep.interruption import only_here
 
     shop.items({"A": []})
-    with only_here(shop.folder), pytest.raises(ValueError, match="another download"):
+    with only_here(shop.folder, "download into"), pytest.raises(ValueError, match="another download"):
         shop.run()
     assert asdict(shop.run())["items"] == 1
 
