@@ -6,6 +6,7 @@
 * :func:`log_every_run` - the second run of a process logs nowhere.
 * :func:`no_anomaly_detection` - importing RecBole's models turns on autograd's debugging mode.
 * :func:`processes_without_gpu` - several processes need NCCL, and so a GPU each.
+* :func:`folders_made_together` - several processes that make the same folder fail.
 
 Beside them, for callers: :func:`load_checkpoint`, :func:`fresh_logging`, :func:`clean_argv`.
 """
@@ -49,6 +50,7 @@ __all__ = [
     "checkpoint_state",
     "clean_argv",
     "countable_metrics",
+    "folders_made_together",
     "fresh_logging",
     "load_checkpoint",
     "load_data_and_model",
@@ -82,6 +84,7 @@ def apply() -> None:
     log_every_run()
     no_anomaly_detection()
     processes_without_gpu()
+    folders_made_together()
 
 
 def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -463,6 +466,20 @@ def _init_trainer(original: Callable[[Any, Any, Any], None]) -> Callable[[Any, A
         self.distributed_model = torch.nn.parallel.DistributedDataParallel(model)
 
     return init_trainer
+
+
+def folders_made_together() -> None:
+    """Let several processes make the same folder.
+
+    ``ensure_dir`` looks first and makes the folder then (utils/utils.py:44): of two processes that start together, one finds
+    that the other was quicker, and ends with FileExistsError.
+    """
+    for name in ("utils.logger", "trainer.trainer", "data.utils", "data.dataset.dataset"):
+        _replace(importlib.import_module(f"recbole.{name}"), "ensure_dir", lambda _: _ensure_dir)
+
+
+def _ensure_dir(dir_path: str) -> None:
+    os.makedirs(dir_path, exist_ok=True)
 
 
 class ConfigValues(dict[str, Any]):

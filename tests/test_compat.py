@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import collections
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -371,6 +372,13 @@ def test_clean_argv() -> None:
 
 
 # -------------------------------------------------------------------------------------------- private touches
+@pytest.mark.parametrize("module", ["utils.logger", "trainer.trainer", "data.utils", "data.dataset.dataset"])
+def test_a_folder_that_another_process_made_is_no_error(module: str, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "log").mkdir()
+    monkeypatch.setattr(os.path, "exists", lambda _: False)  # what the slower process saw a moment before
+    importlib.import_module(f"recbole.{module}").ensure_dir(str(tmp_path / "log"))
+
+
 #: Every name of RecBole that plugin.py and compat.py replace, call or read though it is nobody's promise,
 #: with its arguments. A new version of RecBole that fails here needs a look at the code that uses the name.
 TOUCHED = [
@@ -380,6 +388,9 @@ TOUCHED = [
     ("config/configurator.py", "Config._convert_config_dict", "self, config_dict"),
     ("utils/utils.py", "get_model", "model_name"),
     ("utils/utils.py", "get_trainer", "model_type, model_name"),
+    ("utils/utils.py", "ensure_dir", "dir_path"),
+    ("config/configurator.py", "Config._init_device", "self"),
+    ("trainer/trainer.py", "AbstractTrainer.__init__", "self, config, model"),
     ("utils/logger.py", "init_logger", "config"),
     ("utils/logger.py", "RemoveColorFilter.filter", "self, record"),
     ("data/utils.py", "create_dataset", "config"),
