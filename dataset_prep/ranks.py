@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from recbole_qbert.processes import open_group
+
 T = TypeVar("T")
 START = timedelta(minutes=10)  # for all processes to appear
 WORK = timedelta(days=7)  # for the slowest of them to finish; a process that dies is noticed at once
@@ -56,7 +58,7 @@ class Ranks:
             raise ValueError("this torch is built without torch.distributed: run one process, or install another build")
         try:
             if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=START)
+                open_group("gloo", timeout=START)
             return cls(rank, world, dist.new_group(backend="gloo", timeout=WORK))
         except (ValueError, RuntimeError) as error:
             raise ValueError(

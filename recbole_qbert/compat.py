@@ -38,7 +38,7 @@ from recbole.evaluator.collector import Collector
 from recbole.model.abstract_recommender import AbstractRecommender
 from scipy import sparse
 
-from recbole_qbert.processes import PATIENCE, rank
+from recbole_qbert.processes import PATIENCE, close_at_exit, open_group, rank, together
 
 with warnings.catch_warnings():  # ray 2.6.3, which this module imports, still uses pkg_resources and says so
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
@@ -438,15 +438,17 @@ def _init_device(original: Callable[[Any], None]) -> Callable[[Any], None]:
         torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         if "local_rank" not in final or not (cpu or torchrun):
             original(self)
+            if together():
+                close_at_exit()
             return
-        if not torch.distributed.is_initialized():
+        if not together():
             if torchrun:
                 address: dict[str, Any] = {"init_method": "env://"}
             else:
                 rank = final["local_rank"] + final["offset"]
                 host = f"tcp://{final['ip']}:{final['port']}"
                 address = {"init_method": host, "rank": rank, "world_size": final["world_size"]}
-            torch.distributed.init_process_group(backend="gloo" if cpu else "nccl", timeout=PATIENCE, **address)
+            open_group("gloo" if cpu else "nccl", timeout=PATIENCE, **address)
         final["device"] = torch.device("cpu") if cpu else torch.device("cuda", final["local_rank"])
         if not cpu:
             torch.cuda.set_device(final["local_rank"])
