@@ -1,45 +1,15 @@
-"""What every benchmark writes beside its figures: the machine, the versions, and timings that take turns."""
+"""What the benchmarks share: timings that take turns, and the file they are written to."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from recbole_qbert.artifacts import write_json
-
-PACKAGES = ("torch", "numpy", "numba", "faiss-cpu", "recbole", "recbole-qbert")
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, memory, threads, load at the moment, GPU."""
-    return {
-        "processor": _first_value(Path("/proc/cpuinfo"), "model name") or platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "system": platform.platform(),
-        "torch_threads": torch.get_num_threads(),
-        "load_1_min": round(os.getloadavg()[0], 2),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Python and what the figures depend on; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+from recbole_qbert.facts import machine, versions
 
 
 def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
@@ -77,11 +47,3 @@ def write(path: Path, settings: Mapping[str, Any], rows: Sequence[Mapping[str, A
             "ratios": dict(ratios),
         },
     )
-
-
-def _first_value(path: Path, key: str) -> str | None:
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith(key):
-                return line.split(":", 1)[1].strip()
-    return None
