@@ -178,11 +178,13 @@ class IdentifierConfig:
     builtin_width: int
 
     def __post_init__(self) -> None:
-        _choice("semantic_ids", self.semantic_ids, ("fused", "per_modality", "both"))
+        _choice("semantic_ids", self.semantic_ids, ("fused", "per_modality", "both", "none"))
         _choice("missing_features", self.missing_features, ("error", "mask"))
 
     def code_sets(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Names of the code sets, in the order of their letters; without modalities only ``fused`` is left."""
+        if self.semantic_ids == "none":
+            return ()
         fused = ("fused",) if self.semantic_ids != "per_modality" or not modalities else ()
         return (*fused, *(modalities if self.semantic_ids != "fused" else ()))
 

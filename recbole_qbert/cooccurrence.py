@@ -115,6 +115,45 @@ class CooccurrencePrior(nn.Module):
         score = score.masked_fill(history.T > 0, 0.0)
         return score / score.sum(1, keepdim=True).clamp(min=1e-12)
 
+    @property
+    def floor(self) -> float:
+        """What is added to the score of an item that never occurred with the history."""
+        return float(self.weight * torch.log(self.epsilon))
+
+    def lifts(self, sequences: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added above ``floor``, for the few items where that is something; ``forward`` without a ``[B, N]``.
+
+        Args:
+            sequences, lengths: as for :meth:`share`.
+
+        Returns:
+            ``(items [B, H] int64, amounts [B, H] float32)``, -1 and 0 in unused places; no item twice in a row.
+        """
+        batch = len(sequences)
+        real = torch.arange(sequences.shape[1], device=sequences.device) < lengths[:, None]
+        user, _ = real.nonzero(as_tuple=True)
+        held = torch.unique(user * self.items + sequences[real])  # a history is a set
+        user, item = held // self.items, held % self.items
+        # All neighbours of all items of all histories, in one list.
+        first = torch.searchsorted(self.pair[0], item)
+        count = torch.searchsorted(self.pair[0], item, right=True) - first
+        start = count.cumsum(0) - count
+        place = torch.arange(int(count.sum()), device=item.device) + (first - start).repeat_interleave(count)
+        key = user.repeat_interleave(count) * self.items + self.pair[1][place]
+        key, where = key.unique(return_inverse=True)
+        evidence = self.value.new_zeros(len(key)).index_add_(0, where, self.value[place])
+        new = ~torch.isin(key, held)
+        key, evidence = key[new], evidence[new]
+        owner = key // self.items
+        share = evidence / evidence.new_zeros(batch).index_add_(0, owner, evidence).clamp(min=1e-12)[owner]
+        amount = self.weight * (torch.log(share + self.epsilon) - torch.log(self.epsilon))
+        size = torch.bincount(owner, minlength=batch)
+        column = torch.arange(len(key), device=key.device) - (size.cumsum(0) - size)[owner]
+        items = key.new_full((batch, int(size.max())), -1)
+        amounts = amount.new_zeros(items.shape)
+        items[owner, column], amounts[owner, column] = key % self.items, amount
+        return items, amounts
+
     def forward(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """What to add to log-probabilities, ``[B, N]``; zeros while the weight is 0."""
         return self.weight * torch.log(self.share(sequences, lengths) + self.epsilon)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_qbert.dropout import dropout
+
 # Biases live on the scale of attention logits (about 1), other weights on that of 0.02; see network.PENALTY_SCALE.
 BIAS_SCALE = 5.0
 
@@ -42,7 +44,7 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.distance = nn.Parameter(torch.empty(heads, 2 * positions - 1))
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.rate = dropout
         self.blocks = nn.ModuleList(_Block(width, heads, inner, dropout, attention_dropout) for _ in range(layers))
 
     def forward(self, items: Tensor, lengths: Tensor, causal: bool) -> Tensor:
@@ -63,7 +65,7 @@ class SequenceEncoder(nn.Module):
             mask = bias.masked_fill(offset > 0, -torch.inf)
         else:
             mask = bias.masked_fill((position >= lengths[:, None])[:, None, None, :], -torch.inf)
-        hidden = self.dropout(self.norm(items))
+        hidden = dropout(self.norm(items), self.rate, self.training)
         for block in self.blocks:
             hidden = block(hidden, mask)
         return hidden
@@ -74,17 +76,26 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, heads: int, inner: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
-        self.heads, self.attention_dropout = heads, attention_dropout
+        self.heads, self.rate, self.attention_rate = heads, dropout, attention_dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
         self.grow, self.shrink = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.rate = dropout
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         size, length, width = hidden.shape
         query, key, value = self.qkv(hidden).view(size, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        rate = self.attention_dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
-        hidden = self.norm_attention(hidden + self.dropout(self.mix(seen.transpose(1, 2).reshape(size, length, width))))
-        return self.norm_feed(hidden + self.dropout(self.shrink(self.dropout(F.gelu(self.grow(hidden))))))
+        if self.training and self.attention_rate > 0 and hidden.device.type == "cpu":
+            # What torch does here too, it has no fused kernel with dropout for CPUs; but for the cheaper dropout.
+            weight = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + mask).softmax(3)
+            seen = dropout(weight, self.attention_rate, True) @ value
+        else:
+            rate = self.attention_rate if self.training else 0.0
+            seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
+        mixed = self._drop(self.mix(seen.transpose(1, 2).reshape(size, length, width)))
+        hidden = self.norm_attention(hidden + mixed)
+        return self.norm_feed(hidden + self._drop(self.shrink(self._drop(F.gelu(self.grow(hidden))))))
+
+    def _drop(self, values: Tensor) -> Tensor:
+        return dropout(values, self.rate, self.training)

@@ -129,6 +129,10 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
             f"{path} was trained on other items than those of {catalogue.folder}: {len(codes)} there, "
             f"{len(catalogue.items)} here; pass the data_path it was trained with"
         )
+    if config["semantic_ids"] == "none":
+        raise ValueError(
+            f"{path} was trained without semantic IDs (semantic_ids: none), to compare with; it is not exported"
+        )
     sid = sid or _ids_file(config, catalogue.folder, dataset)
     ids = semantic_ids.load(sid)
     if ids.codes.shape[1] != codes.shape[1] or (ids.aligned(catalogue.items, str(sid)) != codes).any():

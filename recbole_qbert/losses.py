@@ -19,7 +19,8 @@ def item_softmax_loss(
 
     Logit of item ``i`` at position ``p``: ``hidden[p] . items[i] - penalty * [i in history of p]``. Linear map, softmax
     and both gradients are computed together, chunk by chunk, so that the ``[P, N]`` logits never exist as a whole and are
-    passed over once instead of about four times (autograd would store and re-read them).
+    passed over once instead of about four times (autograd would store and re-read them). Under autocast the products are
+    taken in its type, sums and the softmax in float32.
 
     Args:
         hidden: ``[P, D]`` float, the encoder's output at the supervised positions.
@@ -33,7 +34,13 @@ def item_softmax_loss(
     Returns:
         ``[]`` float, mean over positions.
     """
-    return _ItemSoftmax.apply(hidden, items, target, penalty, seen[0], seen[1], valid)  # type: ignore[no-untyped-call]
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return _ItemSoftmax.apply(hidden, items, target, penalty, *seen, valid, hidden.dtype)  # type: ignore[no-untyped-call]
+    with torch.autocast(device, enabled=False):
+        product = torch.get_autocast_dtype(device)
+        whole = hidden.float(), items.float(), target, penalty.float()
+        return _ItemSoftmax.apply(*whole, *seen, valid, product)  # type: ignore[no-untyped-call]
 
 
 class _ItemSoftmax(torch.autograd.Function):
@@ -47,15 +54,17 @@ class _ItemSoftmax(torch.autograd.Function):
         position: Tensor,
         item: Tensor,
         valid: Tensor,
+        product: torch.dtype,
     ) -> Tensor:
         count = max(len(hidden), 1)
         grad_hidden, grad_items = torch.empty_like(hidden), torch.zeros_like(items)
         grad_penalty, total = torch.zeros_like(penalty), hidden.new_zeros(())
+        low_items = items.to(product)
         dropped = (~valid).nonzero()[:, 0]
         bounds = torch.searchsorted(position, torch.arange(0, len(hidden) + CHUNK, CHUNK, device=position.device)).tolist()
         for number, start in enumerate(range(0, len(hidden), CHUNK)):
-            rows = hidden[start : start + CHUNK]
-            logits = rows @ items.T
+            rows = hidden[start : start + CHUNK].to(product)
+            logits = (rows @ low_items.T).to(hidden.dtype)
             pairs = slice(bounds[number], bounds[number + 1])
             at = (position[pairs] - start, item[pairs])
             logits.index_put_(at, -penalty.expand(len(at[0])), accumulate=True)
@@ -69,15 +78,19 @@ class _ItemSoftmax(torch.autograd.Function):
             weight /= norm
             weight.scatter_add_(1, wanted, weight.new_full((1, 1), -1.0).expand(len(rows), 1))
             grad_penalty -= weight[at].sum()
-            grad_hidden[start : start + CHUNK] = weight @ items
-            grad_items.addmm_(weight.T, rows)
+            low = weight.to(product)
+            grad_hidden[start : start + CHUNK] = low @ low_items
+            if product == items.dtype:
+                grad_items.addmm_(low.T, rows)
+            else:
+                grad_items += low.T @ rows
         ctx.save_for_backward(grad_hidden / count, grad_items / count, grad_penalty / count)
         return total / count
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, items, penalty = ctx.saved_tensors
-        return grad[0] * hidden, grad[0] * items, None, grad[0] * penalty, None, None, None
+        return grad[0] * hidden, grad[0] * items, None, grad[0] * penalty, None, None, None, None
 
 
 def code_loss(tables: Tensor, target: Tensor) -> Tensor:

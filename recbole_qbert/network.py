@@ -5,6 +5,7 @@ Knows tensors only; the RecBole model, an export or a server can all drive it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -32,6 +33,7 @@ class SemanticSequenceModel(nn.Module):
     Args:
         config: shape and behaviour of the network.
         codes: ``[N, K]`` integer codes in ``[-1, M)``; -1 where an item lacks the modality of that level; row 0 all -1.
+            With ``item_rows``, ``K`` may be 0: items without IDs, to compare with.
         codes_per_level: ``M``.
         domains: ``[N]`` int64 domain of each item (any at row 0) when several catalogues are trained together: an item
             then competes with the items of its own domain only. ``None`` for one catalogue.
@@ -50,7 +52,7 @@ class SemanticSequenceModel(nn.Module):
         self.register_buffer("codes", codes.to(torch.int16))
         self.register_buffer("valid", torch.arange(items) > 0, persistent=False)
         flat = torch.where(codes >= 0, codes + codes_per_level * torch.arange(levels), levels * codes_per_level)
-        self.register_buffer("flat_codes", flat.long(), persistent=False)
+        self.register_buffer("flat_codes", flat.int(), persistent=False)
         self.codebook = nn.Parameter(torch.empty(levels, codes_per_level, config.hidden_size))
         self.rows = nn.Parameter(torch.empty(items, config.hidden_size)) if config.item_rows else None
         self.mask_vector = nn.Parameter(torch.empty(config.hidden_size))
@@ -92,10 +94,21 @@ class SemanticSequenceModel(nn.Module):
 
     def item_table(self) -> Tensor:
         """Vectors of all items, ``[N, D]``: the sum of their code embeddings, and their own row if there is one."""
+        return self._vectors(self.flat_codes, self.rows)
+
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """The rows of ``item_table()`` for some items, ``[...]`` int64 to ``[..., D]``, without the table."""
+        flat = items.flatten()
+        rows = None if self.rows is None else self.rows[flat]
+        return self._vectors(self.flat_codes[flat], rows).view(*items.shape, -1)
+
+    def _vectors(self, flat_codes: Tensor, rows: Tensor | None) -> Tensor:
         levels, size, width = self.codebook.shape
+        if not levels and rows is not None:
+            return rows
         weight = torch.cat([self.codebook.view(levels * size, width), self.codebook.new_zeros(1, width)])
-        table = F.embedding_bag(self.flat_codes, weight, mode="sum", padding_idx=levels * size)
-        return table if self.rows is None else table + self.rows
+        vectors = F.embedding_bag(flat_codes, weight, mode="sum", padding_idx=levels * size)
+        return vectors if rows is None else vectors + rows
 
     @torch.no_grad()
     def with_items(
@@ -141,6 +154,7 @@ class SemanticSequenceModel(nn.Module):
         ratios: Mapping[str, float],
         generator: torch.Generator | None = None,
         share: tuple[int, int] = (0, 1),
+        table: Tensor | None = None,
     ) -> Tensor:
         """Loss of one view over a batch of whole training sequences.
 
@@ -152,11 +166,12 @@ class SemanticSequenceModel(nn.Module):
             generator: where masks come from; torch's global one when ``None``.
             share: ``(process, processes)``. A process computes every ``processes``-th row, but masks are drawn for, and the
                 mean is taken over, the whole batch: the losses of all processes add up to that of one.
+            table: ``item_table()`` if it is at hand: views that share it pass their gradients through it once.
 
         Returns:
             ``[]`` float, mean over supervised positions; 0 (with a gradient) when there are none.
         """
-        table = self.item_table()
+        table = self.item_table() if table is None else table
         width = sequences.shape[1]
         masks = masking.draw(lengths, width, ratios, generator) if view == "masked" else None
         total = int((lengths - 1).clamp(min=0).sum() if masks is None else masks.sum())
@@ -228,10 +243,9 @@ class SemanticSequenceModel(nn.Module):
             sequences: ``[B, L]`` int64 histories, left-aligned, ``L`` at most ``max_length``.
             lengths: ``[B]`` int64, at least 1.
             view: ``causal`` reads the last item's position, ``masked`` that of a ``[MASK]`` put after it.
-            table: ``item_table()`` if it is at hand.
+            table: ``item_table()`` if it is at hand; without it, the vectors of the histories' items are made.
         """
-        table = self.item_table() if table is None else table
-        vectors = table[sequences]
+        vectors = self.item_vectors(sequences) if table is None else table[sequences]
         last = torch.arange(len(sequences), device=sequences.device)
         if view == "causal":
             return self.encoder(vectors, lengths, causal=True)[last, lengths - 1]
@@ -254,9 +268,8 @@ class SemanticSequenceModel(nn.Module):
         for view in self.config.views:
             state = self.states(sequences, lengths, view, table)
             if self.config.loss == "code":
-                size = self.codebook.shape[1]
-                tables = torch.einsum("pd,kmd->pkm", state, self.codebook).log_softmax(2)
-                score = code_scores(tables + torch.tensor(float(size)).log(), self.codes).masked_fill(never, -torch.inf)
+                tables = torch.einsum("bd,kmd->bkm", state, self.codebook)
+                score = code_scores(self.code_log_ratios(tables), self.codes).masked_fill(never, -torch.inf)
             else:
                 logits = state @ table.T - self.penalty * self._history(sequences, lengths)
                 score = logits.masked_fill(never, -torch.inf).log_softmax(1)
@@ -266,6 +279,11 @@ class SemanticSequenceModel(nn.Module):
         if self.config.repeat_penalty == "exclude":
             total = total.masked_fill(self._history(sequences, lengths).bool(), -torch.inf)
         return total
+
+    @staticmethod
+    def code_log_ratios(tables: Tensor) -> Tensor:
+        """Logits of the codes of each level to log-probabilities relative to a uniform guess; both ``[B, K, M]``."""
+        return tables.log_softmax(2) + math.log(tables.shape[2])
 
     def _history(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """1 where an item stands in the row's history, ``[B, N]`` float."""

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from recbole_qbert import export, newcomers, ranking
+from recbole_qbert import export, newcomers
 from recbole_qbert import semantic_ids as id_files
 from recbole_qbert.export import TrainedModel
+from recbole_qbert.ranker import CatalogueRanker
 
 log = logging.getLogger(__name__)
 
-# Most scores held at a time (64 MB a copy, of which there are about six): batches of large catalogues are cut to this.
-ROOM = 1 << 24
 NAMED = 5  # unknown items that are named
 
 
@@ -176,9 +176,8 @@ class Recommender:
         # Like lengths together, so that short histories are not padded to the longest.
         order = np.argsort(lengths, kind="stable")
         order = order[np.count_nonzero(lengths == 0) :]
-        step = max(1, min(batch_size, ROOM // len(self.items)))
-        for start in range(0, len(order), step):
-            part = order[start : start + step]
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
             rows[part], scores[part] = self._best([known[place] for place in part], shape[1], exclude_seen)
         return Ranked(rows, scores, skipped)
 
@@ -200,6 +199,10 @@ class Recommender:
             self._id_texts[row] = self.semantic_ids.text(row)
         return self._id_texts[row]
 
+    @cached_property
+    def _ranker(self) -> CatalogueRanker:
+        return CatalogueRanker(self.network, self.prior, dense=False)
+
     @torch.inference_mode()
     def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """Scores of all items.
@@ -214,18 +217,17 @@ class Recommender:
         scores = self.network.scores(sequences, lengths)
         return scores if self.prior is None else scores + self.prior(sequences, lengths)
 
-    @torch.inference_mode()
     def _best(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         """Rows of ``items`` and scores, ``[B, k]`` each, of histories of network rows."""
         newest = [torch.from_numpy(history[-self.network.config.max_length :]) for history in histories]
         lengths = torch.tensor([len(history) for history in newest], device=self.device)
-        scores = self.scores(pad_sequence(newest, batch_first=True).to(self.device), lengths)
+        sequences = pad_sequence(newest, batch_first=True).to(self.device)
+        seen = None
         if exclude_seen:
-            owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-            seen = torch.from_numpy(np.stack([owner, np.concatenate(histories)])).to(self.device)
-            scores[seen[0], seen[1]] = -torch.inf
-        best, rows = _top_k(scores, k)
-        return torch.where(best > -torch.inf, rows - 1, -1).cpu().numpy(), best.cpu().numpy()
+            whole = [torch.from_numpy(history) for history in histories]
+            seen = pad_sequence(whole, batch_first=True, padding_value=-1).to(self.device)
+        best, rows = self._ranker.top_k(sequences, lengths, k, exclude=seen, threads=torch.get_num_threads())
+        return torch.where(rows > 0, rows - 1, -1).cpu().numpy(), best.cpu().numpy()
 
     def _known(self, histories: Sequence[Sequence[str]]) -> tuple[list[np.ndarray], Skipped]:
         """Network rows of the known items of each history, and what was left out."""
@@ -245,16 +247,3 @@ class Recommender:
             known.append(np.array(rows, dtype=np.int64))
             empty += not rows
         return known, Skipped(unknown, tuple(first)[:NAMED], empty)
-
-
-def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As ``ranking.top_k``, which sorts whole rows: only rows with a tie across the ``k``-th place are sorted here."""
-    values, rows = scores.topk(k, dim=1)
-    rows, order = rows.sort(1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    rows = rows.gather(1, order)
-    last = values[:, -1:]
-    tied = ((scores >= last).sum(1) > k) & (last[:, 0] > -torch.inf)
-    if tied.any():
-        values[tied], rows[tied] = ranking.top_k(scores[tied], k)
-    return values, rows

@@ -21,6 +21,7 @@ from recbole_qbert import compat
 from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.pipeline import Catalogue
 from recbole_qbert.ranking import rank_of
+from recbole_qbert.trainer import QBERT4RecTrainer
 
 
 @dataclass
@@ -167,6 +168,9 @@ def ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
         ``[users]`` int64 in the order of the users' internal ids.
     """
     model, found, owners = run.model.eval(), [], []
+    if isinstance(run.trainer, QBERT4RecTrainer):
+        users = data._dataset.inter_feat[model.USER_ID]
+        return run.trainer.target_ranks(data, exclude_history=exclude_history)[users.argsort()].numpy()
     for interaction, seen, _, target in data:
         interaction = interaction.to(model.device)
         scores = model.full_sort_predict(interaction).view(len(interaction), -1)[:, : run.valid_data._dataset.item_num]

@@ -74,8 +74,11 @@ class ItemIndex(Index):
         self.method = method
         if self.method == "chunked":
             self._codes = _by_level(codes, size)
-            self.backend = ChunkedItems(self._codes, self._scorer, self.items, self.bias, self.valid)
+            self.chunked = ChunkedItems(self._codes, self._scorer, self.items, self.bias, self.valid)
+            self.backend = self.chunked
         else:
+            self._given = codes  # the caller's, for the rare pass over all scores
+            self.chunked = ChunkedItems(codes, self._given_scorer, self.items, self.bias, self.valid)
             self.backend = MergedItems(codes, size, self.bias, self.valid, self.method == "pruned")
 
     def _queries(self, queries: Tensor) -> tuple[Tensor, float]:
@@ -87,6 +90,10 @@ class ItemIndex(Index):
     def _scorer(self, tables: Tensor) -> Scorer:
         silent = with_silence(tables)
         return lambda start, stop: add_up(silent, self._codes[:, start:stop].int())
+
+    def _given_scorer(self, tables: Tensor) -> Scorer:
+        silent = with_silence(tables)
+        return lambda start, stop: add_up(silent, _by_level(self._given[start:stop], self.size).int())
 
 
 class DenseIndex(Index):
@@ -109,7 +116,8 @@ class DenseIndex(Index):
         super().__init__(len(vectors), vectors.device, bias, valid)
         self.vectors = vectors.detach()
         self._longest = max([0.0, *(_longest(part, "vectors") for part in self.vectors.split(LONGEST))])
-        self.backend = ChunkedItems(self.vectors, self._scorer, self.items, self.bias, self.valid)
+        self.chunked = ChunkedItems(self.vectors, self._scorer, self.items, self.bias, self.valid)
+        self.backend = self.chunked
 
     def _queries(self, queries: Tensor) -> tuple[Tensor, float]:
         if queries.dim() != 2 or queries.shape[1] != self.vectors.shape[1]:

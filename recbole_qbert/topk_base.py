@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from recbole_qbert.topk_chunks import Changes
+from recbole_qbert.topk_chunks import Changes, ChunkedItems
 
 MOST_ITEMS = (1 << 31) - 1  # rows are kept as int32
 LARGEST = 3e38  # what the parts of a score may add up to; beyond it float32 sums become inf, and inf - inf no number
@@ -38,6 +38,7 @@ class Index:
     """
 
     backend: Backend
+    chunked: ChunkedItems
 
     def __init__(self, items: int, device: torch.device, bias: Tensor | None, valid: Tensor | None) -> None:
         if items > MOST_ITEMS:
@@ -119,6 +120,22 @@ class Index:
                 f"target has shape {tuple(target.shape)}; it must be one item row for each of {len(queries)} users"
             )
         return self.backend.rank(queries, target, changes, threads)
+
+    def log_sum_exp(
+        self, queries: Tensor, *, adjust: tuple[Tensor, Tensor | float] | None = None, allowed: Tensor | None = None
+    ) -> Tensor:
+        """``log(sum_i exp(score_i))`` of each user over the items that can be answers: what makes logits log-probabilities.
+
+        Computed a chunk of items at a time whatever the method; rounded as torch likes.
+
+        Args:
+            queries, adjust, allowed: as for :meth:`top_k`.
+
+        Returns:
+            ``[B]`` float32.
+        """
+        queries, changes = self._read(queries, None, adjust, allowed)
+        return self.chunked.log_sum_exp(queries, changes)
 
     @property
     def nbytes(self) -> int:

@@ -72,6 +72,10 @@ class ChunkedItems:
         del threads
         return running_rank(self._changed(queries, changes), self.items, target)
 
+    def log_sum_exp(self, queries: Tensor, changes: Changes) -> Tensor:
+        """``[B]`` float32."""
+        return running_log_sum_exp(self._changed(queries, changes), len(queries), self.items, queries.device)
+
     def _changed(self, queries: Tensor, changes: Changes) -> Scorer:
         plain, allowed = self.scorer(queries), self.valid
         if changes.allowed is not None:
@@ -126,14 +130,26 @@ def running_rank(score: Scorer, items: int, target: Tensor) -> Tensor:
         target: ``[B]`` int64 item rows.
     """
     reached = torch.empty(len(target), 1, device=target.device)
-    for start, stop in chunks(len(target), items, target.device):
+    parts = list(chunks(len(target), items, target.device))
+    if len(parts) == 1:
+        scores = score(0, items)
+        return (~(scores < scores.gather(1, target[:, None]))).sum(1)
+    for start, stop in parts:
         user = ((target >= start) & (target < stop)).nonzero()[:, 0]
         if len(user):
             reached[user, 0] = score(start, stop)[user, target[user] - start]
     rank = torch.zeros_like(target)
-    for start, stop in chunks(len(target), items, target.device):
+    for start, stop in parts:
         rank += (~(score(start, stop) < reached)).sum(1)
     return rank
+
+
+def running_log_sum_exp(score: Scorer, batch: int, items: int, device: torch.device) -> Tensor:
+    """``log(sum_i exp(score_i))`` over ``items`` items, ``[B]``; -inf where none can be an answer."""
+    total = torch.full((batch,), -torch.inf, device=device)
+    for start, stop in chunks(batch, items, device):
+        total = torch.logaddexp(total, score(start, stop).logsumexp(1))
+    return total
 
 
 def _keys(scores: Tensor, rows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from recbole_qbert.cooccurrence import fit_weight
 from recbole_qbert.domains import balanced
 from recbole_qbert.processes import wait_for_all
 from recbole_qbert.progress_file import ProgressFile
-from recbole_qbert.ranking import rank_of
+from recbole_qbert.ranker import CatalogueRanker
 
 Callback = Callable[[int, float], Any]
 
@@ -192,16 +192,30 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
     def _needs(self, name: str) -> bool:
         return bool(self.eval_collector.register.need(name))
 
-    def target_ranks(self, eval_data: Any, show_progress: bool = False) -> Tensor:
-        """Rank of each row's target among all items, from 1; ``[U]`` int64 on the CPU, in the order of the rows."""
-        rows = eval_data._dataset
-        # Whole batches are dealt out: a batch gives the same numbers whoever computes it.
-        batches = torch.arange(len(rows)).split(self.config["eval_batch_size"])
+    @torch.no_grad()
+    def target_ranks(self, eval_data: Any, show_progress: bool = False, exclude_history: bool = False) -> Tensor:
+        """Rank of each row's target among all items, from 1; ``[U]`` int64 on the CPU, in the order of the rows.
+
+        No ``[B, N]`` scores are held (``CatalogueRanker``).
+
+        Args:
+            eval_data: loader of validation or test rows.
+            show_progress: show a bar.
+            exclude_history: put the items of a row's history last.
+        """
+        rows, ranker = eval_data._dataset, CatalogueRanker(self.model.eval().network, self.model.prior)
+        lengths = rows.inter_feat[self.model.ITEM_SEQ_LEN]
+        # Like lengths together, so that few rows are padded; whole batches are dealt out, so that a batch gives the same
+        # numbers whoever computes it.
+        batches = lengths.argsort(stable=True).split(self.config["eval_batch_size"])
         ranks = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         own = batches[self.rank :: self.world]
         for index in tqdm(own, desc="ranking", ncols=100, leave=False, disable=not show_progress):
             batch = rows[index].to(self.device)
-            ranks[index.to(self.device)] = rank_of(self.model.full_sort_predict(batch), batch[self.model.ITEM_ID])
+            length = batch[self.model.ITEM_SEQ_LEN]
+            sequences = batch[self.model.ITEM_SEQ][:, : int(length.max())]
+            exclude = sequences.masked_fill(sequences == 0, -1) if exclude_history else None
+            ranks[index.to(self.device)] = ranker.rank(sequences, length, batch[self.model.ITEM_ID], exclude=exclude)
         if self.parallel:
             distributed.all_reduce(ranks)
         return ranks.cpu()

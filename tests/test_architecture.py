@@ -31,7 +31,7 @@ def test_recbole_is_imported_in_few_rooms_only():
     assert hosted == HOSTED
 
 
-SHARED = {"artifacts", "builtin_features", "config", "features", "semantic_ids"}  # files and their formats
+SHARED = {"artifacts", "builtin_features", "config", "features", "processes", "semantic_ids"}  # files, their formats, who writes
 ENCODERS = {"clip_models", "encoding", "image_encoder", "model_files", "ranks", "shards", "text_encoder", "torchvision_ops"}
 
 

@@ -131,3 +131,18 @@ def test_code_loss_is_the_sum_of_the_levels_losses_and_skips_absent_levels():
 def test_code_loss_of_uniform_tables_is_the_number_of_levels_times_log_m():
     loss = losses.code_loss(torch.zeros(2, 4, 16), torch.randint(16, (2, 4)))
     assert loss.item() == pytest.approx(4 * torch.tensor(16.0).log().item(), rel=1e-6)
+
+
+def test_under_autocast_products_are_rounded_and_nothing_else():
+    hidden, items, target, penalty, seen, valid = (
+        a.detach().float() if torch.is_tensor(a) and a.is_floating_point() else a for a in case(9)
+    )
+    leaves = [hidden.requires_grad_(), items.requires_grad_(), penalty.requires_grad_()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = losses.item_softmax_loss(hidden, items, target, penalty, seen, valid)
+    assert loss.dtype == torch.float32
+    mine = torch.autograd.grad(loss, leaves)
+    true = torch.autograd.grad(plain(hidden, items, target, penalty, seen, valid), leaves)
+    for one, other in zip(mine, true, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.01)

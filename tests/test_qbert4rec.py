@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import recbole_qbert
-from recbole_qbert import compat, runs, semantic_ids
+from recbole_qbert import compat, export, paths, runs, semantic_ids
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -134,6 +134,54 @@ def test_named_choices_train_and_learn(data, tmp_path, settings):
     losses = list(run.trainer.train_loss_dict.values())
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     assert set(run.test()) == {f"{m}@{k}" for m in ("hit", "ndcg") for k in (1, 5, 10)}
+
+
+@pytest.mark.parametrize("name", ["SASRec", "BERT4Rec"])
+def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
+    """No stage 1 or 2, no codes: what is left is the baseline on this engine."""
+    file = paths.properties(f"baseline/fast/{name}.yaml")
+    with runs.inside(tmp_path):
+        settings = {
+            **QUICK["QBERT4Rec"],
+            "epochs": 15,
+            "stopping_step": 15,
+            "learning_rate": 0.01,
+            "checkpoint_dir": str(tmp_path / "saved"),
+        }
+        run = runs.train(runs.configure("QBERT4Rec", NAME, data, settings, [str(file)]))
+        assert run.model.network.codebook.numel() == 0 and not (tmp_path / "saved" / "semantic_ids").exists()
+        falling = list(run.trainer.train_loss_dict.values())
+        assert falling[-1] < 0.97 * falling[0] and 0 <= run.test()["ndcg@10"] <= 1
+        with pytest.raises(ValueError, match="without semantic IDs"):
+            export.from_checkpoint(Path(run.trainer.saved_model_file))
+
+
+def test_items_need_a_row_or_an_id(data, tmp_path):
+    for settings in ({"item_rows": False}, {"loss": "code", "repeat_penalty": "none"}):
+        with runs.inside(tmp_path), pytest.raises(ValueError, match="takes item_rows: true and loss: item"):
+            runs.train(configure(data, tmp_path, semantic_ids="none", **settings))
+
+
+def test_half_precision_is_an_option(data, tmp_path, trained):
+    """RecBole's enable_amp: bfloat16 where it serves, sums and softmax in float32."""
+    with runs.inside(tmp_path):
+        run = runs.train(configure(data, tmp_path, enable_amp=True))
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in run.model.parameters())
+    for epoch, loss in run.trainer.train_loss_dict.items():
+        assert loss == pytest.approx(trained.trainer.train_loss_dict[epoch], rel=0.02)
+
+
+def test_ranks_do_not_depend_on_the_batch(trained):
+    """Rows come back in their order though they are ranked by length; equal to ranks of the full score matrix."""
+    rows = trained.test_data._dataset
+    batch = rows[torch.arange(len(rows))]
+    with torch.no_grad():
+        scores = trained.model.eval().full_sort_predict(batch)
+    for exclude in (False, True):
+        if exclude:
+            scores = scores.scatter(1, batch["item_id_list"], -torch.inf)
+        wanted = (~(scores < scores.gather(1, batch["item_id"][:, None]))).sum(1)
+        assert torch.equal(trained.trainer.target_ranks(trained.test_data, exclude_history=exclude), wanted)
 
 
 def test_the_prior_is_fitted_on_validation_and_kept_in_the_checkpoint(data, tmp_path):

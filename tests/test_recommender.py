@@ -14,10 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from recbole_qbert import cli, compat, export, newcomers, ranking, recommender, runs, semantic_ids
+from recbole_qbert import cli, compat, export, newcomers, ranking, runs, semantic_ids
 from recbole_qbert.recommender import Recommender
 from recbole_qbert.tokenizer import Tokenizer
 from tests.helpers_recbole import QUICK, write_dataset
@@ -170,10 +168,9 @@ def test_unknown_items_are_reported_and_skipped(model, caplog):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 512])
-def test_batches_and_their_order_do_not_matter(model, data, monkeypatch, batch_size):
+def test_batches_and_their_order_do_not_matter(model, data, batch_size):
     histories = [*whole_histories(data).values(), []]
     together = model.recommend_arrays(histories, k=6)
-    monkeypatch.setattr(recommender, "ROOM", 30 * len(model.items))
     again = model.recommend_arrays(histories[::-1], k=6, batch_size=batch_size)
     assert np.array_equal(again.rows[::-1], together.rows)
     np.testing.assert_allclose(again.scores[::-1], together.scores, atol=1e-5)
@@ -193,16 +190,6 @@ def test_equal_scores_come_by_row(kept):
             parameter.zero_()
     answers = Recommender(replace(level, prior=None)).recommend([["i1"]], k=7)[0]
     assert [answer.item for answer in answers] == [item for item in level.ids.items if item != "i1"][:7]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.sampled_from([-np.inf, 0.0, 0.5, 2.0]), min_size=9, max_size=9), min_size=1), st.integers(1, 9))
-def test_top_k_is_rankings_top_k(rows, k):
-    scores = torch.tensor(rows)
-    values, places = recommender._top_k(scores, k)
-    wanted, order = ranking.top_k(scores, k)
-    assert torch.equal(values, wanted)
-    assert torch.equal(places[wanted > -torch.inf], order[wanted > -torch.inf])
 
 
 @pytest.mark.parametrize(

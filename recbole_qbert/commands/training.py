@@ -117,8 +117,8 @@ def finish(args: argparse.Namespace, run: runs.Run, figures: Figures) -> Figures
         lines.append((f"{MODEL} + co-occurrence prior", figures["test_with_prior"]))
     for name in args.baselines:
         lines += train_baseline(args, run.config, name, figures)
-    summary = summarise(figures["semantic_ids"]["code_sets"])
-    figures["semantic_ids"] = summary | figures["semantic_ids"]
+    if figures["semantic_ids"]["code_sets"]:
+        figures["semantic_ids"] = summarise(figures["semantic_ids"]["code_sets"]) | figures["semantic_ids"]
     show_stages(figures)
     print_table(lines)
     say(f"checkpoint: {figures['checkpoints']['finetune']}")

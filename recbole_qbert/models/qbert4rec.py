@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
@@ -24,7 +25,8 @@ from recbole_qbert.semantic_ids import SemanticIDs
 class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
     """Masked and causal sequence model over semantic IDs (Q-BERT4Rec, stage 3).
 
-    Where the IDs come from, first that applies: the file ``semantic_id_file``; ``<data_path>/<dataset>.sid``; stages 1 and
+    Where the IDs come from, first that applies: nowhere, with ``semantic_ids: none`` (a plain SASRec, BERT4Rec or both at
+    once, to compare with); the file ``semantic_id_file``; ``<data_path>/<dataset>.sid``; stages 1 and
     2, run now into ``semantic_id_dir`` (kept and reused there).
 
     Args:
@@ -47,6 +49,8 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         histories = [history - 1 for history in dataset.histories]
         catalogue = pipeline.Catalogue(config["dataset"], Path(config["data_path"]), tokens, histories)
         self.ids, self.identifier_figures = find_semantic_ids(config, catalogue)
+        if not self.ids.prefixes and not (sequence.item_rows and sequence.loss == "item"):
+            raise ValueError("semantic_ids is none: an item is its row alone, which takes item_rows: true and loss: item")
         codes = torch.full((self.n_items, self.ids.codes.shape[1]), -1)
         codes[1:] = torch.from_numpy(self.ids.aligned(tokens, "the .sid file").astype("int64"))
         domains = None if config["domains"] is None else domains_of(tokens, config["domains"])
@@ -80,8 +84,9 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         if self.settings.view_schedule == "alternate":
             views = (views[int(self.batches) % len(views)],)
             self.batches += 1
-        ratios = self.settings.mask_ratios
-        return torch.stack([self.network.loss(sequences, lengths, view, ratios, masks, share) for view in views]).sum()
+        ratios, table = self.settings.mask_ratios, self.network.item_table()
+        losses = [self.network.loss(sequences, lengths, view, ratios, masks, share, table) for view in views]
+        return torch.stack(losses).sum()
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, ``[B, n_items]``; padding at -inf."""
@@ -154,6 +159,9 @@ def domains_of(tokens: Sequence[str], domains: Sequence[str]) -> Tensor:
 
 def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[SemanticIDs, dict[str, Any]]:
     """IDs of a catalogue and what is known of them; see ``QBERT4Rec`` for where they come from."""
+    if config["semantic_ids"] == "none":
+        nothing = np.empty((len(catalogue.items), 0), dtype=np.int16)
+        return SemanticIDs(catalogue.items, nothing, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
     given = config["semantic_id_file"]
     beside = catalogue.folder / f"{catalogue.dataset}.sid"
     path = Path(given) if given else beside
