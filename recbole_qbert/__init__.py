@@ -1,7 +1,8 @@
 """Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
 
-Importing the package registers ``QBERT4Rec`` with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works. Without
-RecBole there is what does not need it: ``Recommender`` over an exported model.
+Importing the package registers ``QBERT4Rec``, and the baseline ``CooccurrenceKNN``, with RecBole, so that
+``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole there is what does not need it: ``Recommender`` over an exported
+model.
 
 Shape letters, the same everywhere: ``B`` users (or items) in a batch, ``L`` positions, ``N`` items, ``K`` code levels, ``M``
 codes per level, ``D`` width, ``J`` feature vectors per item and modality.
@@ -31,7 +32,9 @@ else:
     plugin.install()
 
     # After the shims: these import RecBole's trainer and model classes.
+    from recbole_qbert.attributes import AttributeDataset
     from recbole_qbert.dataset import QBERT4RecDataset
+    from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
     from recbole_qbert.models.qbert4rec import QBERT4Rec
     from recbole_qbert.trainer import QBERT4RecTrainer
 
@@ -41,12 +44,20 @@ else:
         trainer=QBERT4RecTrainer,
         properties=properties("model/QBERT4Rec.yaml"),
     )
+    plugin.register(
+        CooccurrenceKNN,
+        dataset=QBERT4RecDataset,
+        trainer=CooccurrenceKNNTrainer,
+        properties=properties("model/CooccurrenceKNN.yaml"),
+    )
+    plugin.use_dataset(["FDSA", "S3Rec"], AttributeDataset)
 
     load_data_and_model = compat.load_data_and_model
     objective_function = plugin.objective_function
 
 __version__ = "0.1.0"
 __all__ = [
+    "CooccurrenceKNN",
     "QBERT4Rec",
     "QBERT4RecDataset",
     "QBERT4RecTrainer",

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from recbole_qbert.artifacts import write_json
-from recbole_qbert.commands import Figures, data, recommend, stages, training
+from recbole_qbert.commands import Figures, benchmark, data, recommend, stages, training, tune
 from recbole_qbert.processes import rank
 from recbole_qbert.terminal import limit_threads, log_to_console
 
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="property files")
         return command
 
-    for room in (data, stages, training, recommend):
+    for room in (data, stages, training, recommend, tune, benchmark):
         room.add_commands(add)
     return parser
 

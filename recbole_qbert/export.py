@@ -32,6 +32,7 @@ FORMAT = 1
 MODEL = "QBERT4Rec"
 CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
 _HASHED = (WEIGHTS, IDS, f"{IDS}.json")
+_PAIRS = ("pair", "value", "size")  # what a prior was counted from, which is not in its state
 _AGAIN = "export the model again with 'run_recbole_qbert.py export'"
 
 
@@ -142,7 +143,7 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
     prior = None
     if float(checkpoint["state_dict"].get("prior.weight", 0)) > 0:
         prior = CooccurrencePrior([history + 1 for history in catalogue.histories], len(ids.items) + 1)
-        prior.load_state_dict({name: checkpoint["state_dict"][f"prior.{name}"] for name in ("weight", "epsilon")})
+        prior.load_state_dict({name: checkpoint["state_dict"][f"prior.{name}"] for name in prior.state_dict()})
     titles = _titles_of(catalogue.folder / f"{dataset}.item", catalogue.items)
     return TrainedModel(dataset, ids, _network(sequence, ids, state), prior, titles)
 
@@ -210,8 +211,9 @@ def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {name: value for name, value in model.network.state_dict().items() if name != "codes"}
     figures = None
     if model.prior is not None:
-        tensors |= {"prior.pair": model.prior.pair.int(), "prior.value": model.prior.value}
-        figures = {"weight": float(model.prior.weight), "epsilon": float(model.prior.epsilon)}
+        tensors |= {f"prior.{name}": getattr(model.prior, name) for name in _PAIRS}
+        tensors["prior.pair"] = model.prior.pair.int()
+        figures = {name: float(value) for name, value in model.prior.state_dict().items()}
     save_weights(folder / WEIGHTS, tensors)
     model.ids.save(folder / IDS)
     with whole(folder / TITLES) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
@@ -250,18 +252,17 @@ def load(folder: Path) -> TrainedModel:
     from safetensors.torch import load_file
 
     tensors = load_file(folder / WEIGHTS)
-    pair, value = tensors.pop("prior.pair", None), tensors.pop("prior.value", None)
+    pairs = {name: tensors.pop(f"prior.{name}") for name in _PAIRS if f"prior.{name}" in tensors}
     ids = semantic_ids.load(folder / IDS)
     try:
         network = _network(read(SequenceConfig, config["sequence"]), ids, tensors)
     except RuntimeError as error:
         raise ValueError(f"{folder / CONFIG} is of another network than {WEIGHTS} beside it; {_AGAIN} ({error})") from error
     prior = None
-    if config["cooccurrence_prior"] and pair is not None and value is not None:
+    if config["cooccurrence_prior"] and len(pairs) == len(_PAIRS):
         prior = CooccurrencePrior([], len(ids.items) + 1)
-        prior.pair, prior.value = pair.long(), value
-        prior.weight.fill_(config["cooccurrence_prior"]["weight"])
-        prior.epsilon.fill_(config["cooccurrence_prior"]["epsilon"])
+        prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
+        prior.load_state_dict({name: torch.tensor(value) for name, value in config["cooccurrence_prior"].items()})
     return TrainedModel(config["dataset"], ids, network, prior, _read_titles(folder / TITLES))
 
 

@@ -34,7 +34,7 @@ import yaml
 
 from recbole_qbert.compat import quick_start
 
-__all__ = ["check_keys", "install", "known_properties", "objective_function", "register", "run_recboles"]
+__all__ = ["check_keys", "install", "known_properties", "objective_function", "register", "run_recboles", "use_dataset"]
 
 _RECBOLE = Path(recbole.__file__).parent
 _KINDS = ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
@@ -121,6 +121,17 @@ def register(
     known = argument_list.dataset_arguments
     known.extend(key for key in entry.dataset_arguments if key not in known)
     _registered[name] = entry
+
+
+def use_dataset(names: Sequence[str], dataset: type) -> None:
+    """Have RecBole load its own models of these names with a data set class of ours (data/utils.py:46).
+
+    Raises:
+        ValueError: RecBole has a data set class of its own for the model.
+    """
+    for name in names:
+        _refuse_taken_helper(f"{name}Dataset", recbole.data.dataset, dataset, None)
+        setattr(recbole.data.dataset, f"{name}Dataset", dataset)
 
 
 def _same_class(one: Any, other: type) -> bool:

@@ -11,8 +11,7 @@ from recbole.trainer import Trainer
 from torch import Tensor, distributed
 from tqdm import tqdm
 
-from recbole_qbert import compat
-from recbole_qbert.cooccurrence import fit_weight
+from recbole_qbert import compat, cooccurrence
 from recbole_qbert.domains import balanced
 from recbole_qbert.processes import wait_for_all
 from recbole_qbert.progress_file import ProgressFile
@@ -181,7 +180,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             self.model.load_other_parameter(checkpoint.get("other_parameter"))
             self.logger.info(f"Loading model structure and parameters from {path}")
         self.model.eval()
-        rank = self.target_ranks(eval_data, show_progress)
+        rank = self.target_ranks(eval_data, show_progress, self.model.history_left_out)
         most = max(self.config["topk"])
         hits = (torch.arange(1, most + 1) == rank[:, None]).int()
         self.eval_collector.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones(len(rank), 1).int()], 1))
@@ -236,7 +235,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def fit_prior(self, valid_data: Any) -> dict[str, float]:
-        """Choose weight and epsilon of the prior by NDCG@10 on validation; returns the choice."""
+        """Fit the prior by NDCG@10 on validation; returns the choice."""
         model, rows = self.model.eval(), valid_data._dataset
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -246,7 +245,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
                 sequences = batch[model.ITEM_SEQ][:, : int(lengths.max())]
                 yield model.network.scores(sequences, lengths), sequences, lengths, batch[model.ITEM_ID]
 
-        return fit_weight(model.prior, batches())
+        return cooccurrence.fit(model.prior, batches)
 
 
 def _is_full_ranking(eval_data: Any) -> bool:

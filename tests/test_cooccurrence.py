@@ -17,7 +17,7 @@ from recbole_qbert.cooccurrence import (
     CooccurrencePrior,
     cosine,
     counts,
-    fit_weight,
+    fit,
     vectors,
 )
 
@@ -167,19 +167,67 @@ def test_weight_zero_adds_nothing_and_other_weights_add_the_log_share():
     torch.testing.assert_close(prior(*question), 2 * torch.log(prior.share(*question) + 0.01))
 
 
-def test_only_weight_and_epsilon_are_kept_in_a_checkpoint():
+def test_only_what_is_fitted_is_kept_in_a_checkpoint():
     prior = CooccurrencePrior(HISTORIES, 5)
-    assert set(prior.state_dict()) == {"weight", "epsilon"}
+    assert set(prior.state_dict()) == {"weight", "epsilon", "shrink", "decay"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), min_size=1, max_size=9),
+    st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), min_size=1, max_size=4),
+    st.sampled_from([0.0, 2.5]),
+    st.sampled_from([1.0, 0.7]),
+    st.booleans(),
+)
+def test_evidence_equals_brute_force(training, asked, shrink, decay, with_history):
+    prior = CooccurrencePrior([np.array(history) for history in training], 8, shrink, decay)
+    width = max(map(len, asked))
+    sequences = torch.tensor([history + [0] * (width - len(history)) for history in asked])
+    row, item, found = prior.evidence(sequences, torch.tensor([len(history) for history in asked]), with_history)
+    mine = dict(zip(zip(row.tolist(), item.tolist(), strict=True), found.tolist(), strict=True))
+    holds = [set(history) for history in training]
+    true = {}
+    for user, history in enumerate(asked):
+        for i in range(8):
+            total = 0.0
+            for j in set(history) - {i}:
+                together = sum(i in held and j in held for held in holds)
+                size = math.sqrt(sum(i in held for held in holds) * sum(j in held for held in holds))
+                age = history[::-1].index(j)  # of its newest occurrence
+                total += decay**age * together / (size + shrink) if together else 0.0
+            if total > 0 and (with_history or i not in history):
+                true[user, i] = total
+    assert mine.keys() == true.keys() and len(mine) == len(row)
+    for key, value in true.items():
+        assert mine[key] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("key", ["shrink", "decay"])
+def test_shrink_and_decay_are_fitted(key):
+    """Pairs of rare items mislead (shrink), or old items do (decay); the other knob changes nothing."""
+    if key == "shrink":  # 0 goes with 1 in 1 of 1 and with 2 in 30 of 40 cases: the larger share is the rarer pair
+        training = [np.array([0, 1])] + [np.array([3, 2])] * 30 + [np.array([3]), np.array([2])] * 10
+        history, target = [3, 0], 2
+    else:  # the newest item's neighbour is the answer, the older one's is stronger
+        training = [np.array([0, 1])] * 20 + [np.array([3, 2])] * 9 + [np.array([3])] * 11
+        history, target = [0, 3], 2
+    prior = CooccurrencePrior(training, 5)
+    batch = (torch.zeros(1, 5), torch.tensor([history]), torch.tensor([2]), torch.tensor([target]))
+    found = fit(prior, lambda: [batch])
+    assert found[key] != (0.0 if key == "shrink" else 1.0)
+    assert prior.share(*batch[1:3]).argmax() == target and found["ndcg@10"] == 1.0
 
 
 # -------------------------------------------------------------------------------- its weight
 
 
 class Evidence:
-    """Stands for a prior whose shares are given."""
+    """Stands for a prior whose shares are given, whatever shrink and decay."""
 
     def __init__(self, share):
         self.given, self.weight, self.epsilon = share, torch.tensor(-1.0), torch.tensor(-1.0)
+        self.shrink, self.decay = torch.tensor(0.0), torch.tensor(1.0)
 
     def share(self, sequences, lengths):
         return self.given[sequences[:, 0]]
@@ -196,7 +244,7 @@ def test_the_planted_weight_is_found(wanted):
     prior = Evidence(torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0]]))
     gap = math.log(0.9 / 0.1)  # what a weight of 1 moves between the first two items
     scores = torch.tensor([[0.0, gap * (lighter + wanted) / 2, -99.0], [0.0, -gap * (wanted + heavier) / 2, -99.0]])
-    found = fit_weight(prior, [(scores, *ask(2), torch.tensor([0, 0]))])
+    found = fit(prior, lambda: [(scores, *ask(2), torch.tensor([0, 0]))])
     assert found["weight"] == wanted == pytest.approx(prior.weight.item())
     assert found["ndcg@10"] == 1.0
     assert found["ndcg@10_without"] == pytest.approx((1 / math.log2(3) + 1) / 2)
@@ -205,7 +253,7 @@ def test_the_planted_weight_is_found(wanted):
 
 def test_misleading_evidence_gets_no_weight():
     prior = Evidence(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-    found = fit_weight(prior, [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), *ask(2), torch.tensor([0, 1]))])
+    found = fit(prior, lambda: [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), *ask(2), torch.tensor([0, 1]))])
     assert found["weight"] == 0.0 == prior.weight.item()
     assert found["ndcg@10"] == found["ndcg@10_without"] == 1.0
 
@@ -215,7 +263,7 @@ def test_all_batches_count_alike_by_user():
     prior = Evidence(torch.tensor([[0.01, 0.99]] * 3))
     good = (torch.tensor([[0.1, 0.0]] * 3), *ask(3), torch.tensor([1, 1, 1]))
     bad = (torch.tensor([[0.1, 0.0]]), *ask(1), torch.tensor([0]))
-    found = fit_weight(prior, [bad, good])
+    found = fit(prior, lambda: [bad, good])
     assert found["weight"] > 0
     assert found["ndcg@10"] == pytest.approx((3 + 1 / math.log2(3)) / 4)
     assert found["ndcg@10_without"] == pytest.approx((1 + 3 / math.log2(3)) / 4)
@@ -225,7 +273,8 @@ def test_targets_below_rank_ten_gain_nothing():
     prior = Evidence(torch.full((1, 20), 0.05))
     scores = torch.arange(20.0)[None]
     for target, gain in ((19, 1.0), (10, 1 / math.log2(11)), (9, 0.0)):
-        found = fit_weight(prior, [(scores, *ask(1), torch.tensor([target]))])
+        batch = (scores, *ask(1), torch.tensor([target]))
+        found = fit(prior, lambda batch=batch: [batch])
         assert found["ndcg@10"] == pytest.approx(gain)
 
 

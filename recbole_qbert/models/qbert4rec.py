@@ -38,6 +38,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
+    history_left_out = False  # in evaluation: a right given to every model of a comparison (suites/work.py)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

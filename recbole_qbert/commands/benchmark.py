@@ -1,0 +1,74 @@
+"""The ``benchmark`` command: suites of trainings, run, compared and reported."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from recbole_qbert.commands import Figures
+from recbole_qbert.config import nearest
+from recbole_qbert.suites import cells, kinds, runner, spec
+from recbole_qbert.terminal import say
+
+
+def add_commands(add: Any) -> None:
+    """Declare the commands of this room; ``add(name, run, text, kind)`` makes a parser."""
+    text = "tables and figures of the paper: models side by side, same split, same care, several seeds"
+    command = add("benchmark", benchmark, text, kind="plain")
+    text = f"{', '.join(spec.names())}, or a suite file (.yaml) of your own"
+    command.add_argument("--suite", nargs="+", required=True, metavar="NAME", help=text)
+    command.add_argument("--dataset", required=True, help="name of the data set")
+    command.add_argument("--data_path", required=True, help="folder that holds the data set's folder")
+    text = "folder for everything written; results that are there are not run again (default: results)"
+    command.add_argument("--output", default="results", help=text)
+    command.add_argument("--seeds", nargs="+", type=int, default=[], help="in place of the suite's")
+    command.add_argument(
+        "--rows", nargs="+", default=[], metavar="ROW", help="run only these; others are shown if they have results"
+    )
+    text = "pretrain on these data sets, with one vocabulary for them and the data set (table4)"
+    command.add_argument("--sources", nargs="+", default=[], metavar="NAME", help=text)
+    command.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
+    command.add_argument("--threads", type=int, help="of each training (default: the cores divided by --jobs)")
+    command.add_argument("--budget", metavar="TIME", help="start no further training after 2h, 30m, 1h30m ...")
+    command.add_argument("--retry", action="store_true", help="try again what failed before")
+    command.add_argument("--report", action="store_true", help="write a report with plots, too")
+
+
+def benchmark(args: argparse.Namespace) -> Figures:
+    """Run what has no result yet, then write and print the tables; exit code 1 where a cell failed, 130 on Ctrl-C."""
+    budget = runner.duration(args.budget) if args.budget else None
+    for option in ("jobs", "threads"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            raise ValueError(f"--{option} is {getattr(args, option)}; it must be at least 1")
+    suites = [spec.load(name) for name in args.suite]
+    _refuse_unknown_rows(args.rows, suites)
+    place = (args.dataset, Path(args.data_path), Path(args.output))
+    chosen: Figures = {"seeds": args.seeds, "rows": args.rows, "sources": args.sources}
+    plans = [cells.plan(suite, *place, args.properties, **chosen) for suite in suites]
+    try:
+        outcome = runner.run(
+            [cell for plan in plans for cell in plan.cells if cell.row.name in plan.rows],
+            jobs=args.jobs, threads=args.threads, retry=args.retry, budget=budget,
+        )  # fmt: skip
+    except runner.Interrupted as signal:
+        say(f"stopped by {signal}; the same command goes on with what is not finished (results: {args.output})")
+        return {"exit_code": 130}
+    figures: Figures = {"suites": {}, "left": len(outcome.left), "exit_code": int(bool(outcome.failed))}
+    for plan in plans:
+        say(f"\n{kinds.make(plan)}")
+        say(f"written to {plan.folder}")
+        figures["suites"][plan.suite.name] = str(plan.folder)
+        if args.report:
+            from recbole_qbert import report
+
+            say(f"report: {report.write(plan.folder, plan.data_path)}")
+    figures["failed"] = {str(folder): reason for folder, reason in outcome.failed.items()}
+    return figures
+
+
+def _refuse_unknown_rows(rows: list[str], suites: list[spec.Suite]) -> None:
+    known = [row.name for suite in suites for row in suite.rows]
+    for name in rows:
+        if name not in known:
+            raise ValueError(f"no row {name!r}{nearest(name, known)}; there are {', '.join(known)}")

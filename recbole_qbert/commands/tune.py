@@ -1,0 +1,89 @@
+"""The ``tune`` command: the best of a few declared settings, for every model out of as many."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from recbole_qbert import tuning
+from recbole_qbert.commands import Figures
+from recbole_qbert.suites import runner, spec
+from recbole_qbert.terminal import say
+
+
+def add_commands(add: Any) -> None:
+    """Declare the command; ``add(name, run, text, kind)`` makes a parser."""
+    text = f"choose settings on validation out of at most {tuning.BUDGET}, the same number for every model"
+    command = add("tune", tune, text, kind="plain")
+    text = "row of the suite (SASRec, default, ...), which is then tuned as it stands there; or any model"
+    command.add_argument("--model", required=True, metavar="NAME", help=text)
+    command.add_argument("--suite", default="table2", help="where rows and shared properties come from (default: table2)")
+    command.add_argument("--dataset", required=True, help="name of the data set")
+    command.add_argument("--data_path", required=True, help="folder that holds the data set's folder")
+    command.add_argument("--output", default="results", help="folder of all results, as of benchmark (default: results)")
+    text = "lines 'property: [values]' (default: properties/tuning/<model>.yaml)"
+    command.add_argument("--space", metavar="FILE", help=text)
+    command.add_argument("--trials", type=int, help="only so many points of the space, drawn at random (default: all)")
+    command.add_argument("--files", nargs="+", default=[], metavar="FILE", help="property files in place of the row's")
+    command.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
+    command.add_argument("--threads", type=int, help="of each trial (default: the cores divided by --jobs)")
+    command.add_argument("--retry", action="store_true", help="try again what failed before")
+
+
+def tune(args: argparse.Namespace) -> Figures:
+    """Run the trials that have no result yet, print all, write the best; exit code 1 where one failed, 130 on Ctrl-C.
+
+    Raises:
+        ValueError: the space, a name or a property is refused, or no trial came to a result.
+    """
+    for option in ("jobs", "threads"):
+        if (getattr(args, option) or 1) < 1:
+            raise ValueError(f"--{option} is {getattr(args, option)}; it must be at least 1")
+    suite, output = spec.load(args.suite), Path(args.output)
+    row = tuning.row_of(args.model, suite, args.files)
+    space = tuning.read_space(Path(args.space) if args.space else tuning.space_file(row.model))
+    grid = tuning.points(space, args.trials)
+    trials = tuning.plan(row, suite, grid, args.dataset, Path(args.data_path), output, args.properties)
+    try:
+        outcome = runner.run([trial.cell for trial in trials], jobs=args.jobs, threads=args.threads, retry=args.retry)
+    except runner.Interrupted as signal:
+        say(f"stopped by {signal}; the same command goes on with the trials that are not finished (results: {output})")
+        return {"exit_code": 130}
+    chosen = tuning.best(trials)
+    if chosen is None:
+        reason = next(iter(outcome.failed.values()))
+        raise ValueError(f"no trial came to a result; the first one ended with: {reason}")
+    _print(trials, chosen)
+    path = tuning.write(row.name, trials, output, args.dataset, _command(args))
+    say(f"written to {path}")
+    return {
+        "model": row.model,
+        "dataset": args.dataset,
+        "file": str(path),
+        "chosen": chosen.point,
+        f"valid {tuning.METRIC}": chosen.score,
+        "trials": len(trials),
+        "exit_code": int(bool(outcome.failed)),
+    }
+
+
+def _print(trials: list[tuning.Trial], chosen: tuning.Trial) -> None:
+    """A line a trial, in the order of running."""
+    titles = [", ".join(f"{key}={value}" for key, value in trial.point.items()) for trial in trials]
+    width = max(map(len, titles))
+    say(f"{'':<{width}}  validation {tuning.METRIC}")
+    for title, trial in zip(titles, trials, strict=True):
+        score = "failed" if trial.score is None else f"{trial.score:.4f}"
+        say(f"{title:<{width}}  {score}{'  <- chosen' if trial is chosen else ''}")
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What to type to get this file again."""
+    words = ["python", "run_recbole_qbert.py", "tune"]
+    for option in ("model", "suite", "dataset", "data_path", "output", "space", "trials"):
+        if getattr(args, option) is not None:
+            words += [f"--{option}", str(getattr(args, option))]
+    words += ["--files", *args.files] if args.files else []
+    return shlex.join([*words, *(f"--{key}={value}" for key, value in args.properties.items())])

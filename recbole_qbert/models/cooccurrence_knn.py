@@ -1,0 +1,83 @@
+"""Item-kNN by co-occurrence as a RecBole model: the baseline without training that many networks do not reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.trainer import Trainer
+from recbole.utils import InputType
+from torch import Tensor
+
+from recbole_qbert.cooccurrence import CooccurrencePrior
+
+
+class CooccurrenceKNN(SequentialRecommender):  # type: ignore[misc]
+    """Scores an item by its co-occurrence with the history in the training part: the evidence of ``CooccurrencePrior``.
+
+    Items of the history are scored as all others are, and come high up; an evaluation leaves them out for this model where
+    it does so for every model.
+
+    RecBole's own ItemKNN knows nothing of the history that is shown to it: it scores the training interactions of a user
+    id, so the validation item is unknown to it at test.
+
+    Args:
+        config: RecBole's configuration with the keys of ``properties/model/CooccurrenceKNN.yaml``.
+        dataset: training part of a ``QBERT4RecDataset``: its ``histories`` are whole, RecBole's own rows are cut.
+
+    Raises:
+        ValueError: ``shrink`` or ``decay`` is outside its range.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        shrink, decay = float(config["shrink"]), float(config["decay"])
+        self.prior = CooccurrencePrior(dataset.histories, self.n_items, shrink, decay)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of all items, ``[B, n_items]``, at least 0; padding at -inf."""
+        sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        row, item, evidence = self.prior.evidence(sequences, lengths, with_history=True)
+        scores = evidence.new_zeros(len(sequences), self.n_items)
+        scores[row, item] = evidence
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Score of one item a row, ``[B]``: the same number as in ``full_sort_predict``."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+
+
+class CooccurrenceKNNTrainer(Trainer):  # type: ignore[misc]
+    """RecBole's trainer without epochs: ``fit`` validates once and writes the checkpoint.
+
+    RecBole's ``TraditionalTrainer`` makes one epoch with a false loss and a false parameter.
+    """
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        """An optimizer of nothing: checkpoints have a place for its state."""
+        del kwargs
+        return torch.optim.SGD([torch.zeros(0)], lr=0.0)
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], Any] | None = None,
+    ) -> tuple[float, Any]:
+        """Validate; returns the score and the metrics as RecBole's ``fit``."""
+        self.eval_collector.data_collect(train_data)
+        if valid_data:
+            self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
+            if callback_fn:
+                callback_fn(0, self.best_valid_score)
+        if saved:
+            self._save_checkpoint(0, verbose=verbose)
+        return self.best_valid_score, self.best_valid_result

@@ -1,0 +1,261 @@
+"""Cells: one model, trained with one configuration and seed on one data set; where its result lies and what it is of.
+
+A cell knows nothing of suites: rows of several suites that ask for the same training share one cell.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from recbole_qbert import compat, plugin, runs
+from recbole_qbert.artifacts import digest, sha256
+from recbole_qbert.commands import MODEL
+from recbole_qbert.config import nearest
+from recbole_qbert.paths import properties
+from recbole_qbert.suites.spec import Row, Suite
+
+FORMAT = 1
+TITLE_WORDS = "baseline/title_words.yaml"  # item attributes where there are no categories
+# What may differ between two trainings with the same result: where things are written, what is shown, which device.
+_NOT_ASKED = frozenset(
+    "data_path checkpoint_dir checkpoint_file semantic_id_dir rebuild show_progress state verbose device gpu_id use_gpu "
+    "worker local_rank world_size nproc ip port offset single_spec log_wandb wandb_project seed".split()
+)
+_FILES = ("semantic_id_file", "pretrained", "pre_model_path")  # properties that name files: their content counts
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        row: the suite's row that asks for it.
+        seed: of everything random.
+        folder: ``<output>/cells/<data set>/<model>-<12 digits of the key>/seed-<seed>``.
+        asked: what ``config.json`` says.
+    """
+
+    row: Row
+    seed: int
+    folder: Path
+    asked: Mapping[str, Any]
+
+    def result(self) -> dict[str, Any] | None:
+        """``cell.json``; ``None`` while it is not there, or without the checkpoint that the row wants kept."""
+        found = _read_json(self.folder / "cell.json")
+        return None if found and self.row.keep and not found["checkpoint"] else found
+
+    def failure(self) -> dict[str, Any] | None:
+        """``failed.json``: ``reason`` and the end of the ``log``."""
+        return _read_json(self.folder / "failed.json")
+
+    def ranks(self) -> dict[str, np.ndarray]:
+        """Rank of every user's test item by setting, ``[U]`` int32 each, and the ``users`` (RecBole's ids)."""
+        with np.load(self.folder / "ranks.npz", allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A suite on a data set.
+
+    Attributes:
+        suite: the suite.
+        dataset: name of the data set.
+        data_path: folder that holds its folder.
+        output: folder of all results.
+        cells: of all rows, in the order of running: all rows with the first seed, then with the second.
+        impossible: row -> why it cannot be run on this data set.
+        rows: the rows to run; others are in the tables if they were run before.
+    """
+
+    suite: Suite
+    dataset: str
+    data_path: Path
+    output: Path
+    cells: tuple[Cell, ...]
+    impossible: Mapping[str, str]
+    rows: tuple[str, ...]
+
+    @property
+    def shown(self) -> list[Cell]:
+        """Cells to run, and those of other rows that have a result."""
+        return [cell for cell in self.cells if cell.row.name in self.rows or cell.result() is not None]
+
+    @property
+    def folder(self) -> Path:
+        """Where the suite's tables go."""
+        return self.output / "suites" / self.suite.name / self.dataset
+
+
+def plan(
+    suite: Suite,
+    dataset: str,
+    data_path: Path,
+    output: Path,
+    given: Mapping[str, Any],
+    *,
+    seeds: Sequence[int] = (),
+    rows: Sequence[str] = (),
+    sources: Sequence[str] = (),
+) -> Plan:
+    """What has to be run for a suite; checks all of it before anything is.
+
+    Args:
+        suite: the suite.
+        dataset: name of the data set.
+        data_path: folder that holds its folder.
+        output: folder of all results.
+        given: properties for every row, over the suite's shared ones.
+        seeds: in place of the suite's.
+        rows: run only these.
+        sources: data sets to pretrain on.
+
+    Raises:
+        FileNotFoundError: the data set, or a property file, is missing.
+        ValueError: an unknown model or property, a property that a row sets itself, or ``sources`` for no purpose.
+    """
+    data_path, output = data_path.resolve(), output.resolve()
+    if sources and not suite.transfer:
+        raise ValueError(f"suite {suite.name} does not pretrain on other data sets: leave out --sources")
+    if suite.sweep and (fixed := [key for key in suite.rows[0].settings if key in given]):
+        raise ValueError(f"--{fixed[0]} is what suite {suite.name} varies: leave it out")
+    fitted = [_fitted(row, data_path / dataset / dataset) for row in suite.rows]
+    suite = replace(suite, rows=tuple(row for row, _ in fitted))
+    impossible = {row.name: reason for row, reason in fitted if reason}
+    asked: dict[str, dict[str, Any]] = {}
+    understood: set[str] = set()
+    for row in suite.rows:
+        if row.name not in impossible:
+            with _named(row, suite):
+                known = _known_properties(row, suite, dataset, data_path)
+                common = {key: value for key, value in {**suite.shared, **given}.items() if key in known}
+                asked[row.name] = _asked(row, common, dataset, data_path, output, sources)
+            understood |= known
+    if asked and (strange := [key for key in given if key not in understood]):
+        raise ValueError(f"no row of suite {suite.name} knows the property {strange[0]!r}{nearest(strange[0], understood)}")
+    cells = []
+    all_seeds = tuple(seeds) or suite.seeds
+    for number, seed in enumerate(all_seeds):
+        for row in suite.rows:
+            if row.name in asked and number < (row.seeds or len(all_seeds)):
+                folder = output / "cells" / dataset / f"{row.model}-{asked[row.name]['key'][:12]}" / f"seed-{seed}"
+                cells.append(Cell(row, seed, folder, asked[row.name] | {"seed": seed}))
+    return Plan(suite, dataset, data_path, output, tuple(cells), impossible, tuple(rows or asked))
+
+
+def property_file(name: str) -> Path:
+    """A property file of the package, or one that is named by its whole path."""
+    return Path(name) if Path(name).is_absolute() else properties(name)
+
+
+@functools.lru_cache
+def fingerprint(data_path: Path, dataset: str) -> str:
+    """Digest of what a model can learn from a data set: interactions, items, features, identifiers, pictures."""
+    folder = data_path / dataset
+    ends = (".inter", ".item", ".items.txt", ".npy", ".sid")
+    files = [path for path in sorted(folder.glob(f"{dataset}.*")) if path.name.endswith(ends)]
+    pictures = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in (folder / "images").glob("*/*"))
+    return digest([{path.name: sha256(path) for path in files}, pictures])
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in ``folder``; the lock ends with the process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _named(row: Row, suite: Suite) -> Iterator[None]:
+    """What is wrong with a row names it."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"row {row.name} of suite {suite.name}: {error}") from None
+
+
+def _asked(
+    row: Row, common: Mapping[str, Any], dataset: str, data_path: Path, output: Path, sources: Sequence[str]
+) -> dict[str, Any]:
+    """``config.json`` of a row's cells, without the seed."""
+    if sources and row.model != MODEL:
+        raise ValueError(f"only {MODEL} is pretrained on --sources, not {row.model}")
+    tuned = output / "tuned" / dataset / f"{row.tuned}.yaml"
+    files = [*row.files, *([str(tuned)] if row.tuned and tuned.exists() else [])]
+    settings = {**common, **row.settings}
+    settings |= {key: str(Path(settings[key]).resolve()) for key in _FILES if settings.get(key)}
+    paths = [str(property_file(file)) for file in files]
+    final = compat.ConfigValues(runs.configure(row.model, dataset, data_path, settings, paths))
+    resolved = {key: value for key, value in final.items() if key not in _NOT_ASKED}
+    resolved |= {key: sha256(Path(final[key])) for key in _FILES if final[key]}
+    data = [fingerprint(data_path, name) for name in (dataset, *sources)]
+    return {
+        "format": FORMAT,
+        "key": digest([FORMAT, data, resolved, row.stages]),
+        "dataset": dataset,
+        "data_path": str(data_path),
+        "sources": list(sources),
+        "model": row.model,
+        "files": files,
+        "settings": settings,
+        "stages": [dict(stage) for stage in row.stages],
+        "tuned": str(tuned.relative_to(output)) if row.tuned and tuned.exists() else None,
+        "vocabularies": str(output / "vocabularies" / dataset),
+        "keep": row.keep,
+    }
+
+
+def _known_properties(row: Row, suite: Suite, dataset: str, data_path: Path) -> frozenset[str]:
+    """Properties that mean something to a row's model."""
+    try:
+        return plugin.known_properties(row.model)
+    except KeyError:  # RecBole's own: what its configuration holds by itself, and RecBole's common properties
+        files = [str(property_file(file)) for file in row.files]
+        own = runs.configure(row.model, dataset, data_path, {**suite.shared, **row.settings}, files).final_config_dict
+        ours = yaml.safe_load(properties(f"model/{MODEL}.yaml").read_text(encoding="utf-8"))
+        return plugin.known_properties(MODEL).difference(ours).union(own)
+
+
+def _fitted(row: Row, stem: Path) -> tuple[Row, str | None]:
+    """A row for a data set (``<folder>/<name>`` of its files), and why it is impossible there, if it is."""
+    if "item_attributes" not in row.needs:
+        return row, None
+    items = stem.with_name(f"{stem.name}.item")
+    header = items.open(encoding="utf-8").readline() if items.exists() else ""
+    columns = [column.split(":")[0] for column in header.rstrip("\n").split("\t")]
+    if "categories" in columns:
+        return row, None
+    if "title" in columns:
+        note = f"{row.note} Its item attributes are the words of titles: the data set has no categories.".lstrip()
+        return replace(row, files=(*row.files, TITLE_WORDS), note=note), None
+    return row, f"needs item attributes: {items.name} has no column categories or title"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None

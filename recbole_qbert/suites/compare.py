@@ -1,0 +1,183 @@
+"""Rows against rows: means and spread over seeds, paired tests over users, the paper's figures beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from recbole_qbert.significance import gains, paired_test
+from recbole_qbert.suites import spec
+from recbole_qbert.suites.cells import Cell, Plan
+
+SETTINGS = ("plain", "history_excluded")
+LEVEL = 0.05
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over seeds; ``sd`` (of a sample, ddof 1) is ``None`` of one seed."""
+
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two rows on the same users: NDCG@10 of each user, mean over seeds.
+
+    Attributes:
+        difference: the row compared against minus this row.
+        low: lower end of the bootstrap 95 % interval of the difference, over users.
+        high: upper end.
+        p: two-sided, of the paired sign-flip test: twice the one-sided p of the row that is ahead.
+        significant: ``p`` is below 0.05.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    significant: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table.
+
+    Attributes:
+        name: the row's, with ``+ prior`` behind it where the co-occurrence prior is added.
+        row: the suite's row.
+        model: its model.
+        tuned: whether a file of the ``tune`` command was used.
+        seeds: that have a result.
+        asked: that were asked for.
+        figures: setting -> metric -> spread; empty where no seed has a result.
+        tests: setting -> test against ``Comparison.against``; none of that row itself, or of other test users.
+        depth: share of items that end after each layer of stage 1, mean over seeds; ``None`` without stage 1.
+        parameters: trainable.
+        items: that were ranked.
+        users: that were tested.
+        epochs: mean over seeds, of the last stage.
+        published: the paper's figures of the row, by metric.
+        failed: seed -> reason.
+        impossible: why the row cannot be run on this data set.
+        note: of the suite file.
+    """
+
+    name: str
+    row: str
+    model: str
+    tuned: bool = False
+    seeds: tuple[int, ...] = ()
+    asked: int = 0
+    figures: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict)
+    tests: Mapping[str, Paired] = field(default_factory=dict)
+    depth: Sequence[float] | None = None
+    parameters: int | None = None
+    items: int | None = None
+    users: int | None = None
+    epochs: float | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
+    failed: Mapping[int, str] = field(default_factory=dict)
+    impossible: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table: what was run, and ``copied``, the paper's rows that were not (row -> metric -> number)."""
+
+    suite: str
+    title: str
+    paper: str
+    dataset: str
+    metrics: tuple[str, ...]
+    against: str
+    sources: tuple[str, ...]
+    lines: tuple[Line, ...]
+    copied: Mapping[str, Mapping[str, float]]
+
+
+def compare(plan: Plan) -> Comparison:
+    """Read the finished cells of a suite; the same cells give the same comparison, whenever they were run."""
+    suite, known = plan.suite, spec.published(plan.suite.name, plan.dataset)
+    cells: dict[str, list[Cell]] = {}
+    for cell in plan.shown:
+        cells.setdefault(cell.row.name, []).append(cell)
+    opponents = _users(cells.get(suite.against, []), "")
+    lines: list[Line] = []
+    for row in suite.rows:
+        common: dict[str, Any] = {"row": row.name, "model": row.model, "note": row.note}
+        common["published"] = known.get(row.name, {})
+        if row.name in plan.impossible:
+            lines.append(Line(row.name, **common, impossible=plan.impossible[row.name]))
+        elif row.name in cells:
+            for prefix in ("", "prior_") if row.prior else ("",):
+                against = {} if row.name == suite.against and not prefix else opponents
+                line = _line(cells[row.name], prefix, common, plan, against)
+                if line.seeds or not prefix:
+                    lines.append(line)
+    copied = {name: figures for name, figures in known.items() if name not in {row.name for row in suite.rows}}
+    sources = tuple(plan.cells[0].asked["sources"]) if plan.cells else ()
+    return Comparison(
+        suite.name, suite.title, suite.paper, plan.dataset, suite.metrics, suite.against, sources, tuple(lines), copied
+    )
+
+
+def _line(cells: Sequence[Cell], prefix: str, common: Mapping[str, Any], plan: Plan, opponents: Mapping[str, Any]) -> Line:
+    """The line of a row, or of the row with its prior."""
+    results = [(cell, result) for cell in cells if (result := cell.result()) is not None]
+    name = f"{common['row']} + prior" if prefix else common["row"]
+    failed = {cell.seed: found["reason"] for cell in cells if cell.result() is None and (found := cell.failure())}
+    if prefix:
+        results = [(cell, result) for cell, result in results if f"{prefix}plain" in result["test"]]
+        common, failed = {**common, "note": "", "published": {}}, {}
+    if not results:
+        return Line(name, **common, asked=len(cells), failed=failed)
+    figures = {
+        setting: {metric: spread([r["test"][prefix + setting][metric] for _, r in results]) for metric in plan.suite.metrics}
+        for setting in SETTINGS
+    }
+    own = _users([cell for cell, _ in results], prefix)
+    tests = {}
+    if opponents and np.array_equal(own["users"], opponents["users"]):
+        tests = {setting: paired(opponents[setting], own[setting]) for setting in SETTINGS}
+    first = results[0][1]
+    depths = [found["depth"] for _, r in results if (found := (r["identifiers"] or {}).get("injection"))]
+    return Line(
+        name, **common, tuned=bool(first["tuned"]), seeds=tuple(cell.seed for cell, _ in results), asked=len(cells),
+        figures=figures, tests=tests, depth=np.mean(depths, 0).tolist() if depths and not prefix else None, failed=failed,
+        parameters=first["parameters"], items=first["items"], users=first["users"],
+        epochs=float(np.mean([r["epochs"] for _, r in results])),
+    )  # fmt: skip
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation."""
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def paired(against: np.ndarray, row: np.ndarray) -> Paired:
+    """Compare two rows by the gains of the same users, ``[U]`` each."""
+    difference = against - row
+    # A user whose gains are equal counts for nothing in either direction, and most are.
+    differing = difference != 0
+    ahead, behind = (against, row) if difference.sum() >= 0 else (row, against)
+    p = min(1.0, 2 * paired_test(ahead[differing], behind[differing]))
+    random, users = np.random.default_rng(0), len(difference)
+    means = [difference[random.integers(0, users, users)].mean() for _ in range(DRAWS)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Paired(float(difference.mean()), float(low), float(high), p, p < LEVEL)
+
+
+def _users(cells: Sequence[Cell], prefix: str) -> dict[str, np.ndarray]:
+    """Gains of every user by setting, and the ``users``; empty without a result."""
+    ranks = [cell.ranks() for cell in cells if cell.result() is not None]
+    if not ranks:
+        return {}
+    found = {setting: gains([one[prefix + setting].tolist() for one in ranks]) for setting in SETTINGS}
+    return found | {"users": ranks[0]["users"]}

@@ -1,0 +1,110 @@
+"""What is made of a suite, by kind: an object for ``table.json`` and the text of ``table.md``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from recbole_qbert import compat, facts, runs
+from recbole_qbert.artifacts import whole, write_json
+from recbole_qbert.commands import MODEL
+from recbole_qbert.suites import spec, tables
+from recbole_qbert.suites.cells import Plan
+from recbole_qbert.suites.compare import compare
+
+#: For ``table.json``, and lines of ``table.md`` under the title.
+Made = tuple[Any, list[str]]
+
+
+def make(plan: Plan) -> str:
+    """Write ``suite.json``, ``table.json`` and ``table.md`` into the suite's folder; returns the Markdown."""
+    content, lines = KINDS[plan.suite.kind](plan)
+    paper = f" ({plan.suite.paper} of the paper)" if plan.suite.paper else ""
+    text = "\n".join([f"# {plan.suite.title}: {plan.dataset}{paper}", "", *lines]) + "\n"
+    write_json(plan.folder / "suite.json", _about(plan))
+    write_json(plan.folder / "table.json", content)
+    with whole(plan.folder / "table.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text
+
+
+def quality(plan: Plan) -> Made:
+    """Rows against rows."""
+    comparison = compare(plan)
+    return asdict(comparison), tables.markdown(comparison, depth=bool(plan.suite.options.get("depth")))
+
+
+def statistics(plan: Plan) -> Made:
+    """Size of the data set as the models read it."""
+    found, copied = _statistics(plan), spec.published(plan.suite.name, plan.dataset)
+    rows = [["", *found], [plan.dataset, *map(_shown, found.values())]]
+    rows += [[f"*{row} (copied)*", *(f"*{_shown(known[name])}*" for name in found)] for row, known in copied.items()]
+    notes = ["", "- *(copied)*: printed in the paper."] if copied else []
+    return {"suite": plan.suite.name, "statistics": found, "copied": copied}, [*tables.table(rows), *notes]
+
+
+def embedding(plan: Plan) -> Made:
+    """Text, image and fused vectors of every row's items: their distances, and one plane to draw them in."""
+    from recbole_qbert.suites import embedding as module
+
+    rows: dict[str, list[Any]] = {row.name: [] for row in plan.suite.rows}
+    for cell in plan.cells:
+        if cell.result() is not None:
+            rows[cell.row.name].append(cell.folder)
+    measured = module.measure(rows)
+    write_json(plan.folder / module.FILE, measured)  # with the points, for the report
+    wanted = ("seeds", "distances", "reason")
+    distances = {row: {key: known[key] for key in wanted if key in known} for row, known in measured.items()}
+    return {"suite": plan.suite.name, "rows": distances}, module.table(measured).splitlines()
+
+
+def cost(plan: Plan) -> Made:
+    """Parameters, operations and latency of models over a catalogue as large as the data set's."""
+    from recbole_qbert.suites import cost as module
+
+    options = dict(plan.suite.options)
+    sizes = module.Sizes(_statistics(plan)["items"], **options.pop("sizes", {}))
+    rows, ratios = module.measure(sizes, **options)
+    copied = spec.published(plan.suite.name, plan.dataset)
+    shown = [["", "parameters", "FLOPs a user", "batch", "ms a user"]]
+    for row in rows:
+        flops, count = (f"{row[name] / 1e6:.2f}M" for name in ("flops_score", "parameters"))
+        shown.append([row["model"], count, flops, str(row["batch"]), f"{row['ms_a_user']:.3f}"])
+    for name, known in copied.items():
+        figures = f"{known['parameters'] / 1e6:.2f}M", f"{known['flops'] / 1e6:.2f}M", "1", f"{known['ms']:.2f}"
+        shown.append([f"*{name} (copied)*", *(f"*{text}*" for text in figures)])
+    return {"suite": plan.suite.name, "costs": rows, "ratios": ratios, "copied": copied}, tables.table(shown)
+
+
+#: A kind is added here and named in ``spec.KINDS``.
+KINDS: Mapping[str, Callable[[Plan], Made]] = {
+    "quality": quality, "statistics": statistics, "embedding": embedding, "cost": cost,
+}  # fmt: skip
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    """``suite.json``: what was asked, where the cells are, and with what."""
+    cells = [
+        {"row": cell.row.name, "seed": cell.seed, "path": str(cell.folder.relative_to(plan.output))} for cell in plan.shown
+    ]
+    return {
+        "suite": asdict(plan.suite), "dataset": plan.dataset, "data_path": str(plan.data_path), "cells": cells,
+        "impossible": dict(plan.impossible), "command": shlex.join(sys.argv), "versions": facts.versions(),
+        "revision": facts.revision(), "machine": facts.machine(),
+    }  # fmt: skip
+
+
+def _statistics(plan: Plan) -> dict[str, Any]:
+    config = runs.configure(MODEL, plan.dataset, plan.data_path, plan.suite.shared)
+    with runs.inside(plan.folder):
+        data = compat.quick_start.create_dataset(config)
+    users, items, interactions = data.user_num - 1, data.item_num - 1, data.inter_num  # RecBole counts the padding
+    found = {"users": users, "items": items, "interactions": interactions}
+    return found | {"sparsity": 1 - interactions / users / items, "length": interactions / users}
+
+
+def _shown(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if value < 1 else f"{value:.2f}"

@@ -1,0 +1,100 @@
+"""Comparisons as Markdown; no times and no paths in it, so that the same cells give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from recbole_qbert.suites.compare import Comparison, Line, Paired
+
+TITLES = {"plain": "As RecBole evaluates", "history_excluded": "Items of the history left out, for every model"}
+
+
+def markdown(comparison: Comparison, depth: bool) -> list[str]:
+    """Lines of both settings' tables and of what a reader must know of them; ``depth``: and of the layers of stage 1."""
+    lines: list[str] = []
+    for setting, title in TITLES.items():
+        lines += [f"## {title}", "", *_figures(comparison, setting), ""]
+    if depth:
+        lines += ["## Layers of stage 1 that items use", "", *_depth(comparison.lines), ""]
+    return [*lines, *(f"- {note}" for note in _notes(comparison))]
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+
+
+def share(value: float) -> str:
+    """``.1234``."""
+    return f"{value:.4f}".replace("0.", ".", 1) if 0 <= value < 1 else f"{value:.4f}"
+
+
+def _figures(comparison: Comparison, setting: str) -> list[str]:
+    metrics, tested = comparison.metrics, [f"{comparison.against} - row, NDCG@10 [95 %]", "p"] if comparison.against else []
+    rows = [["", "seeds", *(name.replace("hit", "HR").replace("ndcg", "NDCG") for name in metrics), *tested]]
+    known = [line.figures[setting] for line in comparison.lines if line.figures]
+    best = {metric: max((figures[metric].mean for figures in known), default=0.0) for metric in metrics}
+
+    def copied(name: str, figures: Mapping[str, float]) -> list[str]:
+        shown = [f"*{share(figures[metric])}*" if metric in figures else "" for metric in metrics]
+        return [f"*{name} (copied)*", "", *shown, *[""] * len(tested)]
+
+    for line in comparison.lines:
+        if line.figures:
+            spreads = [line.figures[setting][metric] for metric in metrics]
+            shown = [share(s.mean) if s.sd is None else f"{share(s.mean)} ({share(s.sd)})" for s in spreads]
+            shown = [f"**{x}**" if s.mean == best[m] else x for m, s, x in zip(metrics, spreads, shown, strict=True)]
+            paired = _paired(line.tests[setting]) if setting in line.tests else [""] * len(tested)
+            rows.append([line.name, f"{len(line.seeds)}/{line.asked}", *shown, *paired])
+        if line.published and setting == "plain":
+            rows.append(copied(line.row, line.published))
+    if setting == "plain":
+        rows += [copied(name, figures) for name, figures in comparison.copied.items()]
+    return table(rows)
+
+
+def _paired(paired: Paired) -> list[str]:
+    p = "< .0001" if paired.p < 1e-4 else share(paired.p)
+    return [
+        f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]",
+        p if paired.significant else f"{p} *n.s.*",
+    ]
+
+
+def _depth(lines: Sequence[Line]) -> list[str]:
+    known = {line.name: line.depth for line in lines if line.depth is not None}
+    width = max(map(len, known.values()), default=0)
+    rows = [["", *map(str, range(1, width + 1)), "mean"]]
+    for name, depth in known.items():
+        mean = sum(layers * part for layers, part in enumerate(depth, 1))
+        rows.append([name, *(f"{part:.1%}" for part in depth), *[""] * (width - len(depth)), f"{mean:.2f}"])
+    return table(rows)
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """What a reader must know of the figures, and what is missing."""
+    notes = ["Mean (standard deviation) over seeds; all items ranked, ties against the model."]
+    known = [line for line in comparison.lines if line.figures]
+    if comparison.sources:
+        notes.append(f"Pretrained on {', '.join(comparison.sources)}; one vocabulary over these and {comparison.dataset}.")
+    if comparison.against:
+        notes.append(
+            f"{comparison.against} - row: NDCG@10 of the same users, mean over seeds; [95 %]: bootstrap over users. "
+            f"Above 0 {comparison.against} is ahead. p: paired sign-flip test, two-sided, not corrected for the number of "
+            "rows. *n.s.*: not significant at .05."
+        )
+    if comparison.copied or any(line.published for line in comparison.lines):
+        notes.append("*(copied)*: printed in the paper, not run here.")
+    for what in ("items", "users"):
+        if len({getattr(line, what) for line in known}) > 1:
+            each = ", ".join(f"{line.name} {getattr(line, what)}" for line in known)
+            notes.append(f"**Not the same {what} for all rows, which are not comparable:** {each}.")
+    notes.append(f"Tuned by the command tune: {', '.join(line.name for line in known if line.tuned) or 'none'}.")
+    for line in comparison.lines:
+        notes += [f"{line.name}: {line.note}"] if line.note else []
+        notes += [f"{line.name}: not possible on this data set: {line.impossible}"] if line.impossible else []
+        notes += [f"{line.name}, seed {seed}: **failed**: {reason}" for seed, reason in line.failed.items()]
+        if not (line.figures or line.impossible or line.failed):
+            notes.append(f"{line.name}: not run yet.")
+    return notes

@@ -1,0 +1,220 @@
+"""Runs one cell: ``python -m recbole_qbert.suites.work CELLDIR``, a process of its own.
+
+RecBole's global state, the peak of memory and crashes stay in it. What is asked stands in ``config.json``; ``cell.json`` is
+written last, so that a cell which is killed is simply run again (QBERT4Rec then goes on from its last whole epoch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_qbert import compat, facts, pipeline, runs
+from recbole_qbert.artifacts import digest, whole, write_json
+from recbole_qbert.commands import MODEL, vocabulary
+from recbole_qbert.suites import curve
+from recbole_qbert.suites.cells import FORMAT, alone, fingerprint, property_file
+
+SETTINGS = {"plain": False, "history_excluded": True}  # name of an evaluation -> whether the history is put last
+LOG_LINES = 40
+A_MB = 2**20 if sys.platform == "darwin" else 2**10  # what getrusage counts in: bytes there, KiB elsewhere
+
+
+def main() -> int:
+    """Run the cell of the command line; 0, or 1 with the reason in ``failed.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="CELLDIR")
+    parser.add_argument("--with_parent", action="store_true", help="end when standard input does")
+    args = parser.parse_args()
+    if args.with_parent:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder = args.folder.resolve()
+    try:
+        run(folder)
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        log = folder / "log.txt"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
+        write_json(folder / "failed.json", {"reason": f"{type(error).__name__}: {error}", "log": lines})
+        return 1
+    return 0
+
+
+def run(folder: Path) -> None:
+    """Train and test what ``config.json`` asks for; writes ``ranks.npz`` and ``cell.json``."""
+    asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with alone(folder):
+        done = folder / "cell.json"
+        if done.exists() and (not asked["keep"] or json.loads(done.read_text(encoding="utf-8"))["checkpoint"]):
+            return  # another process was quicker
+        with runs.inside(folder / "work"):
+            result, ranks = _run(asked)
+        with whole(folder / "ranks.npz") as temporary, open(temporary, "wb") as handle:
+            np.savez_compressed(handle, **ranks)
+        checkpoint = Path(result["checkpoint"]) if asked["keep"] else None
+        for path in (folder / "work").rglob("*"):
+            if path.suffix in (".pth", ".progress") and path != checkpoint:
+                path.unlink()
+        result["checkpoint"] = checkpoint and str(checkpoint.relative_to(folder))
+        write_json(done, result)
+
+
+@dataclass
+class Stage:
+    """One training of a cell: pretraining, fine-tuning, or all there is."""
+
+    name: str
+    dataset: str
+    data_path: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    checkpoint_as: str | None = None
+
+
+def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """``cell.json`` and the ranks."""
+    here = Path.cwd()
+    files = [str(property_file(file)) for file in asked["files"]]
+    base = {**asked["settings"], "seed": asked["seed"], "checkpoint_dir": str(here), "show_progress": False, "state": "INFO"}
+    config = runs.configure(asked["model"], asked["dataset"], asked["data_path"], base, files)
+    goes_on = "checkpoint_file" in config.final_config_dict  # a model whose training goes on where it was killed
+    seconds = {"data": 0.0, "model": 0.0}
+    epochs: list[dict[str, Any]] = []
+    carried: dict[str, Any] = {}
+    identifiers = None
+    for stage in _stages(asked, config, base):
+        settings = base | stage.settings | carried
+        if goes_on:
+            settings["checkpoint_file"] = str(here / f"{stage.name}.pth")
+        config = runs.configure(asked["model"], stage.dataset, stage.data_path, settings, files)
+        with curve.watched(stage.name) as seen:
+            trained = runs.train(config, prepare=None if _knows_history(config) else leave_history_out)
+        losses = trained.trainer.train_loss_dict
+        epochs += [{"stage": stage.name, **seen.get(n, {"epoch": n}), "train_loss": float(x)} for n, x in losses.items()]
+        for name in seconds:
+            seconds[name] += trained.seconds[name]
+        if identifiers is None or asked["sources"]:  # a later stage finds built what the first one has built
+            identifiers = getattr(trained.model, "identifier_figures", None)
+        carried = {stage.checkpoint_as: trained.trainer.saved_model_file} if stage.checkpoint_as else {}
+    for name in ("full_sort_predict", "history_left_out"):  # of leave_history_out: the tests do their own excluding
+        vars(trained.model).pop(name, None)
+    started = time.perf_counter()
+    ranks, test = tested(trained)
+    seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
+    prior = None
+    if hasattr(trained.trainer, "fit_prior") and trained.model.prior is None:
+        prior = runs.add_prior(trained)
+        with_prior, figures = tested(trained)
+        ranks |= {f"prior_{name}": found for name, found in with_prior.items()}
+        test |= {f"prior_{name}": found for name, found in figures.items()}
+    rows = trained.test_data._dataset
+    # Users by RecBole's ids, in whose order the ranks are: a model that knows other test users cannot be paired.
+    ranks["users"] = np.sort(rows.inter_feat[config["USER_ID_FIELD"]].numpy()).astype(np.int32)
+    result = {
+        "format": FORMAT,
+        **{key: asked[key] for key in ("key", "dataset", "sources", "model", "seed", "settings", "tuned")},
+        "valid": trained.valid,
+        "test": test,
+        "curve": epochs,
+        "epochs": len(losses),
+        "seconds": seconds,
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB),
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "items": rows.item_num - 1,
+        "users": len(ranks["users"]),
+        "identifiers": identifiers,
+        "prior": prior,
+        "checkpoint": trained.trainer.saved_model_file,
+        "versions": facts.versions(),
+        "revision": facts.revision(),
+        "machine": facts.machine(),
+    }
+    return result, ranks
+
+
+def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> list[Stage]:
+    """The trainings of a cell in their order."""
+    place = (asked["dataset"], asked["data_path"])
+    if asked["stages"]:
+        named = [(f"stage-{number}", dict(given)) for number, given in enumerate(asked["stages"], 1)]
+        return [Stage(name, *place, given, given.pop("checkpoint_as", None)) for name, given in named]
+    if asked["model"] != MODEL:
+        return [Stage("train", *place)]
+    last = Stage("finetune", *place)
+    before = Stage("pretrain", *place, runs.pretraining(config), "pretrained")
+    if asked["sources"]:
+        union, ids = _vocabulary(asked, config, base)
+        before.dataset, before.data_path = union.dataset, union.data_path
+        before.settings |= {key: union.properties[key] for key in ("semantic_id_file", "domains")}
+        last.settings["semantic_id_file"] = str(ids)
+    pretrained = config["pretrain_epochs"] > 0 and not config["pretrained"]
+    return [before, last] if pretrained else [last]
+
+
+def _vocabulary(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> tuple[argparse.Namespace, Path]:
+    """The sources as one data set, and the target's semantic IDs, from one quantizer over sources and target.
+
+    Cells of the same data, seed and settings of stages 1 and 2 share it; the first one builds it.
+    """
+    sources, target = asked["sources"], asked["dataset"]
+    data = [fingerprint(Path(asked["data_path"]), name) for name in (*sources, target)]
+    settings = asdict(pipeline.stage_settings(compat.ConfigValues(config)))
+    folder = Path(asked["vocabularies"]) / digest([sources, data, settings])[:12]
+    union = argparse.Namespace(
+        datasets=sources, targets=[target], data_path=asked["data_path"], output=str(folder), dataset=None,
+        config_files=[str(property_file(file)) for file in asked["files"]], properties=dict(base),
+    )  # fmt: skip
+    with alone(folder):
+        vocabulary.build(union, {})
+    return union, Path(union.properties["semantic_id_file"]).with_name(f"{target}.sid")
+
+
+def tested(trained: runs.Run) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+    """Ranks, ``[U]`` int32, and figures of both evaluations."""
+    ranks = {name: runs.ranks(trained, trained.test_data, exclude_history=out) for name, out in SETTINGS.items()}
+    figures = {name: runs.figures(found) for name, found in ranks.items()}
+    return {name: found.astype(np.int32) for name, found in ranks.items()}, figures
+
+
+def leave_history_out(model: Any) -> None:
+    """Make the validation of a sequential model rank the items of the history last.
+
+    QBERT4Rec can learn that users do not repeat items; whoever cannot is stopped under the rule under which it is compared.
+    """
+    model.history_left_out = True  # for QBERT4RecTrainer, which ranks without full_sort_predict
+    if not hasattr(model, "ITEM_SEQ"):  # of RecBole's general models RecBole itself leaves the history out
+        return
+    plain = model.full_sort_predict
+
+    def excluded(interaction: Any) -> torch.Tensor:
+        scores = plain(interaction).view(len(interaction), -1).clone()
+        return scores.scatter(1, interaction[model.ITEM_SEQ], -torch.inf)
+
+    model.full_sort_predict = excluded
+
+
+def _knows_history(config: Any) -> bool:
+    return config["repeat_penalty"] in ("learned", "exclude")
+
+
+def _end_with_parent() -> None:
+    """A runner that is killed takes its cells with it: its end of the pipe closes, whatever it died of."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,558 @@
+"""Benchmark suites: files and what is refused, cells, the runner, the comparison, and a suite that is killed."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from recbole_qbert import runs
+from recbole_qbert.artifacts import write_json
+from recbole_qbert.commands import benchmark
+from recbole_qbert.suites import cells, compare, kinds, runner, spec, work
+from recbole_qbert.suites.spec import Row, Suite
+from tests.helpers_recbole import QUICK, write_dataset
+
+NAME = "Tiny"
+OURS = {
+    key: value
+    for key, value in QUICK["QBERT4Rec"].items()
+    if key not in ("state", "seed", "show_progress", "epochs", "MAX_ITEM_LIST_LENGTH", "eval_batch_size")
+}
+THEIRS = {"hidden_size": 16, "inner_size": 16, "n_layers": 1, "train_batch_size": 64}
+COLUMNS = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "categories"]}
+SHARED = {**spec.load("table2").shared} | {"MAX_ITEM_LIST_LENGTH": 8, "epochs": 2, "eval_batch_size": 32}
+BASELINE = {"model": "SASRec", "files": ["baseline/common.yaml", "baseline/SASRec.yaml"], "settings": THEIRS}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with two data sets with the same features, one of them with item attributes."""
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, NAME)
+    write_dataset(folder, "Other", users=30, seed=1)
+    items = (folder / NAME / f"{NAME}.items.txt").read_text().split()
+    rows = "".join(f"{item}\tc{number % 5} d{number % 3}\n" for number, item in enumerate(items))
+    (folder / NAME / f"{NAME}.item").write_text("item_id:token\tcategories:token_seq\n" + rows)
+    return folder
+
+
+def suite_file(folder, rows, **given):
+    folder.mkdir(exist_ok=True)
+    content = {"title": "Tiny", "kind": "quality", "seeds": [1], "shared": SHARED, "rows": rows} | given
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(path)
+
+
+def planned(folder, data, rows, given=None, dataset=NAME, sources=(), **suite):
+    loaded = spec.load(suite_file(folder, rows, **suite))
+    return cells.plan(loaded, dataset, data, folder / "out", given or {}, sources=sources)
+
+
+def run_here(plan):
+    """All cells in this process, which is quicker than a process each."""
+    for cell in plan.cells:
+        write_json(cell.folder / "config.json", cell.asked)
+        work.run(cell.folder)
+    return plan
+
+
+def command(argv):
+    """The benchmark command as the command line calls it."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command")
+
+    def add(name, run, text, kind):
+        one = commands.add_parser(name, help=text)
+        one.set_defaults(run=run, properties={})
+        return one
+
+    benchmark.add_commands(add)
+    args = parser.parse_args(["benchmark", *argv])
+    return args.run(args)
+
+
+# -------------------------------------------------------------------------------------------------------- suite files
+def test_every_suite_of_the_package_is_read_and_shares_the_same_care():
+    suites = {name: spec.load(name) for name in spec.names()}
+    assert {"table1", "table2", "table3", "table4", "table5", "figure3", "figure7"} <= set(suites)
+    assert spec.PUBLISHED not in suites
+    with_rows = [suite for suite in suites.values() if suite.rows]
+    assert all(suite.shared == suites["table2"].shared for suite in with_rows)
+    assert {suite.kind for suite in suites.values()} == set(spec.KINDS) == set(kinds.KINDS)
+
+
+def test_rows_of_several_suites_that_ask_for_the_same_share_a_cell(data, tmp_path):
+    same = {"table2": "default", "table3": "all", "table4": "multi-mask", "table5": "dynamic", "figure3": "n_layers=2"}
+    same |= {"figure5": "mask_ratio=0.3", "figure7": "default"}
+    folders = set()
+    for name, row in same.items():
+        suite = spec.load(name)
+        only = replace(suite, rows=tuple(known for known in suite.rows if known.name == row))
+        plan = cells.plan(only, NAME, data, tmp_path, {}, seeds=[5])
+        folders.add(plan.cells[0].folder)
+    assert len(folders) == 1 and folders.pop().name == "seed-5"
+
+
+def test_a_sweep_makes_a_row_a_value(tmp_path):
+    base = {"base": {"model": "QBERT4Rec", "settings": {"n_heads": 1}}}
+    both = {"key": ["hidden_dropout_prob", "attn_dropout_prob"], "label": "dropout", "values": [0.1, 0.2]}
+    suite = spec.load(suite_file(tmp_path, base, sweep=both))
+    assert suite.sweep == "dropout" and [row.name for row in suite.rows] == ["dropout=0.1", "dropout=0.2"]
+    assert suite.rows[1].settings == {"n_heads": 1, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metric": ["hit@1"]}, "unknown key 'metric' (did you mean 'metrics'?)"),
+        ({"metrics": ["ndgc@10"]}, "metrics has 'ndgc@10' (did you mean 'ndcg@10'?)"),
+        ({"kind": "qualty"}, "kind has 'qualty' (did you mean 'quality'?)"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1]; it must list different whole numbers"),
+        ({"seeds": 3}, "seeds is 3, a int; it must be a list"),
+        ({"against": "defualt"}, "against has 'defualt' (did you mean 'default'?)"),
+        ({"rows": {}}, "rows is missing"),
+        ({"rows": {"a": {"files": []}}}, "rows.a: model is missing"),
+        ({"rows": {"a": {"model": "SASRec", "setings": {}}}}, "rows.a: unknown key 'setings' (did you mean 'settings'?)"),
+        ({"rows": {"a": {"model": "SASRec", "needs": ["prices"]}}}, "rows.a: needs has 'prices'"),
+        ({"rows": {"a": {"model": "SASRec", "seeds": 0}}}, "rows.a: seeds is 0"),
+        ({"rows": {"a": {"model": "S3Rec", "stages": [{"epochs": 1}, {}]}}}, "all but the last with checkpoint_as"),
+        ({"sweep": {"key": "epochs", "values": [1]}}, "with a sweep, rows must hold base and nothing else; found default"),
+        ({"sweep": {"key": "epochs", "value": [1]}}, "sweep: unknown key 'value' (did you mean 'values'?)"),
+        ({"shared": "nowhere"}, "nowhere.yaml is missing"),
+    ],
+)
+def test_bad_suite_files_are_refused(tmp_path, given, message):
+    path = suite_file(tmp_path, **({"rows": {"default": {"model": "QBERT4Rec"}}} | given))
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        spec.load(path)
+    assert message in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_an_unknown_suite_and_a_broken_file_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no suite 'tabel2' \\(did you mean 'table2'\\?\\)"):
+        spec.load("tabel2")
+    with pytest.raises(FileNotFoundError, match=r"mine\.yaml is missing"):
+        spec.load(str(tmp_path / "mine.yaml"))
+    (tmp_path / "mine.yaml").write_text("rows: [")
+    with pytest.raises(ValueError, match=r"mine\.yaml is not YAML"):
+        spec.load(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("row", "given", "message"),
+    [
+        ({"model": "SASRek"}, {}, "row a of suite tiny: no model named 'SASRek'"),
+        ({"model": "QBERT4Rec", "settings": {"item_row": 1}}, {}, "row a of suite tiny: unknown property 'item_row'"),
+        ({"model": "QBERT4Rec", "files": ["nowhere.yaml"]}, {}, "row a of suite tiny: no property file nowhere.yaml"),
+        ({"model": "QBERT4Rec"}, {"epoch": 1}, "knows the property 'epoch' (did you mean 'epochs'?)"),
+        (BASELINE, {"n_layer": 1}, "knows the property 'n_layer' (did you mean 'n_layers'?)"),
+    ],
+)
+def test_what_no_model_understands_is_refused_before_anything_runs(data, tmp_path, row, given, message):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        planned(tmp_path, data, {"a": row}, given)
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_suite_varies_is_not_taken_from_the_command_line(data, tmp_path):
+    with pytest.raises(ValueError, match="--n_layers is what suite tiny varies"):
+        planned(tmp_path, data, {"base": {"model": "QBERT4Rec"}}, {"n_layers": 3}, sweep={"key": "n_layers", "values": [1]})
+    with pytest.raises(ValueError, match="leave out --sources"):
+        planned(tmp_path, data, {"a": {"model": "QBERT4Rec"}}, sources=["Other"])
+
+
+# -------------------------------------------------------------------------------------------------------------- cells
+def test_the_key_is_of_what_matters(data, tmp_path):
+    def key(row, given=None):
+        return planned(tmp_path, data, {"a": {"model": "QBERT4Rec"} | row}, given).cells[0].asked["key"]
+
+    plain = key({})
+    assert plain == key({"settings": {"injection_gate": "dynamic"}, "note": "said otherwise", "seeds": 1})
+    assert plain == key({}, {"worker": 0}) == key({"settings": {"checkpoint_dir": "elsewhere"}})
+    assert plain != key({"settings": {"injection_gate": "none"}})
+    assert plain != key({}, {"epochs": 3})
+    assert key({}, {"epochs": 3}) == key({"settings": {"epochs": 3}})
+    sas = planned(tmp_path, data, {"a": BASELINE}).cells[0].asked["key"]
+    assert (
+        sas == planned(tmp_path, data, {"a": BASELINE, "b": {"model": "QBERT4Rec"}}, {"rq_epochs": 9}).cells[0].asked["key"]
+    )
+
+
+def test_other_data_are_another_cell(data, tmp_path):
+    keys = set()
+    for seed in (0, 1):
+        folder = write_dataset(tmp_path / str(seed), NAME, seed=seed)
+        keys.add(planned(tmp_path, folder, {"a": BASELINE}).cells[0].asked["key"])
+    assert len(keys) == 2
+
+
+def test_the_first_seed_of_all_rows_comes_first_and_a_row_may_have_fewer(data, tmp_path):
+    plan = planned(tmp_path, data, {"a": BASELINE | {"seeds": 1}, "b": {"model": "QBERT4Rec"}}, seeds=[7, 8])
+    assert [(cell.row.name, cell.seed) for cell in plan.cells] == [("a", 7), ("b", 7), ("b", 8)]
+    assert plan.cells[1].folder.parent == plan.cells[2].folder.parent
+
+
+def test_tuned_settings_are_used_where_they_exist(data, tmp_path):
+    row = BASELINE | {"tuned": True}
+    before = planned(tmp_path, data, {"mine": row}).cells[0].asked
+    tuned = tmp_path / "out" / "tuned" / NAME / "mine.yaml"
+    tuned.parent.mkdir(parents=True)
+    tuned.write_text("learning_rate: 0.0005\n")
+    after = planned(tmp_path, data, {"mine": row}).cells[0].asked
+    assert before["tuned"] is None and after["tuned"] == f"tuned/{NAME}/mine.yaml" and before["key"] != after["key"]
+    borrowed = planned(tmp_path, data, {"other": BASELINE | {"tuned": "mine"}}).cells[0].asked
+    assert borrowed["key"] == after["key"]
+
+
+def test_a_row_that_the_data_cannot_serve_is_said_to_be_impossible(data, tmp_path):
+    row = {"model": "FDSA", "files": ["baseline/common.yaml"], "needs": ["item_attributes"]}
+    row["settings"] = {"selected_features": ["categories"]}
+    assert planned(tmp_path, data, {"FDSA": row}).cells[0].asked["files"] == row["files"]
+    plan = planned(tmp_path, data, {"FDSA": row}, dataset="Other")
+    assert not plan.cells and "Other.item has no column categories or title" in plan.impossible["FDSA"]
+    assert "FDSA: not possible on this data set: needs item attributes" in kinds.make(plan)
+
+
+def test_words_of_titles_are_the_attributes_where_there_are_no_categories(tmp_path):
+    folder = write_dataset(tmp_path / "data", NAME)
+    (folder / NAME / f"{NAME}.item").write_text("item_id:token\ttitle:token_seq\ni1\ta pen\n")
+    row = {"model": "FDSA", "files": ["baseline/common.yaml", "baseline/FDSA.yaml"], "needs": ["item_attributes"]}
+    plan = planned(tmp_path, folder, {"FDSA": row})
+    assert plan.cells[0].asked["files"] == [*row["files"], "baseline/title_words.yaml"]
+    assert "words of titles" in plan.suite.rows[0].note
+
+
+# ----------------------------------------------------------------------------------------------------------- trainings
+def test_a_cell_of_ours_keeps_what_the_contract_names(data, tmp_path):
+    plan = run_here(planned(tmp_path, data, {"default": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 1}}}))
+    cell = plan.cells[0]
+    result, ranks = cell.result(), cell.ranks()
+    assert {"plain", "history_excluded", "prior_plain", "prior_history_excluded", "users"} == set(ranks)
+    assert all(found.dtype == np.int32 and len(found) == result["users"] for found in ranks.values())
+    for name, figures in result["test"].items():
+        assert figures == runs.figures(ranks[name])
+    assert (ranks["history_excluded"] <= ranks["plain"]).all()
+    assert [epoch["stage"] for epoch in result["curve"]] == ["pretrain", "finetune", "finetune"]
+    assert max(epoch["valid_score"] for epoch in result["curve"][1:]) == pytest.approx(result["valid"]["ndcg@10"])
+    assert all(epoch["train_loss"] > 0 and epoch["seconds"] >= 0 for epoch in result["curve"])
+    assert result["epochs"] == 2 and result["items"] == 40 and result["peak_memory_mb"] > 100
+    assert sum(result["identifiers"]["injection"]["depth"]) == pytest.approx(1)
+    assert result["seconds"]["model"] >= result["identifiers"]["seconds"]["quantization"] > 0
+    assert not list(cell.folder.rglob("*.pth")) and list(cell.folder.rglob(f"{NAME}.sid"))
+
+
+def test_stages_hand_over_their_checkpoint_and_one_may_be_kept(data, tmp_path):
+    attributes = THEIRS | {"load_col": COLUMNS, "item_attribute": "categories"}
+    stages = [
+        {"train_stage": "pretrain", "pretrain_epochs": 1, "save_step": 1, "checkpoint_as": "pre_model_path"},
+        {"train_stage": "finetune"},
+    ]
+    row = {"model": "S3Rec", "files": ["baseline/common.yaml"], "settings": attributes, "stages": stages, "keep": True}
+    cell = run_here(planned(tmp_path, data, {"S3Rec": row})).cells[0]
+    result = cell.result()
+    assert [epoch["stage"] for epoch in result["curve"]] == ["stage-1", "stage-2", "stage-2"]
+    assert [path.name for path in cell.folder.rglob("*.pth")] == [(cell.folder / result["checkpoint"]).name]
+    assert "Load pretrained model from" in "".join(path.read_text() for path in cell.folder.rglob("*.log"))
+
+
+def test_baselines_that_know_no_penalty_are_stopped_with_the_history_left_out(data, tmp_path, monkeypatch):
+    cell = run_here(planned(tmp_path, data, {"SASRec": BASELINE})).cells[0]
+    monkeypatch.setattr(work, "leave_history_out", lambda model: None)
+    other = run_here(planned(tmp_path / "2", data, {"SASRec": BASELINE})).cells[0]
+    better, worse = (max(e["valid_score"] for e in one.result()["curve"]) for one in (cell, other))
+    assert better > worse
+
+
+def test_transfer_rows_share_one_vocabulary(data, tmp_path):
+    rows = {
+        "none": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 0}},
+        "plain": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 1, "pretrain_masks": ["random"]}},
+    }
+    plan = run_here(planned(tmp_path, data, rows, {"epochs": 1}, sources=["Other"], transfer=True))
+    none, plain = plan.cells
+    assert [epoch["stage"] for epoch in none.result()["curve"]] == ["finetune"]
+    assert [epoch["stage"] for epoch in plain.result()["curve"]] == ["pretrain", "finetune"]
+    files = {cell.result()["identifiers"]["semantic_ids"]["file"] for cell in plan.cells}
+    assert len(files) == 1 and files.pop().endswith(f"/{NAME}.sid")
+    assert len(list((tmp_path / "out" / "vocabularies" / NAME).iterdir())) == 1
+    assert none.asked["key"] != planned(tmp_path, data, rows, {"epochs": 1}, transfer=True).cells[0].asked["key"]
+    assert "Pretrained on Other" in kinds.make(plan)
+
+
+def test_statistics_are_those_of_the_file(data, tmp_path):
+    lines = [line.split("\t") for line in (data / NAME / f"{NAME}.inter").read_text().splitlines()[1:]]
+    users, items = len({line[0] for line in lines}), len({line[1] for line in lines})
+    plan = planned(tmp_path, data, {}, kind="statistics")
+    text = kinds.make(plan)
+    found = json.loads((plan.folder / "table.json").read_text())["statistics"]
+    assert found == {
+        "users": users, "items": items, "interactions": len(lines),
+        "sparsity": 1 - len(lines) / users / items, "length": len(lines) / users,
+    }  # fmt: skip
+    assert f"| {users} | {items} | {len(lines)} |" in text
+
+
+def test_item_vectors_and_costs_become_tables(data, tmp_path):
+    rows = {"dynamic": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 0}}}
+    plan = run_here(planned(tmp_path, data, rows, {"epochs": 1}, kind="embedding"))
+    text = kinds.make(plan)
+    assert "| dynamic |" in text and (plan.folder / "embedding.json").exists()
+    options = {"models": ["SASRec"], "batches": [2], "rounds": 1, "sizes": {"width": 16}}
+    plan = planned(tmp_path, data, {}, kind="cost", options=options)
+    assert "| SASRec |" in kinds.make(plan)
+    assert json.loads((plan.folder / "table.json").read_text())["costs"][0]["items"] == 40
+
+
+# ------------------------------------------------------------------------------------------------------------- runner
+WORKER = """
+import json, os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+asked = json.loads((folder / "config.json").read_text())
+with open(folder / "started", "a") as handle:
+    handle.write("x")
+if asked["do"] == "fail":
+    (folder / "failed.json").write_text(json.dumps({"reason": "ValueError: no good", "log": []}))
+    sys.exit(1)
+if asked["do"] == "die" and (folder / "started").read_text() == "x":
+    os.kill(os.getpid(), signal.SIGKILL)
+if asked["do"] == "vanish":
+    sys.exit(3)
+if asked["do"] == "hang":
+    time.sleep(600)
+figures = {"ndcg@10": 0.5}
+(folder / "cell.json").write_text(json.dumps({"test": {"plain": figures, "history_excluded": figures}, "epochs": 1}))
+"""
+
+
+@pytest.fixture
+def run_fake(tmp_path):
+    """Runs cells whose process does what it is told: ``run_fake({name: what to do}, **options)``."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+
+    def run(tasks, **options):
+        made = [cells.Cell(Row(name, "M"), 1, tmp_path / "cells" / name, {"do": do}) for name, do in tasks.items()]
+        return runner.run(made, worker=(sys.executable, str(script)), **options)
+
+    return run
+
+
+def names(found):
+    return [cell.row.name for cell in found]
+
+
+def test_a_failed_cell_does_not_stop_the_others_and_is_named(run_fake, tmp_path, capsys):
+    tasks = {"a": "succeed", "b": "fail", "c": "vanish", "d": "succeed"}
+    outcome = run_fake(tasks, jobs=2)
+    assert sorted(names(outcome.ran)) == ["a", "d"]
+    reasons = {folder.name: reason for folder, reason in outcome.failed.items()}
+    assert reasons == {"b": "ValueError: no good", "c": "ended with status 3 and without a result"}
+    said = capsys.readouterr().out
+    assert "b, seed 1: FAILED after" in said and "ValueError: no good (log:" in said and "[4/4]" in said
+    again = run_fake(tasks)
+    assert sorted(names(again.kept)) == ["a", "d"] and not again.ran and again.failed == outcome.failed
+    assert "0 cells to run, 2 done, 2 failed before (--retry tries them again)" in capsys.readouterr().out
+    assert run_fake({"b": "succeed"}, retry=True).ran
+    assert (tmp_path / "cells" / "b" / "started").read_text() == "xx"
+    assert (tmp_path / "cells" / "a" / "started").read_text() == "x"
+
+
+def test_a_killed_cell_is_run_again_without_being_asked(run_fake):
+    first = run_fake({"a": "die"})
+    assert list(first.failed.values()) == ["killed by SIGKILL (out of memory?)"]
+    assert names(run_fake({"a": "die"}).ran) == ["a"]
+
+
+def test_a_cell_that_is_asked_for_twice_is_run_once(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    twice = [cells.Cell(Row(name, "M"), 1, tmp_path / "cell", {"do": "succeed"}) for name in ("default", "all")]
+    assert len(runner.run(twice, worker=(sys.executable, str(script))).ran) == 1
+
+
+def test_a_spent_budget_starts_nothing(run_fake, capsys):
+    outcome = run_fake({"a": "succeed", "b": "succeed"}, budget=0)
+    assert names(outcome.left) == ["a", "b"] and not outcome.ran
+    assert "2 cells left; the same command goes on" in capsys.readouterr().out
+    assert [runner.duration(text) for text in ("2h", "30m", "1h30m", "45s")] == [7200, 1800, 5400, 45]
+    for text in ("2", "h", "2 h", "2x", "1.2.3h"):
+        with pytest.raises(ValueError, match="write it as 2h"):
+            runner.duration(text)
+
+
+def test_ctrl_c_stops_the_children(run_fake, tmp_path, monkeypatch):
+    def interrupt(_):
+        if (tmp_path / "cells" / "a" / "started").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runner.time, "sleep", interrupt)
+    children = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(runner.Interrupted, match="SIGINT"):
+        run_fake({"a": "hang"})
+    assert [child.returncode for child in children] == [-signal.SIGTERM]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# --------------------------------------------------------------------------------------------------------- comparison
+def finished(folder, row, seed, ranks, prior=None, users=None, **given):
+    """A cell with made-up ranks."""
+    ranks = {"plain": ranks, "history_excluded": [max(1, rank - 1) for rank in ranks]}
+    if prior:
+        ranks |= {"prior_plain": prior, "prior_history_excluded": prior}
+    ranks = {name: np.array(found, dtype=np.int32) for name, found in ranks.items()}
+    figures = {name: runs.figures(found) for name, found in ranks.items()}
+    cell = cells.Cell(row, seed, folder / row.name / f"seed-{seed}", {"sources": []})
+    result = {"test": figures, "identifiers": None, "tuned": None, "parameters": 5, "items": 9, "users": 3, "epochs": seed}
+    write_json(cell.folder / "cell.json", result | given)
+    ids = np.arange(1, 1 + len(ranks["plain"])) if users is None else np.array(users)
+    np.savez(cell.folder / "ranks.npz", users=ids, **ranks)
+    return cell
+
+
+def compared(tmp_path, made, rows, **given):
+    suite = Suite("tiny", "Tiny", "quality", metrics=("hit@1", "ndcg@10"), rows=rows, **given)
+    return cells.Plan(suite, NAME, tmp_path, tmp_path, tuple(made), {}, tuple(row.name for row in rows))
+
+
+def test_the_comparison_is_what_a_hand_computes(tmp_path):
+    ours, theirs = Row("ours", "QBERT4Rec", prior=True), Row("theirs", "SASRec", note="a note")
+    many = [1, 3, 11] * 20
+    made = [
+        finished(tmp_path, ours, 1, many, prior=[1, 1, 1] * 20),
+        finished(tmp_path, ours, 2, [2, 3, 11] * 20, prior=[1, 1, 2] * 20),
+        finished(tmp_path, theirs, 1, [4, 3, 11] * 20),
+    ]
+    comparison = compare.compare(compared(tmp_path, made, (ours, theirs), against="ours"))
+    line, prior, other = comparison.lines
+    assert [x.name for x in comparison.lines] == ["ours", "ours + prior", "theirs"]
+    # Ranks 1 and 2 of the first user, 3 of the second, 11 (no gain) of the third.
+    one, two = (1 + 0.5) / 3, (1 / np.log2(3) + 0.5) / 3
+    found = line.figures["plain"]
+    assert found["ndcg@10"].mean == pytest.approx((one + two) / 2)
+    assert found["ndcg@10"].sd == pytest.approx(abs(one - two) / 2**0.5)
+    assert found["hit@1"].mean == pytest.approx(1 / 6) and line.seeds == (1, 2) and line.epochs == 1.5
+    assert line.figures["history_excluded"]["hit@1"].mean == pytest.approx(1 / 3)
+    assert other.figures["plain"]["ndcg@10"].sd is None and other.note == "a note"
+    assert prior.figures["plain"]["hit@1"].mean == pytest.approx((1 + 2 / 3) / 2)
+    assert not line.tests
+    test = other.tests["plain"]
+    gain = (1 + 1 / np.log2(3)) / 2 - 1 / np.log2(5)
+    assert test.difference == pytest.approx(gain / 3) and test.significant and test.p == pytest.approx(2 / 20_001)
+    assert 0 < test.low < test.difference < test.high < gain
+    assert prior.tests["plain"].difference < 0 and prior.tests["plain"].high < 0 and prior.tests["plain"].significant
+
+
+def test_what_is_not_significant_is_marked_and_the_direction_is_right(tmp_path):
+    first, second = Row("first", "SASRec"), Row("second", "SASRec")
+    ranks = [1, 2, 11, 4, 5, 6] * 3
+    shuffled = [2, 1, 11, 5, 4, 6] * 3  # as good, for other users
+    made = [finished(tmp_path, first, 1, [*ranks, 1]), finished(tmp_path, second, 1, [*shuffled, 2])]
+    for against, other, sign in (("first", 1, 1), ("second", 0, -1)):
+        plan = compared(tmp_path, made, (first, second), against=against)
+        test = compare.compare(plan).lines[other].tests["plain"]
+        assert np.sign(test.difference) == sign and test.p > 0.05 and not test.significant
+        assert test.low < 0 < test.high
+        assert kinds.make(plan).count("*n.s.* |") >= 1
+    same = compare.paired(np.array([0.5, 0.0]), np.array([0.5, 0.0]))
+    assert same.p == 1.0 and same.difference == 0.0 and not same.significant
+
+
+def test_other_users_are_not_paired_and_said_so(tmp_path):
+    one, two = Row("one", "SASRec"), Row("two", "Pop")
+    made = [finished(tmp_path, one, 1, [1, 2, 3]), finished(tmp_path, two, 1, [1, 2, 3, 4], users=[1, 2, 3, 9])]
+    (made[1].folder / "cell.json").write_text((made[1].folder / "cell.json").read_text().replace('"users": 3', '"users": 4'))
+    plan = compared(tmp_path, made, (one, two), against="one")
+    assert not compare.compare(plan).lines[1].tests
+    assert "**Not the same users for all rows, which are not comparable:** one 3, two 4." in kinds.make(plan)
+
+
+def test_failed_and_copied_rows_stand_in_the_table(tmp_path, monkeypatch):
+    published = {"SASRec": {"hit@1": 0.25}, "TIGER": {"ndcg@10": 0.125}}
+    monkeypatch.setattr(spec, "published", lambda suite, dataset: published)
+    row, other = Row("SASRec", "SASRec"), Row("slow", "GRU4Rec")
+    made = [finished(tmp_path, row, 1, [1, 2, 3])]
+    for seed, known in ((2, row), (1, other)):
+        made.append(cells.Cell(known, seed, tmp_path / known.name / f"seed-{seed}", {}))
+    write_json(made[1].folder / "failed.json", {"reason": "MemoryError: too big", "log": []})
+    text = kinds.make(compared(tmp_path, made, (row, other)))
+    assert "| SASRec | 1/2 |" in text and "| *SASRec (copied)* |  | *.2500* |  |" in text
+    assert "| *TIGER (copied)* |  |  | *.1250* |" in text
+    assert "SASRec, seed 2: **failed**: MemoryError: too big" in text and "slow: not run yet" in text
+
+
+def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path):
+    one, two, three = (Row(name, "SASRec") for name in ("one", "two", "three"))
+    made = [finished(tmp_path, one, 1, [1, 2]), finished(tmp_path, two, 1, [1, 2])]
+    made.append(cells.Cell(three, 1, tmp_path / "three" / "seed-1", {}))
+    plan = replace(compared(tmp_path, made, (one, two, three)), rows=("one",))
+    assert [line.name for line in compare.compare(plan).lines] == ["one", "two"]
+
+
+# ------------------------------------------------------------------------------------------------------ the whole way
+def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, tmp_path):
+    """The runner is killed with -9 in the middle of a training, which dies with it and goes on later."""
+    slow = OURS | {"pretrain_epochs": 0, "epochs": 12, "stopping_step": 12}
+    rows = {"default": {"model": "QBERT4Rec", "settings": slow, "prior": True}, "SASRec": BASELINE}
+    path = suite_file(tmp_path, rows, against="default")
+    options = ["--suite", path, "--dataset", NAME, "--data_path", str(data), "--jobs", "2", "--threads", "1", "--output"]
+    code = "import sys; from tests.test_suites import command; sys.exit(command(sys.argv[1:])['exit_code'])"
+    started = subprocess.Popen([sys.executable, "-c", code, *options, "killed"], stdout=subprocess.DEVNULL)
+    plan = cells.plan(spec.load(path), NAME, data, tmp_path / "killed", {})
+    ours = plan.cells[0]
+    training = ours.folder / "work" / "curve-finetune.jsonl"
+    while not training.exists():
+        assert started.poll() is None, "the runner ended by itself"
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    with cells.alone(ours.folder):  # when the training has ended, too
+        assert ours.result() is None and not list(plan.output.rglob("table.*"))
+
+    figures = command([*options, "killed"])
+    assert figures["exit_code"] == 0 and not figures["failed"]
+    assert len(ours.result()["curve"]) == ours.result()["epochs"]
+
+    whole = run_here(cells.plan(spec.load(path), NAME, data, tmp_path / "whole", {}))
+    kinds.make(whole)
+    tables = {name: (plan.folder / name).read_bytes() for name in ("table.json", "table.md")}
+    assert tables == {name: (whole.folder / name).read_bytes() for name in tables}
+
+    assert command([*options, "killed"])["exit_code"] == 0  # nothing left to run
+    assert tables == {name: (plan.folder / name).read_bytes() for name in tables}
+
+
+def test_the_command_reports_failures_by_its_exit_code_and_prints_the_table(data, tmp_path, capsys, monkeypatch):
+    def run(found, **_):
+        return runner.Outcome(failed={cell.folder: "ValueError: no good" for cell in found})
+
+    monkeypatch.setattr(runner, "run", run)
+    path = suite_file(tmp_path, {"SASRec": BASELINE})
+    options = ["--suite", path, "--dataset", NAME, "--data_path", str(data), "--output", "out"]
+    assert command(options)["exit_code"] == 1
+    assert f"# Tiny: {NAME}" in capsys.readouterr().out
+    about = json.loads((tmp_path / "out" / "suites" / "tiny" / NAME / "suite.json").read_text())
+    assert about["cells"][0]["path"].startswith(f"cells/{NAME}/SASRec-") and about["suite"]["rows"][0]["name"] == "SASRec"
+    with pytest.raises(ValueError, match="no row 'SASREC' \\(did you mean 'SASRec'"):
+        command([*options, "--rows", "SASREC"])
+    with pytest.raises(ValueError, match="--jobs is 0"):
+        command([*options, "--jobs", "0"])
+
+    def stopped(found, **_):
+        raise runner.Interrupted("SIGINT")
+
+    monkeypatch.setattr(runner, "run", stopped)
+    assert command(options)["exit_code"] == 130
+    assert "the same command goes on" in capsys.readouterr().out
