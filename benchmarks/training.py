@@ -1,8 +1,8 @@
 """Training speed beside RecBole's models: seconds an epoch, seconds to a stated validation NDCG@10, peak memory.
 
     python benchmarks/training.py --dataset Amazon_Instruments --data_path ../shared/data --epochs 2 --json training.json
-    python benchmarks/training.py --dataset Amazon_Scientific --data_path ../shared/data --epochs 100 --target .09 \
-        --models 'QBERT4Rec both' SASRec --json target.json
+    python benchmarks/training.py --dataset Amazon_Scientific --data_path ../shared/data --epochs 20 --max_length 20 \
+        --models 'QBERT4Rec both' SASRec --json same.json
 
 Same width, layers, maximum length, data and cores for all. One view of QBERT4Rec does what SASRec (causal) or BERT4Rec
 (masked) does; `both` does both in every batch. An epoch is one pass over all users, validation not counted: RecBole's
@@ -12,17 +12,16 @@ Every model has a process of its own, so that the peak memory (of the process; d
 processes take turns: one epoch of one, with its validation, then one of the next, so that a busy machine is busy for all.
 Seconds an epoch are medians, ratios medians of the turns' own ratios.
 
-With `--target X` a model trains until its validation NDCG@10 reaches X, `--epochs` at most, and leaves the turns then. The
-history is left out of the ranking for all. `seconds_to_target` counts turns, validation included; `training_seconds` does
-not count it. Semantic IDs are made first, in a process that is reported as a row of its own: what QBERT4Rec needs besides.
-On a machine with a GPU all train there, and `peak_gpu_mb` is reported too.
+RecBole's models train `--epochs` epochs. Ours go on, `--our_epochs` at most, until their validation NDCG@10 is what the best
+of RecBole's reached: the ratios `seconds_to_the_same` compare how long both took to RecBole's best, validation included.
+The history is left out of the ranking for all. Semantic IDs are made first, in a process that is reported as a row of its
+own: what QBERT4Rec needs besides. On a machine with a GPU all train there, and `peak_gpu_mb` is reported too.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import statistics
@@ -46,28 +45,34 @@ COMMON = {
 }  # fmt: skip
 
 
-class ReachedError(Exception):
-    """The target was reached."""
+class EnoughError(Exception):
+    """No further epoch is wanted."""
 
 
 class Turns:
     """One model's side of the turns: a line of JSON whenever an epoch is due, a line on standard input to go on."""
 
-    def __init__(self, target: float) -> None:
-        self.target = target
+    def __init__(self) -> None:
         self.training: list[float] = []
         self.total: list[float] = []
-        self.score: float | None = None
-        self.reached = False
+        self.scores: list[float] = []
         self.started = 0.0
 
     def wait(self) -> None:
-        """Before an epoch: say what the last one took, and wait."""
+        """Before an epoch: say what the last one took, and wait.
+
+        Raises:
+            EnoughError: it was the last.
+        """
         self.end()
-        last = {"epoch": len(self.total), "seconds": self.training[-1], "valid": self.score} if self.total else {"epoch": 0}
+        last: dict[str, float] = {"epoch": len(self.total)}
+        last |= {"seconds": self.training[-1], "valid": self.scores[-1]} if self.total else {}
         print(json.dumps(last), flush=True)
-        if not sys.stdin.readline():
+        answer = sys.stdin.readline()
+        if not answer:
             raise SystemExit("the benchmark that asked for turns has ended")
+        if answer.strip() == "stop":
+            raise EnoughError
         self.started = time.perf_counter()
 
     def trained(self) -> None:
@@ -75,15 +80,8 @@ class Turns:
         self.training.append(time.perf_counter() - self.started)
 
     def validated(self, score: float) -> None:
-        """After an epoch's validation.
-
-        Raises:
-            ReachedError: that was enough.
-        """
-        self.score = float(score)
-        if self.target and score >= self.target:
-            self.reached = True
-            raise ReachedError
+        """After an epoch's validation."""
+        self.scores.append(float(score))
 
     def end(self) -> None:
         """A turn is over; what follows is not this model's time."""
@@ -98,13 +96,14 @@ def configure(args: argparse.Namespace, model: str, folder: Path) -> Any:
 
     settings: dict[str, Any] = COMMON | {
         "hidden_size": args.width, "n_layers": args.layers, "n_heads": args.heads, "inner_size": args.inner,
-        "MAX_ITEM_LIST_LENGTH": args.max_length, "epochs": args.epochs, "stopping_step": args.epochs + 1,
+        "MAX_ITEM_LIST_LENGTH": args.max_length, "epochs": args.epochs, "stopping_step": args.our_epochs + args.epochs,
         "checkpoint_dir": str(folder),
     }  # fmt: skip
     if model in THEIRS:
         settings |= {"num_layers": args.layers, "embedding_size": args.width} if model == "GRU4Rec" else {}
         files = [str(properties(f"baseline/{file}.yaml")) for file in ("common", model)]
         return runs.configure(model, args.dataset, args.data_path, settings, files)
+    settings["epochs"] = max(args.epochs, args.our_epochs)
     settings |= {"views": OURS.get(model, OURS["QBERT4Rec both"]), "semantic_id_dir": str(args.folder / "ids")}
     return runs.configure("QBERT4Rec", args.dataset, args.data_path, settings)
 
@@ -132,9 +131,12 @@ def train_here(args: argparse.Namespace) -> dict[str, Any]:
     from recbole_qbert import runs
 
     torch.set_num_threads(args.threads)
-    turns = Turns(args.target)
+    turns = Turns()
 
     def leave_history_out(model: Any) -> None:
+        if args.model in OURS:
+            model.history_left_out = True
+            return
         plain = model.full_sort_predict
 
         def without(interaction: Any) -> torch.Tensor:
@@ -146,14 +148,13 @@ def train_here(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, runs.inside(Path(folder)):
         config = configure(args, args.model, Path(folder))
         watch(config, turns)
-        with contextlib.suppress(ReachedError):
-            runs.train(config, prepare=leave_history_out if args.model in THEIRS else None)
+        with contextlib.suppress(EnoughError):
+            runs.train(config, prepare=leave_history_out)
         turns.end()
     return {
         "model": args.model, "epochs": len(turns.training), "seconds_an_epoch": statistics.median(turns.training),
-        "seconds_of_epochs": turns.training, "training_seconds": sum(turns.training),
-        "seconds_to_target": sum(turns.total) if turns.reached else None, "valid_ndcg@10": turns.score,
-        "device": str(config["device"]), **peaks(),
+        "seconds_of_epochs": turns.training, "seconds_of_turns": turns.total, "valid_of_epochs": turns.scores,
+        "valid_ndcg@10": max(turns.scores), "device": str(config["device"]), **peaks(),
     }  # fmt: skip
 
 
@@ -162,8 +163,6 @@ def watch(config: Any, turns: Turns) -> None:
     from recbole.utils import get_trainer
 
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])
-    if config["model"] == "QBERT4Rec":  # ranks without scores that could be changed
-        trainer.target_ranks = functools.partialmethod(trainer.target_ranks, exclude_history=True)
     train_epoch, valid_epoch = trainer._train_epoch, trainer._valid_epoch
 
     def train_in_turn(self: Any, *given: Any, **named: Any) -> Any:
@@ -194,7 +193,7 @@ class Child:
     """A process that trains one model, from outside."""
 
     def __init__(self, model: str, arguments: Sequence[str], threads: int) -> None:
-        self.model = model
+        self.model, self.turns, self.best = model, 0, 0.0
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         command = [sys.executable, __file__, *arguments, "--model", model]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by `stop`
@@ -202,20 +201,23 @@ class Child:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
 
-    def next(self, go: bool = True) -> dict[str, Any]:
-        """Let it have its turn, or (``go=False``) start; what it said then.
+    def next(self, word: str = "go") -> dict[str, Any]:
+        """Let it have its turn, or ("stop") end, or ("") start; what it said then.
 
         Raises:
             SystemExit: it failed; with the end of what it wrote.
         """
         assert self.process.stdin and self.process.stdout
         try:
-            if go:
-                self.process.stdin.write("go\n")
+            if word:
+                self.process.stdin.write(f"{word}\n")
                 self.process.stdin.flush()
             while line := self.process.stdout.readline():
                 if line.startswith("{"):
-                    return json.loads(line)  # type: ignore[no-any-return]
+                    said: dict[str, Any] = json.loads(line)
+                    self.turns += bool(word)
+                    self.best = max(self.best, said.get("valid", said.get("valid_ndcg@10", 0.0)))
+                    return said
         except BrokenPipeError:
             pass
         self.process.wait()
@@ -229,20 +231,28 @@ class Child:
         self.errors.close()
 
 
-def in_turns(models: Sequence[str], arguments: Sequence[str], threads: int) -> list[dict[str, Any]]:
-    """Train all models, an epoch of one after an epoch of the other; the row of each, in the order of ``models``."""
+def in_turns(models: Sequence[str], arguments: Sequence[str], threads: int, epochs: int) -> list[dict[str, Any]]:
+    """Train all models, an epoch of one after an epoch of the other; the row of each, in the order of ``models``.
+
+    After ``epochs`` turns ours wait for RecBole's to end, and go on alone until they have reached the same.
+    """
     children: list[Child] = []
     rows: dict[str, dict[str, Any]] = {}
     try:
         for model in models:
             children.append(Child(model, arguments, threads))
-            children[-1].next(go=False)  # has read its data before the next one starts
+            children[-1].next("")  # has read its data before the next one starts
             print(f"{model}: ready", flush=True)
         while len(rows) < len(models):
-            for child in children:
-                if child.model in rows:
-                    continue
-                said = child.next()
+            for child in (child for child in children if child.model not in rows):
+                word = "go"
+                if child.model in OURS and child.turns >= epochs:
+                    theirs = [other for other in children if other.model in THEIRS]
+                    if any(other.model not in rows for other in theirs):
+                        continue  # what there is to be reached is not known yet
+                    if child.best >= max((other.best for other in theirs), default=0.0):
+                        word = "stop"
+                said = child.next(word)
                 if "model" in said:
                     rows[child.model] = said
                 print(f"{child.model}: {figures(said)}", flush=True)
@@ -260,10 +270,23 @@ def compare(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             names = f"{other['model']}/{ours['model']}"
             each = [one / two for one, two in zip(other["seconds_of_epochs"], ours["seconds_of_epochs"], strict=False)]
             ratios[f"seconds_an_epoch: {names}"] = statistics.median(each)
-            for key in ("seconds_to_target", "peak_rss_mb", "peak_gpu_mb"):
+            theirs, mine = (seconds_to(row, other["valid_ndcg@10"]) for row in (other, ours))
+            if theirs and mine:
+                ratios[f"seconds_to_the_same: {names}"] = theirs / mine
+            for key in ("peak_rss_mb", "peak_gpu_mb"):
                 if ours[key] and other[key]:
                     ratios[f"{key}: {names}"] = other[key] / ours[key]
     return ratios
+
+
+def seconds_to(row: dict[str, Any], score: float) -> float | None:
+    """Seconds, validation included, after which the validation score was reached; ``None`` if it never was."""
+    spent = 0.0
+    for seconds, reached in zip(row["seconds_of_turns"], row["valid_of_epochs"], strict=True):
+        spent += seconds
+        if reached >= score:
+            return spent
+    return None
 
 
 def figures(row: dict[str, Any]) -> str:
@@ -277,8 +300,8 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data_path", required=True, type=lambda path: str(Path(path).resolve()))
     parser.add_argument("--models", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
-    parser.add_argument("--epochs", type=int, default=2, help="at most, with --target")
-    parser.add_argument("--target", type=float, default=0.0, help="stop at this validation NDCG@10")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--our_epochs", type=int, default=60, help="of ours, at most, to reach what RecBole's reached")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--heads", type=int, default=2)
@@ -301,11 +324,11 @@ def main() -> None:
     if any(model in OURS for model in models):
         child = Child(IDENTIFIERS, sys.argv[1:], args.threads)
         try:
-            made = [child.next(go=False)]
+            made = [child.next("")]
         finally:
             child.stop()
         print(f"{IDENTIFIERS}: {figures(made[0])}", flush=True)
-    rows = in_turns(models, sys.argv[1:], args.threads)
+    rows = in_turns(models, sys.argv[1:], args.threads, args.epochs)
     ratios = compare(rows)
     print("\n".join(f"{name}: {value:.2f}" for name, value in ratios.items()))
     if args.json:

@@ -1,8 +1,8 @@
 """Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
 
 Importing the package registers ``QBERT4Rec``, and the baseline ``CooccurrenceKNN``, with RecBole, so that
-``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole there is what does not need it: ``Recommender`` over an exported
-model.
+``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole there is what does not need it: ``Recommender`` over an
+exported model.
 
 Shape letters, the same everywhere: ``B`` users (or items) in a batch, ``L`` positions, ``N`` items, ``K`` code levels, ``M``
 codes per level, ``D`` width, ``J`` feature vectors per item and modality.

@@ -92,6 +92,7 @@ def source_version() -> str:
 def test_every_module_and_property_file_is_in_the_wheel_and_nothing_else(contents: set[str]) -> None:
     expected = {p.relative_to(ROOT).as_posix() for name in PACKAGES for p in (ROOT / name).rglob("*.py")}
     expected |= {f"recbole_qbert/{p.relative_to(ROOT).as_posix()}" for p in PROPERTY_FILES}
+    expected |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "recbole_qbert").rglob("page.*")}
     assert "recbole_qbert/properties/model/QBERT4Rec.yaml" in expected
     assert "recbole_qbert/models/qbert4rec.py" in expected
     installed = {name for name in contents if ".dist-info/" not in name and not name.endswith("py.typed")}

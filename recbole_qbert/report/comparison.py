@@ -1,0 +1,123 @@
+"""The comparison, both settings: means and spread, what differs for sure, what is copied, what failed or cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recbole_qbert.report.figures import metric_name
+from recbole_qbert.report.markup import Html, join, tag
+from recbole_qbert.report.read import SETTINGS, Spread, Suite
+from recbole_qbert.report.tables import NOTHING, line, notes, share, spread, table
+
+_EXPLAINED = {
+    "history_excluded": "Items of a user's history are ranked last, for every model: the fairer setting.",
+    "plain": "Items of the history stay in the ranking; a model that has learned not to repeat has an advantage.",
+}
+
+
+def comparison(suite: Suite) -> Html:
+    """Tables of both settings, legend and notes; empty without a ``table.json`` of a comparison."""
+    if not suite.lines:
+        return Html("")
+    tables = [_table(suite, setting) for setting in SETTINGS]
+    return join(*tables, _legend(suite), notes(_remarks(suite)))
+
+
+def _table(suite: Suite, setting: str) -> Html:
+    known = suite.table
+    metrics, against = list(known["metrics"]), known.get("against") or ""
+    best = {
+        metric: max(
+            (found[metric]["mean"] for each in known["lines"] if (found := each["figures"].get(setting))), default=0.0
+        )
+        for metric in metrics
+    }
+    head = ["row", *map(metric_name, metrics), "seeds"]
+    if against:
+        head += [f"{against} - row, NDCG@10", "p"]
+    rows = []
+    for each in known["lines"]:
+        rows.append(_line(each, setting, metrics, best, against))
+        if each["published"] and setting == "plain":  # as the paper evaluates, as far as it says
+            rows.append(_copied(each["row"], each["published"], metrics, bool(against)))
+    copied = known.get("copied", {}) if setting == "plain" else {}
+    others = [_copied(name, figures, metrics, bool(against)) for name, figures in copied.items()]
+    caption = join(tag("b", SETTINGS[setting][:1].upper() + SETTINGS[setting][1:]), f". {_EXPLAINED[setting]}")
+    return table(caption, head, rows, others)
+
+
+def _line(each: Mapping[str, Any], setting: str, metrics: list[str], best: Mapping[str, float], against: str) -> Html:
+    columns = len(metrics) + 1 + (2 if against else 0)
+    name = join(each["name"], " ", tag("span", "tuned", class_="mark")) if each["tuned"] else each["name"]
+    figures = each["figures"].get(setting)
+    if not figures:
+        reason = tag("td", _no_result(each), colspan=columns, class_="words")
+        return tag("tr", tag("th", name, scope="row"), reason, class_="none")
+    seeds = len(each["seeds"])
+    cells: list[object] = [spread(Spread(**figures[m]), best=figures[m]["mean"] == best[m]) for m in metrics]
+    cells.append(str(seeds) if seeds == each["asked"] else tag("span", f"{seeds} of {each['asked']}", class_="warn"))
+    if against:
+        cells += _test(each["tests"].get(setting), each["name"] == against)
+    return line(name, cells, "against" if each["name"] == against else None)
+
+
+def _test(test: Mapping[str, Any] | None, itself: bool) -> list[object]:
+    if test is None:
+        return ["" if itself else NOTHING] * 2
+    difference, low, high = (f"{test[key]:+.4f}".replace("0.", ".", 1) for key in ("difference", "low", "high"))
+    p = "< .001" if test["p"] < 0.001 else f"{test['p']:.3f}".replace("0.", ".", 1)
+    mark = "" if test["significant"] else tag("span", "n.s.", class_="mark")
+    return [join(difference, " ", tag("small", f"[{low}, {high}]")), join(mark, " ", p)]
+
+
+def _no_result(each: Mapping[str, Any]) -> str:
+    if each["impossible"]:
+        return f"not possible on this data set: {each['impossible']}"
+    if each["failed"]:
+        return "; ".join(f"seed {seed} failed: {reason}" for seed, reason in each["failed"].items())
+    return "not run yet; the same command goes on with it"
+
+
+def _copied(name: str, figures: Mapping[str, float], metrics: list[str], tested: bool) -> Html:
+    cells = [share(figures[metric]) if metric in figures else NOTHING for metric in metrics]
+    mark = tag("td", tag("span", "copied from the paper", class_="mark"), colspan=3 if tested else 1, class_="words")
+    return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), mark, class_="copied")
+
+
+def _legend(suite: Suite) -> Html:
+    against = suite.table.get("against")
+    parts = ["Mean ± standard deviation over seeds; in colour: the best of the rows that were run. "]
+    if against:
+        parts.append(
+            f"{against} - row: difference in NDCG@10 of the same users, means over seeds, with its 95 % interval; "
+            f"above 0 {against} is ahead. p: paired sign-flip test over users, two-sided, not corrected for the number of "
+            "rows. n.s.: not significant (p of .05 or more). "
+        )
+    if any(line["tuned"] for line in suite.lines):
+        parts.append("Tuned: settings chosen by the tune command; the other rows are as their files say. ")
+    else:
+        parts.append("No row was tuned. ")
+    if suite.table.get("copied") or any(line["published"] for line in suite.lines):
+        parts.append("Copied from the paper: printed there, not run here; of other features and another machine.")
+    return tag("p", *parts, class_="quiet")
+
+
+def _remarks(suite: Suite) -> list[Html]:
+    found = []
+    for what in ("items", "users"):
+        numbers = {each["name"]: each[what] for each in suite.lines if each["figures"]}
+        if len(set(numbers.values())) > 1:
+            shown = ", ".join(f"{name} {count:,}" for name, count in numbers.items())
+            found.append(tag("b", f"Not the same {what} for all rows, which are not comparable: {shown}.", class_="warn"))
+    if suite.table.get("sources"):
+        found.append(join(f"Pretrained on {', '.join(suite.table['sources'])}, in one vocabulary with {suite.dataset}."))
+    for each in suite.lines:
+        if each["note"]:
+            found.append(join(tag("b", each["row"]), f": {each['note']}"))
+        if each["figures"]:
+            found += [
+                tag("span", f"{each['name']}: seed {seed} failed: {reason}", class_="warn")
+                for seed, reason in each["failed"].items()
+            ]
+    return found
