@@ -25,8 +25,9 @@ SUPPORTED = import sys; v = sys.version_info[:2]; v in ((3, 10), (3, 11)) or sys
 export OMP_NUM_THREADS := $(THREADS)
 export MKL_NUM_THREADS := $(THREADS)
 export OPENBLAS_NUM_THREADS := $(THREADS)
-# With THREADS=2, threads that wait give up their core; spinning, beside a busy process, is 16 times slower.
+# With THREADS=2, threads that wait give up their core, after a little while; spinning on, beside a busy process, is 16 times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 20000
 
 .PHONY: help setup demo test test-all lint check clean which-python
 .DELETE_ON_ERROR:

@@ -58,16 +58,30 @@ class SequenceEncoder(nn.Module):
         Returns:
             ``[B, L, D]``; positions behind a row's length hold no meaning.
         """
-        position = torch.arange(items.shape[1], device=items.device)
+        return self.encode(items, self.bias(items.shape[1], lengths, causal))
+
+    def bias(self, width: int, lengths: Tensor, causal: bool) -> Tensor:
+        """What is added to attention logits: the bias of each distance, -inf where a position may not look.
+
+        Args:
+            width: ``L``.
+            lengths, causal: as for :meth:`forward`.
+
+        Returns:
+            ``[1, H, L, L]`` (causal: the same for all rows) or ``[B, H, L, L]``.
+        """
+        position = torch.arange(width, device=lengths.device)
         offset = position[None, :] - position[:, None]
         bias = BIAS_SCALE * self.distance[None, :, offset + self.distance.shape[1] // 2]
         if causal:  # a real position never looks at the padding behind it: no other mask is needed
-            mask = bias.masked_fill(offset > 0, -torch.inf)
-        else:
-            mask = bias.masked_fill((position >= lengths[:, None])[:, None, None, :], -torch.inf)
+            return bias.masked_fill(offset > 0, -torch.inf)
+        return bias.masked_fill((position >= lengths[:, None])[:, None, None, :], -torch.inf)
+
+    def encode(self, items: Tensor, bias: Tensor) -> Tensor:
+        """``forward`` with the attention bias given: rows of both views can go through in one batch."""
         hidden = dropout(self.norm(items), self.rate, self.training)
         for block in self.blocks:
-            hidden = block(hidden, mask)
+            hidden = block(hidden, bias)
         return hidden
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Rows of logits held at a time: [1024, N] float32 stays near the last-level cache for N around 10,000 and bounds memory.
-CHUNK = 1024
+CHUNK = 4096  # rows of logits held at a time, at most: a batch of either view for usual settings
+LOGITS = 1 << 25  # in all at a time (134 MB in float32): fewer rows for large catalogues ...
+SHORTEST = 64  # ... but no fewer than this: each chunk passes over the gradient of all items
 
 
 def item_softmax_loss(
@@ -61,15 +62,16 @@ class _ItemSoftmax(torch.autograd.Function):
         grad_penalty, total = torch.zeros_like(penalty), hidden.new_zeros(())
         low_items = items.to(product)
         dropped = (~valid).nonzero()[:, 0]
-        bounds = torch.searchsorted(position, torch.arange(0, len(hidden) + CHUNK, CHUNK, device=position.device)).tolist()
-        for number, start in enumerate(range(0, len(hidden), CHUNK)):
-            rows = hidden[start : start + CHUNK].to(product)
+        step = min(CHUNK, max(SHORTEST, LOGITS // len(items)))
+        bounds = torch.searchsorted(position, torch.arange(0, len(hidden) + step, step, device=position.device)).tolist()
+        for number, start in enumerate(range(0, len(hidden), step)):
+            rows = hidden[start : start + step].to(product)
             logits = (rows @ low_items.T).to(hidden.dtype)
             pairs = slice(bounds[number], bounds[number + 1])
             at = (position[pairs] - start, item[pairs])
             logits.index_put_(at, -penalty.expand(len(at[0])), accumulate=True)
             logits[:, dropped] = -torch.inf
-            wanted = target[start : start + CHUNK, None]
+            wanted = target[start : start + step, None]
             logits -= logits.amax(1, keepdim=True)
             shifted = logits.gather(1, wanted)
             weight = logits.exp_()
@@ -79,7 +81,7 @@ class _ItemSoftmax(torch.autograd.Function):
             weight.scatter_add_(1, wanted, weight.new_full((1, 1), -1.0).expand(len(rows), 1))
             grad_penalty -= weight[at].sum()
             low = weight.to(product)
-            grad_hidden[start : start + CHUNK] = low @ low_items
+            grad_hidden[start : start + step] = low @ low_items
             if product == items.dtype:
                 grad_items.addmm_(low.T, rows)
             else:

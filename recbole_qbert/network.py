@@ -6,8 +6,8 @@ Knows tensors only; the RecBole model, an export or a server can all drive it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,49 @@ from recbole_qbert.ranking import code_scores
 # The penalty lives on the scale of logits (about 2 to 10), the other weights on that of 0.02. Storing it divided by this
 # lets one learning rate serve both: AdamW moves every entry by about the learning rate a step.
 PENALTY_SCALE = 25.0
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A group of rows as one view asks about them.
+
+    Attributes:
+        vectors: ``[B, L, D]`` input of the encoder.
+        where: ``[B, L]`` bool, supervised positions.
+        wanted: ``[B, L]`` int64, their items.
+        seen: ``[B, L, L]`` bool, positions whose items are the history of a position, each item once.
+    """
+
+    vectors: Tensor
+    where: Tensor
+    wanted: Tensor
+    seen: Tensor
+
+
+@dataclass
+class _Supervised:
+    """What the encoder says at the supervised positions of a view, group by group.
+
+    Attributes:
+        states: of positions, ``[P, D]`` each.
+        targets: their items, ``[P]`` each.
+        seen: ``(number of the position among all groups, item of its history)``.
+        count: positions so far.
+    """
+
+    states: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+    seen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, state: Tensor, asked: _Question, items: Tensor) -> None:
+        """One group: ``state`` ``[B, L, D]`` for ``asked`` about ``items`` ``[B, L]``."""
+        number = asked.where.flatten().cumsum(0).view_as(asked.where) - 1 + self.count
+        row, position, source = (asked.where[:, :, None] & asked.seen).nonzero(as_tuple=True)
+        self.seen.append((number[row, position], items[row, source]))
+        self.states.append(state[asked.where])
+        self.targets.append(asked.wanted[asked.where])
+        self.count += len(self.targets[-1])
 
 
 class SemanticSequenceModel(nn.Module):
@@ -150,58 +193,63 @@ class SemanticSequenceModel(nn.Module):
         self,
         sequences: Tensor,
         lengths: Tensor,
-        view: str,
+        views: str | Sequence[str],
         ratios: Mapping[str, float],
         generator: torch.Generator | None = None,
         share: tuple[int, int] = (0, 1),
-        table: Tensor | None = None,
     ) -> Tensor:
-        """Loss of one view over a batch of whole training sequences.
+        """Sum of the views' losses over a batch of whole training sequences.
 
         Args:
             sequences: ``[B, L]`` int64 items, left-aligned.
             lengths: ``[B]`` int64; rows of fewer than 2 items teach nothing and are skipped.
-            view: ``causal`` (every item predicted from those before it) or ``masked`` (hidden ones from the others).
+            views: one or both of ``causal`` (every item predicted from those before it) and ``masked`` (hidden ones from the
+                others). Both go through the encoder together: half as many steps, of twice the size.
             ratios: mask strategy -> share, for the masked view.
             generator: where masks come from; torch's global one when ``None``.
             share: ``(process, processes)``. A process computes every ``processes``-th row, but masks are drawn for, and the
                 mean is taken over, the whole batch: the losses of all processes add up to that of one.
-            table: ``item_table()`` if it is at hand: views that share it pass their gradients through it once.
 
         Returns:
-            ``[]`` float, mean over supervised positions; 0 (with a gradient) when there are none.
+            ``[]`` float; a view's loss is the mean over its supervised positions, 0 (with a gradient) if it has none.
         """
-        table = self.item_table() if table is None else table
-        width = sequences.shape[1]
-        masks = masking.draw(lengths, width, ratios, generator) if view == "masked" else None
-        total = int((lengths - 1).clamp(min=0).sum() if masks is None else masks.sum())
+        views = (views,) if isinstance(views, str) else tuple(views)
+        table = self.item_table()
+        hidden = masking.draw(lengths, sequences.shape[1], ratios, generator) if "masked" in views else None
         own = torch.arange(share[0], len(lengths), share[1], device=lengths.device)
-        hidden, targets, pairs, count = [], [], [], 0
+        found = {view: _Supervised() for view in views}
         for group in _by_length(lengths[own]):
             rows = own[group]
             length = lengths[rows]
             items = sequences[rows, : int(length.max())]
-            if masks is None:
-                states, where, wanted, seen = self._causal(table, items, length)
-            else:
-                states, where, wanted, seen = self._masked(table, items, length, masks[rows, : items.shape[1]])
-            number = where.flatten().cumsum(0).view_as(where) - 1 + count
-            row, position, source = (where[:, :, None] & seen).nonzero(as_tuple=True)
-            source_items = items[:, :-1] if masks is None else items
-            pairs.append((number[row, position], source_items[row, source]))
-            hidden.append(states[where])
-            targets.append(wanted[where])
-            count += len(targets[-1])
-        if not count:
-            return table.sum() * 0.0
-        state, target = torch.cat(hidden), torch.cat(targets)
+            parts = []
+            for view in views:
+                if view == "causal":
+                    parts.append(self._causal(table, items, length))
+                else:
+                    assert hidden is not None
+                    parts.append(self._masked(table, items, length, hidden[rows, : items.shape[1]]))
+            bias = [self.encoder.bias(items.shape[1], length, causal=view == "causal") for view in views]
+            if len(views) > 1:
+                bias = [part.expand(len(rows), -1, -1, -1) for part in bias]
+            states = self.encoder.encode(torch.cat([part.vectors for part in parts]), torch.cat(bias))
+            for view, part, state in zip(views, parts, states.split(len(rows)), strict=True):
+                found[view].add(state, part, items)
+        losses = [table.sum() * 0.0]
+        for view in views:
+            if found[view].count:
+                total = int((lengths - 1).clamp(min=0).sum() if view == "causal" or hidden is None else hidden.sum())
+                losses.append(self._loss_of(table, found[view]) * (found[view].count / total))
+        return torch.stack(losses).sum()
+
+    def _loss_of(self, table: Tensor, found: _Supervised) -> Tensor:
+        """Mean loss over the supervised positions of a view."""
+        state, target = torch.cat(found.states), torch.cat(found.targets)
         if self.config.loss == "code":
             tables = torch.einsum("pd,kmd->pkm", state, self.codebook)
-            mean = code_loss(tables, self.codes[target].long())
-        else:
-            position, item = (torch.cat(part) for part in zip(*pairs, strict=True))
-            mean = self._item_loss(table, state, target, position, item)
-        return mean * (count / total)
+            return code_loss(tables, self.codes[target].long())
+        position, item = (torch.cat(part) for part in zip(*found.seen, strict=True))
+        return self._item_loss(table, state, target, position, item)
 
     def _item_loss(self, table: Tensor, state: Tensor, target: Tensor, position: Tensor, item: Tensor) -> Tensor:
         """Softmax loss over the items of the target's domain; arguments as of ``losses.item_softmax_loss``."""
@@ -221,20 +269,17 @@ class SemanticSequenceModel(nn.Module):
             parts.append(loss * (mine.sum() / len(target)))
         return torch.stack(parts).sum()
 
-    def _causal(self, table: Tensor, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        inputs, wanted = items[:, :-1], items[:, 1:]
-        states = self.encoder(table[inputs], lengths - 1, causal=True)
-        position = torch.arange(inputs.shape[1], device=items.device)
+    def _causal(self, table: Tensor, items: Tensor, lengths: Tensor) -> _Question:
+        position = torch.arange(items.shape[1], device=items.device)
         where = position < (lengths - 1)[:, None]
-        seen = (position[None, :] <= position[:, None]) & _first_of(inputs, where)[:, None, :]
-        return states, where, wanted, seen
+        seen = (position[None, :] <= position[:, None]) & _first_of(items, where)[:, None, :]
+        return _Question(table[items], where, items.roll(-1, 1), seen)
 
-    def _masked(self, table: Tensor, items: Tensor, lengths: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _masked(self, table: Tensor, items: Tensor, lengths: Tensor, where: Tensor) -> _Question:
         vectors = torch.where(where[..., None], self.mask_vector, table[items])
-        states = self.encoder(vectors, lengths, causal=False)
         visible = ~where & (torch.arange(items.shape[1], device=items.device) < lengths[:, None])
         seen = _first_of(items, visible)[:, None, :].expand(-1, items.shape[1], -1)
-        return states, where, items, seen
+        return _Question(vectors, where, items, seen)
 
     def states(self, sequences: Tensor, lengths: Tensor, view: str, table: Tensor | None = None) -> Tensor:
         """Encoder output from which the item after each history is predicted, ``[B, D]``.
@@ -302,10 +347,10 @@ def _first_of(items: Tensor, real: Tensor) -> Tensor:
 
 
 def _by_length(lengths: Tensor) -> Iterator[Tensor]:
-    """Row numbers in groups of like length (up to 4, 8, 16, … items), so that short rows are not padded to the longest.
+    """Row numbers in groups of like length (up to 8, 16, 32, … items), so that short rows are not padded to the longest.
 
     The groups of one batch share one optimizer step: the loss is that of the whole batch, only cheaper.
     """
-    group = lengths.clamp(min=4).sub(1).log2().floor()
+    group = lengths.clamp(min=8).sub(1).log2().floor()
     for value in group[lengths > 1].unique().tolist():
         yield ((group == value) & (lengths > 1)).nonzero()[:, 0]

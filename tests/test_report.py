@@ -216,14 +216,14 @@ def _small_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A suite with everything: failed, impossible and unfinished rows, IDs, titles, one picture, a broken one."""
-    cells = [write_cell(tmp_path, "default", seed) for seed in (1, 2)] + [write_cell(tmp_path, "SASRec", 1)]
+    made = "work/semantic_ids/D/D.sid"
+    cells = [write_cell(tmp_path, "default", seed, sid=made) for seed in (1, 2)] + [write_cell(tmp_path, "SASRec", 1)]
     cells += [{"row": row, "seed": 2, "path": f"cells/D/{row}-0/seed-2"} for row in ("SASRec", "S3Rec", "late")]
     for row in ("SASRec", "S3Rec"):
         failed = tmp_path / f"cells/D/{row}-0/seed-2/failed.json"
         failed.parent.mkdir(parents=True)
         failed.write_text(json.dumps({"reason": f"broke {EVIL}", "log": []}))
-    ids = tmp_path / "cells/D/default-0/seed-1/work/semantic_ids/D"
-    ids_of(CODES, "abAB").save(ids / "D.sid")
+    ids_of(CODES, "abAB").save(tmp_path / "cells/D/default-0/seed-1" / made)
     data = tmp_path / "data" / "D"
     data.mkdir(parents=True)
     titles = [EVIL, "green glue & tape", "strong glue stick", "http://example.org/ lamp", "", "“quoted” onload=x"]
@@ -471,7 +471,7 @@ def test_figure_6_from_cells_to_the_page(tmp_path: Path) -> None:
     cells = []
     for seed in (1, 2):
         features = {"features": {"folder": str(data / "D")}}
-        cells.append(write_cell(tmp_path, "dynamic", seed, identifiers=features))
+        cells.append(write_cell(tmp_path, "dynamic", seed, identifiers=features, sid="work/D/D.sid"))
         cell = tmp_path / cells[-1]["path"]
         (cell / "config.json").write_text(json.dumps({"dataset": "D"}))
         base = ["--dataset=D", "--data_path", str(data), "--output", str(cell / "work"), f"--seed={seed}"]

@@ -248,7 +248,21 @@ def test_a_cell_of_ours_keeps_what_the_contract_names(data, tmp_path):
     assert result["epochs"] == 2 and result["items"] == 40 and result["peak_memory_mb"] > 100
     assert sum(result["identifiers"]["injection"]["depth"]) == pytest.approx(1)
     assert result["seconds"]["model"] >= result["identifiers"]["seconds"]["quantization"] > 0
-    assert not list(cell.folder.rglob("*.pth")) and list(cell.folder.rglob(f"{NAME}.sid"))
+    assert not list(cell.folder.rglob("*.pth")) and (cell.folder / result["sid"]).name == f"{NAME}.sid"
+    assert (cell.folder / result["sid"]).is_file()
+
+
+def test_cells_with_the_same_identifiers_build_them_once(data, tmp_path):
+    rows = {
+        "one": {"model": "QBERT4Rec", "settings": OURS},
+        "two": {"model": "QBERT4Rec", "settings": OURS | {"n_layers": 1}},
+        "other": {"model": "QBERT4Rec", "settings": OURS | {"rq_beta": 0.5}},
+        "rows": {"model": "QBERT4Rec", "settings": OURS | {"semantic_ids": "none"}},
+    }
+    one, two, other, alone = run_here(planned(tmp_path, data, rows, {"epochs": 1, "pretrain_epochs": 0})).cells
+    files = [(cell.folder / cell.result()["sid"]).resolve() for cell in (one, two, other)]
+    assert files[0] == files[1] != files[2] and alone.result()["sid"] is None
+    assert two.result()["identifiers"]["semantic_ids"] == one.result()["identifiers"]["semantic_ids"]
 
 
 def test_stages_hand_over_their_checkpoint_and_one_may_be_kept(data, tmp_path):

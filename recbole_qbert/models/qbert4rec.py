@@ -85,9 +85,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         if self.settings.view_schedule == "alternate":
             views = (views[int(self.batches) % len(views)],)
             self.batches += 1
-        ratios, table = self.settings.mask_ratios, self.network.item_table()
-        losses = [self.network.loss(sequences, lengths, view, ratios, masks, share, table) for view in views]
-        return torch.stack(losses).sum()
+        return self.network.loss(sequences, lengths, views, self.settings.mask_ratios, masks, share)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, ``[B, n_items]``; padding at -inf."""

@@ -166,14 +166,10 @@ def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]
 
 
 def _cell_with_ids(suite: Suite) -> tuple[Cell, Path] | None:
-    name = f"{suite.dataset}.sid"
-    shared = sorted((suite.output / "vocabularies" / suite.dataset).glob(f"*/{name}"))
     for cell in sorted(suite.cells, key=lambda cell: cell.row != suite.spec["against"]):
-        paths = sorted((cell.folder / "work").rglob(name))
-        # Of cells that are pretrained on other data sets; several vocabularies cannot be told apart from here.
-        paths = paths or (shared if cell.result.get("sources") and len(shared) == 1 else [])
-        if paths:
-            return cell, paths[0]
+        path = cell.folder / str(cell.result.get("sid"))
+        if path.is_file():
+            return cell, path
     return None
 
 

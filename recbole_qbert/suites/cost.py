@@ -166,7 +166,7 @@ def _ours(name: str, sizes: Sizes) -> Subject:
 
     def loss(histories: Tensor) -> Tensor:
         lengths = _full(histories)
-        return torch.stack([network.loss(histories, lengths, view, ratios) for view in config.views]).sum()
+        return network.loss(histories, lengths, config.views, ratios)
 
     def score(histories: Tensor) -> Tensor:
         return network.scores(histories, _full(histories))

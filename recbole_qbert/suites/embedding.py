@@ -142,20 +142,19 @@ def plane(found: Mapping[str, np.ndarray], method: str = "pca", shown: int = SHO
 
 
 def of_cell(cell: Path) -> dict[str, np.ndarray]:
-    """``vectors`` of a finished cell (``cell.json``, ``config.json``, ``work/``).
+    """``vectors`` of a finished cell (``cell.json``, ``config.json``, the folder of its IDs).
 
     Raises:
         FileNotFoundError: the cell keeps no semantic IDs, or its features are gone.
         ValueError: as ``vectors``.
     """
     dataset = json.loads((cell / "config.json").read_text(encoding="utf-8"))["dataset"]
-    # One folder a cell: a run that pretrains finds the IDs of its first stage.
-    found = sorted((cell / "work").rglob(f"{dataset}.quantizer.safetensors"))
-    if not found:
+    result = json.loads((cell / "cell.json").read_text(encoding="utf-8"))
+    made = (cell / str(result.get("sid"))).parent
+    if not (made / f"{dataset}.quantizer.safetensors").is_file():
         raise FileNotFoundError(f"{cell.parent.name}/{cell.name} keeps no {dataset}.quantizer.safetensors: no semantic IDs")
-    made = json.loads((cell / "cell.json").read_text(encoding="utf-8")).get("identifiers") or {}
-    folder = made.get("features", {}).get("folder")
-    return vectors(found[0].parent, Path(folder) if folder else found[0].parent, dataset)
+    folder = (result.get("identifiers") or {}).get("features", {}).get("folder")
+    return vectors(made, Path(folder) if folder else made, dataset)
 
 
 def measure(rows: Mapping[str, Sequence[Path]], method: str = "pca", shown: int = SHOWN) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from recbole_qbert import compat, facts, pipeline, runs
 from recbole_qbert.artifacts import digest, whole, write_json
 from recbole_qbert.commands import MODEL, vocabulary
+from recbole_qbert.models.qbert4rec import find_semantic_ids
 from recbole_qbert.suites import curve
 from recbole_qbert.suites.cells import FORMAT, alone, fingerprint, property_file
 
@@ -91,7 +92,9 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     base = {**asked["settings"], "seed": asked["seed"], "checkpoint_dir": str(here), "show_progress": False, "state": "INFO"}
     config = runs.configure(asked["model"], asked["dataset"], asked["data_path"], base, files)
     goes_on = "checkpoint_file" in config.final_config_dict  # a model whose training goes on where it was killed
-    seconds = {"data": 0.0, "model": 0.0}
+    started = time.perf_counter()
+    base |= _identifiers(asked, config, base, files)
+    seconds = {"data": 0.0, "model": time.perf_counter() - started}
     epochs: list[dict[str, Any]] = []
     carried: dict[str, Any] = {}
     identifiers = None
@@ -136,6 +139,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         "items": rows.item_num - 1,
         "users": len(ranks["users"]),
         "identifiers": identifiers,
+        "sid": (path := _sid(config)) and os.path.relpath(path, here.parent),
         "prior": prior,
         "checkpoint": trained.trainer.saved_model_file,
         "versions": facts.versions(),
@@ -162,6 +166,28 @@ def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> l
         last.settings["semantic_id_file"] = str(ids)
     pretrained = config["pretrain_epochs"] > 0 and not config["pretrained"]
     return [before, last] if pretrained else [last]
+
+
+def _identifiers(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
+    """Where the semantic IDs of a cell lie; cells of the same data, seed and settings of stages 1 and 2 share them."""
+    if asked["model"] != MODEL or asked["sources"] or config["semantic_ids"] == "none":
+        return {}
+    settings = asdict(pipeline.stage_settings(compat.ConfigValues(config)))
+    data = fingerprint(Path(asked["data_path"]), asked["dataset"])
+    where = {"semantic_id_dir": str(Path(asked["vocabularies"]) / digest([data, settings])[:12])}
+    config = runs.configure(MODEL, asked["dataset"], asked["data_path"], {**base, **where}, files)
+    with alone(Path(where["semantic_id_dir"])):  # the first one builds them
+        find_semantic_ids(config, runs.catalogue_of(config))
+    return where
+
+
+def _sid(config: Any) -> Path | None:
+    """The file of the semantic IDs that a model was trained with; ``None`` for models without."""
+    if config["model"] != MODEL or config["semantic_ids"] == "none":
+        return None
+    name = f"{config['dataset']}.sid"
+    places = [config["semantic_id_file"], Path(config["data_path"], name), Path(config["semantic_id_dir"] or "", name)]
+    return next((Path(place) for place in places if place and Path(place).is_file()), None)
 
 
 def _vocabulary(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> tuple[argparse.Namespace, Path]:
