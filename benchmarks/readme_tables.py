@@ -140,7 +140,10 @@ def training(rows: Sequence[Row], report: Mapping[str, Any]) -> list[str]:
 
     def line(row: Row) -> list[str]:
         cells = [row["model"], number(row["seconds_an_epoch"]), times(row, "seconds_an_epoch")]
-        cells += [f"{row['valid_ndcg@10']:.4f} in {row['epochs']} epochs", times(row, "seconds_to_the_same")]
+        cells += [
+            f"{row['valid_ndcg@10']:.4f} in {row['epochs']} epoch{'s' * (row['epochs'] != 1)}",
+            times(row, "seconds_to_the_same"),
+        ]
         return [*cells, number(row["peak_rss_mb"]), *([number(row["peak_gpu_mb"])] if on_gpu else [])]
 
     head = ["model", "seconds an epoch", f"{first} is faster by"]

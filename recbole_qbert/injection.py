@@ -6,8 +6,9 @@ gate decides, item by item, whether to go on. Items that stopped are not compute
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_qbert.config import InjectionConfig
+from recbole_qbert.epochs import Epochs
 
 # A gate that hardly ever opens would make the inverse-probability weight of its rare passes explode.
 LEAST_PROBABILITY = 0.05
@@ -217,7 +219,7 @@ def fit(
     config: InjectionConfig,
     seed: int,
     queries: np.ndarray | None = None,
-    progress: Callable[[range], range] | None = None,
+    epochs: Epochs | None = None,
 ) -> tuple[DynamicInjection, np.ndarray, np.ndarray, InjectionReport]:
     """Train stage 1 and fuse the catalogue.
 
@@ -231,7 +233,7 @@ def fit(
         config: sizes and settings; ``config.modalities`` says which of the modalities take part.
         seed: of initialisation, batches, dropout and gates.
         queries: ``[N, D]`` start of the ID vectors (``query: structural``).
-        progress: wraps a range of epochs, for a progress bar.
+        epochs: shows and keeps the epochs.
 
     Returns:
         ``(network in evaluation mode, fused [N, D] float32, depth [N] int64, report)``.
@@ -251,29 +253,29 @@ def fit(
         torch.manual_seed(seed)
         order = torch.randperm(count)
         held = order[: int(count * config.holdout)]
-        losses: list[float] = []
-        epochs, held_retrieval = config.epochs, None
+        epochs = epochs or Epochs()
+        found: dict[str, Any] = {"losses": [], "best": float("inf"), "epochs": config.epochs, "retrieval": None}
         if len(widths) and len(held) >= 2:
             trial = DynamicInjection(count, widths, config, start)
             optimizer = _optimizer(trial)
-            best = np.inf
-            for epoch in progress(range(config.epochs)) if progress else range(config.epochs):
+            for epoch in epochs.count(config.epochs, {"model": trial, "optimizer": optimizer}, found):
                 _train_epoch(trial, optimizer, order[len(held) :], features, there)
                 fused = _fuse(trial, held, features, there, with_id=False)
-                losses.append(float(trial.contrast(fused)))
-                if losses[-1] < best:
-                    best, epochs, held_retrieval = losses[-1], epoch + 1, _retrieval(fused)
-                elif epoch + 1 - epochs >= config.patience:
+                found["losses"].append(float(trial.contrast(fused)))
+                if found["losses"][-1] < found["best"]:
+                    found |= {"best": found["losses"][-1], "epochs": epoch + 1, "retrieval": _retrieval(fused)}
+                elif epoch + 1 - found["epochs"] >= config.patience:
                     break
             torch.manual_seed(seed)
         model = DynamicInjection(count, widths, config, start)
         if len(widths):
             optimizer = _optimizer(model)
-            for _ in progress(range(epochs)) if progress else range(epochs):
+            for _ in epochs.count(found["epochs"], {"model": model, "optimizer": optimizer}, found):
                 _train_epoch(model, optimizer, torch.arange(count), features, there)
         fused = _fuse(model, torch.arange(count), features, there, with_id=True)
     depth = torch.bincount(fused.depth, minlength=config.layers + 1)[1:].float() / count
-    report = InjectionReport(epochs if len(widths) else 0, losses, depth.tolist(), _retrieval(fused), held_retrieval)
+    trained = found["epochs"] if len(widths) else 0
+    report = InjectionReport(trained, found["losses"], depth.tolist(), _retrieval(fused), found["retrieval"])
     return model, fused.vector.numpy(), fused.depth.numpy(), report
 
 

@@ -18,6 +18,7 @@ import torch
 from recbole_qbert import builtin_features, collisions, cooccurrence, features, injection, quantizer, semantic_ids, tokenizer
 from recbole_qbert.artifacts import Stage, digest, sha256, write_array
 from recbole_qbert.config import IdentifierConfig, InjectionConfig, QuantizerConfig
+from recbole_qbert.epochs import Epochs
 from recbole_qbert.features import ItemFeatures
 from recbole_qbert.semantic_ids import SemanticIDs
 
@@ -198,12 +199,14 @@ class Builder:
                 queries = cooccurrence.vectors(catalogue.histories, len(catalogue.items), config.dim, settings.seed)
                 queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
             chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(item_features.vectors)})
+            epochs = Epochs(output / f"{name}.injection.progress", made_from, self.bars("stage 1 injection"))
             network, fused, depth, report = injection.fit(
-                item_features.vectors, item_features.present, chosen, settings.seed, queries, self.bars("stage 1 injection")
+                item_features.vectors, item_features.present, chosen, settings.seed, queries, epochs
             )
             write_array(paths[0], fused.astype(np.float32))
             write_array(paths[1], depth.astype(np.int16))
             tokenizer.save_weights(paths[2], tokenizer.injection_weights(network))
+            epochs.forget()
             return asdict(report)
 
         report, reason = Stage(output, f"{name}.injection", made_from, paths).run(run, self.rebuild)
@@ -230,13 +233,14 @@ class Builder:
             codes, report = [], []
             prefixes: list[str] = []
             tensors: dict[str, torch.Tensor] = {}
+            kept = []
             for number, code_set in enumerate(sets):
                 vectors, real = _vectors_of(code_set, item_features, fused)
                 letters = semantic_ids.prefixes_of(config.levels, number)
-                final, health, quantizing = _quantize_set(
-                    vectors[real], [catalogue.items[row] for row in np.flatnonzero(real)], letters, settings,
-                    self.bars(f"stage 2 {code_set}"),
-                )  # fmt: skip
+                progress = output / f"{name}.{code_set}.quantizer.progress"
+                kept.append(Epochs(progress, made_from, self.bars(f"stage 2 {code_set}")))
+                present = [catalogue.items[row] for row in np.flatnonzero(real)]
+                final, health, quantizing = _quantize_set(vectors[real], present, letters, settings, kept[-1])
                 whole_set = np.full((len(catalogue.items), config.levels), -1, dtype=np.int16)
                 whole_set[real] = final
                 codes.append(whole_set)
@@ -247,6 +251,8 @@ class Builder:
             ids = SemanticIDs(catalogue.items, np.concatenate(codes, 1), tuple(prefixes), config.codes, sha256(weights))
             semantic_ids.require_unique(ids, str(path))
             ids.save(path)
+            for epochs in kept:  # not before: a kill in a later set finds the earlier ones nearly done
+                epochs.forget()
             return {"code_sets": report}
 
         outputs = [path, path.with_name(f"{path.name}.json"), weights]
@@ -256,7 +262,7 @@ class Builder:
 
 
 def _quantize_set(
-    vectors: np.ndarray, items: Sequence[str], prefixes: tuple[str, ...], settings: StageSettings, bar: Callable[..., Any]
+    vectors: np.ndarray, items: Sequence[str], prefixes: tuple[str, ...], settings: StageSettings, epochs: Epochs
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, torch.Tensor]]:
     """One code set: train, encode, reallocate; ``(codes, health, weights)``."""
     config = settings.quantizer
@@ -264,7 +270,7 @@ def _quantize_set(
     mean = vectors.mean(0)
     scale = max(float(np.sqrt(((vectors - mean) ** 2).sum(1).mean())), 1e-6)
     vectors = (vectors - mean) / scale
-    model, report = quantizer.fit(torch.from_numpy(vectors), config, settings.seed, bar)
+    model, report = quantizer.fit(torch.from_numpy(vectors), config, settings.seed, epochs)
     before, latents = model.encode(torch.from_numpy(vectors))
     final = collisions.reallocate(before.numpy(), latents.numpy(), model.codebooks.detach().numpy(), items)
     health = semantic_ids.health(before.numpy(), final, config.codes, prefixes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_qbert.config import QuantizerConfig
+from recbole_qbert.epochs import Epochs, Stateful
 
 
 class RQVAE(nn.Module):
@@ -94,9 +94,7 @@ class QuantizerReport:
     reseeded: list[int]
 
 
-def fit(
-    vectors: Tensor, config: QuantizerConfig, seed: int, progress: Callable[[range], range] | None = None
-) -> tuple[RQVAE, QuantizerReport]:
+def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | None = None) -> tuple[RQVAE, QuantizerReport]:
     """Train the autoencoder on a catalogue's vectors.
 
     The paper gives levels, codes, width, learning rate and batch size. It is silent on the start: the encoder is first
@@ -108,7 +106,7 @@ def fit(
         vectors: ``[N, inputs]`` float32, finite.
         config: sizes and training settings.
         seed: of initialisation, batches and k-means.
-        progress: wraps the range of epochs, for a progress bar.
+        epochs: shows and keeps the epochs.
 
     Returns:
         The trained network in evaluation mode and the report.
@@ -120,7 +118,8 @@ def fit(
         report = QuantizerReport([], [], [], [])
         total = config.warmup_epochs + config.epochs
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(total, 1), config.learning_rate * 0.01)
-        for epoch in progress(range(total)) if progress else range(total):
+        parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        for epoch in (epochs or Epochs()).count(total, parts, vars(report)):
             if epoch == config.warmup_epochs:
                 start_codebooks(model, vectors)
             error, used = 0.0, torch.zeros(config.levels, config.codes)

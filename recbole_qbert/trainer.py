@@ -58,6 +58,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         self.parallel = not config["single_spec"]
         self.rank = distributed.get_rank() if self.parallel else 0
         self.world = distributed.get_world_size() if self.parallel else 1
+        self._moved: dict[int, tuple[Any, Any]] = {}  # data sets and their rows on the device, by id
         self.progress = None
         if config["checkpoint_file"]:
             self.saved_model_file = str(config["checkpoint_file"])
@@ -119,6 +120,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         masks = torch.Generator(self.device).manual_seed(seed + 1)
         torch.manual_seed(seed + 2 + self.rank)  # dropout; a process drops its own
         order = self._users(rows, torch.Generator().manual_seed(seed))
+        at_hand = self._at_hand(rows)
         total = 0.0
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         for index in tqdm(
@@ -128,7 +130,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             leave=False,
             disable=not show_progress,
         ):
-            batch = rows[index].to(self.device)
+            batch = at_hand[index].to(self.device)
             self.optimizer.zero_grad()
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
                 loss = self.model.batch_loss(batch, masks, (self.rank, self.world))
@@ -142,6 +144,20 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             scaler.update()
             total += value.item()
         return total
+
+    def _at_hand(self, rows: Any) -> Any:
+        """The rows of a data set as one ``Interaction`` on the model's device, moved there once.
+
+        What would take more than a tenth of a GPU's memory stays where it is, and batches are moved.
+        """
+        if self.device.type == "cpu":
+            return rows.inter_feat
+        if id(rows) not in self._moved:
+            size = sum(rows.inter_feat[field].nbytes for field in rows.inter_feat)
+            fits = self.device.type != "cuda" or size < torch.cuda.get_device_properties(self.device).total_memory / 10
+            # With the data set itself, so that its id stays its own.
+            self._moved[id(rows)] = rows, rows.inter_feat.to(self.device) if fits else rows.inter_feat
+        return self._moved[id(rows)][1]
 
     def _users(self, rows: Any, generator: torch.Generator) -> Tensor:
         """The epoch's rows in their order; ``[U]``."""
@@ -203,6 +219,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             exclude_history: put the items of a row's history last.
         """
         rows, ranker = eval_data._dataset, CatalogueRanker(self.model.eval().network, self.model.prior)
+        at_hand = self._at_hand(rows)
         lengths = rows.inter_feat[self.model.ITEM_SEQ_LEN]
         # Like lengths together, so that few rows are padded; whole batches are dealt out, so that a batch gives the same
         # numbers whoever computes it.
@@ -210,7 +227,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         ranks = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         own = batches[self.rank :: self.world]
         for index in tqdm(own, desc="ranking", ncols=100, leave=False, disable=not show_progress):
-            batch = rows[index].to(self.device)
+            batch = at_hand[index].to(self.device)
             length = batch[self.model.ITEM_SEQ_LEN]
             sequences = batch[self.model.ITEM_SEQ][:, : int(length.max())]
             exclude = sequences.masked_fill(sequences == 0, -1) if exclude_history else None
@@ -240,7 +257,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
             for index in torch.arange(len(rows)).split(self.config["eval_batch_size"]):
-                batch = rows[index].to(self.device)
+                batch = self._at_hand(rows)[index].to(self.device)
                 lengths = batch[model.ITEM_SEQ_LEN]
                 sequences = batch[model.ITEM_SEQ][:, : int(lengths.max())]
                 yield model.network.scores(sequences, lengths), sequences, lengths, batch[model.ITEM_ID]

@@ -1,0 +1,122 @@
+"""recbole_qbert.epochs: stages 1 and 2 killed after any epoch, and gone on with, equal an undisturbed run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_qbert import injection, quantizer
+from recbole_qbert.config import InjectionConfig, QuantizerConfig
+from recbole_qbert.epochs import Epochs
+
+INJECTION = InjectionConfig(
+    modalities=("text", "image"), query="random", dim=8, layers=3, heads=2, dropout=0.1, gate="dynamic", temperature=0.1,
+    contrast_temperature=0.07, consistency=0.1, depth_cost=0.002, id_dropout=0.2, learning_rate=0.01, weight_decay=0.01,
+    batch_size=16, epochs=6, patience=2, holdout=0.2,
+)  # fmt: skip
+QUANTIZER = QuantizerConfig(
+    levels=3, codes=8, dim=4, hidden=(16,), learning_rate=0.01, weight_decay=0.0, batch_size=16, warmup_epochs=2, epochs=5,
+    beta=0.25, kmeans_iterations=5,
+)  # fmt: skip
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def killed_after(epochs: int):
+    """A progress bar that ends everything before an epoch, counted over all trainings."""
+    left = [epochs]
+
+    def bar(numbers: range):
+        for number in numbers:
+            if not left[0]:
+                raise KilledError
+            left[0] -= 1
+            yield number
+
+    return bar
+
+
+def counting(done: list[int]):
+    """A progress bar that writes down what is run."""
+
+    def bar(numbers: range):
+        for number in numbers:
+            yield number
+            done.append(number)
+
+    return bar
+
+
+def inject(epochs: Epochs | None):
+    random = np.random.default_rng(1)
+    base = random.normal(size=(40, 3))
+    vectors = {n: (base @ random.normal(size=(3, 6)))[:, None].astype(np.float32) for n in ("text", "image")}
+    present = {name: np.ones((40, 1), dtype=bool) for name in vectors}
+    network, fused, depth, report = injection.fit(vectors, present, INJECTION, 5, None, epochs)
+    return network.state_dict() | {"fused": torch.from_numpy(fused), "depth": torch.from_numpy(depth)}, asdict(report)
+
+
+def quantize(epochs: Epochs | None):
+    vectors = torch.randn(60, 10, generator=torch.Generator().manual_seed(2))
+    model, report = quantizer.fit(vectors, QUANTIZER, 7, epochs)
+    return model.state_dict(), asdict(report)
+
+
+@pytest.mark.parametrize("stage", [inject, quantize])
+def test_killed_after_any_epoch_and_gone_on_with_is_undisturbed(tmp_path: Path, stage) -> None:
+    weights, report = stage(None)
+    total = 0
+    while True:  # one epoch later each time, until it is not killed any more
+        path = tmp_path / f"{total}.progress"
+        try:
+            stage(Epochs(path, "this", killed_after(total), seconds=0))
+            break
+        except KilledError:
+            assert path.exists() == (total > 0)
+        done: list[int] = []
+        found, again = stage(Epochs(path, "this", counting(done), seconds=0))
+        assert again == report
+        for name, value in weights.items():
+            assert torch.equal(found[name], value), (total, name)
+        total += 1
+    assert total >= 7
+    assert len(done) == 1  # killed before its last epoch, it ran that one only
+
+
+def test_what_starts_otherwise_is_not_gone_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "x.progress"
+    with pytest.raises(KilledError):
+        quantize(Epochs(path, "this", killed_after(4), seconds=0))
+    done: list[int] = []
+    quantize(Epochs(path, "other", counting(done), seconds=0))
+    assert len(done) == QUANTIZER.warmup_epochs + QUANTIZER.epochs
+
+
+def test_a_damaged_file_is_said_and_replaced(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "x.progress"
+    path.write_bytes(b"PK nothing")
+    weights, _ = quantize(Epochs(path, "this", seconds=0))
+    assert "cannot be read" in caplog.text
+    assert all(torch.equal(weights[name], value) for name, value in quantize(None)[0].items())
+
+
+def test_short_work_writes_nothing(tmp_path: Path) -> None:
+    quantize(Epochs(tmp_path / "x.progress", "this"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_early_stopping_is_remembered(tmp_path: Path) -> None:
+    """Killed in the second training, the first one is not repeated, whatever ended it."""
+    path = tmp_path / "x.progress"
+    _, report = inject(None)
+    with pytest.raises(KilledError):
+        inject(Epochs(path, "this", killed_after(len(report["held_out_loss"]) + 1), seconds=0))
+    done: list[int] = []
+    inject(Epochs(path, "this", counting(done), seconds=0))
+    assert len(done) == report["epochs"] - 1
