@@ -133,22 +133,11 @@ def train_here(args: argparse.Namespace) -> dict[str, Any]:
 
     import recbole_qbert  # noqa: F401  registers QBERT4Rec
     from recbole_qbert import runs
+    from recbole_qbert.suites.work import leave_history_out
 
     torch.set_num_threads(args.threads)
     torch.autograd.set_detect_anomaly(args.model.endswith(AS_IT_COMES))
     turns = Turns()
-
-    def leave_history_out(model: Any) -> None:
-        if args.model in OURS:
-            model.history_left_out = True
-            return
-        plain = model.full_sort_predict
-
-        def without(interaction: Any) -> torch.Tensor:
-            scores = plain(interaction).view(len(interaction), -1)[:, : model.n_items].clone()
-            return scores.scatter(1, interaction[model.ITEM_SEQ], -torch.inf)
-
-        model.full_sort_predict = without
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, runs.inside(Path(folder)):
         config = configure(args, args.model, Path(folder))

@@ -12,8 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from dataset_prep.ranks import Ranks
 from dataset_prep.shards import Shard, Shards
-from recbole_qbert.artifacts import digest, sha256, whole, write_json
+from recbole_qbert.artifacts import alone, digest, sha256, whole, write_json
 from recbole_qbert.features import available, read_item_list
 
 log = logging.getLogger(__name__)
@@ -179,7 +178,7 @@ def _finish(job: Job) -> dict[str, Any]:
     if not job.names.exists() or sha256(job.names) != record["settings"]["items"]:
         with whole(job.names) as temporary:
             temporary.write_text(job.lines, encoding="utf-8")
-    with _locked(job.folder):
+    with alone(job.folder):  # text and images may be encoded at the same time, and share one record
         write_json(job.record, {**_records(job), job.modality: record})
     shards.remove()
     return record
@@ -247,20 +246,3 @@ def _short(value: Any) -> str:
     if re.fullmatch("[0-9a-f]{64}", text):
         return text[:12]
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Alone in the folder: text and images may be encoded at the same time, and share one record."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)  # ends with the process, however that ends
-        yield
-    finally:
-        os.close(handle)

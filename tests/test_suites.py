@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from recbole_qbert import runs
-from recbole_qbert.artifacts import write_json
+from recbole_qbert.artifacts import alone, write_json
 from recbole_qbert.commands import benchmark
 from recbole_qbert.suites import cells, compare, kinds, runner, spec, work
 from recbole_qbert.suites.spec import Row, Suite
@@ -532,7 +532,7 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
         time.sleep(0.02)
     started.kill()
     started.wait()
-    with cells.alone(ours.folder):  # when the training has ended, too
+    with alone(ours.folder):  # when the training has ended, too
         assert ours.result() is None and not list(plan.output.rglob("table.*"))
 
     figures = command([*options, "killed"])

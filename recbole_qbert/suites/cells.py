@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,24 +166,6 @@ def fingerprint(data_path: Path, dataset: str) -> str:
     files = [path for path in sorted(folder.glob(f"{dataset}.*")) if path.name.endswith(ends)]
     pictures = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in (folder / "images").glob("*/*"))
     return digest([{path.name: sha256(path) for path in files}, pictures])
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in ``folder``; the lock ends with the process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from recbole_qbert import compat, facts, pipeline, runs
-from recbole_qbert.artifacts import digest, whole, write_json
+from recbole_qbert.artifacts import alone, digest, whole, write_json
 from recbole_qbert.commands import MODEL, vocabulary
 from recbole_qbert.models.qbert4rec import find_semantic_ids
 from recbole_qbert.suites import curve
-from recbole_qbert.suites.cells import FORMAT, alone, fingerprint, property_file
+from recbole_qbert.suites.cells import FORMAT, fingerprint, property_file
 
 SETTINGS = {"plain": False, "history_excluded": True}  # name of an evaluation -> whether the history is put last
 LOG_LINES = 40
