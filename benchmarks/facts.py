@@ -11,6 +11,8 @@ from typing import Any
 from recbole_qbert.artifacts import write_json
 from recbole_qbert.facts import machine, versions
 
+PLACES = ("data_path", "folder", "json", "output")
+
 
 def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
     """Seconds of each way in each round. Ways take turns within a round, so that a busy machine is busy for all of them.
@@ -36,13 +38,13 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
 
 
 def write(path: Path, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, float]) -> None:
-    """One JSON file: ``machine``, ``versions``, ``settings``, ``rows`` (one a measurement) and ``ratios``."""
+    """One JSON file: ``machine``, ``versions``, ``settings`` (no paths), ``rows`` (one a measurement) and ``ratios``."""
     write_json(
         path,
         {
             "machine": machine(),
             "versions": versions(),
-            "settings": {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()},
+            "settings": {key: value for key, value in settings.items() if key not in PLACES and not isinstance(value, Path)},
             "rows": list(rows),
             "ratios": dict(ratios),
         },
