@@ -26,8 +26,10 @@ export OMP_NUM_THREADS := $(THREADS)
 export MKL_NUM_THREADS := $(THREADS)
 export OPENBLAS_NUM_THREADS := $(THREADS)
 # With THREADS=2, threads that wait give up their core, after a little while; spinning on, beside a busy process, is 16 times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
+ifndef OMP_WAIT_POLICY
+export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT ?= 20000
+endif
 
 .PHONY: help setup demo test test-all lint check clean which-python
 .DELETE_ON_ERROR:

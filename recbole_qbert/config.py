@@ -54,6 +54,8 @@ class SequenceConfig:
             raise ValueError("views is empty; it must name causal, masked or both")
         for view in self.views:
             _choice("views", view, ("causal", "masked"))
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"views is {', '.join(self.views)}; name each once")
         _choice("loss", self.loss, ("item", "code"))
         _choice("repeat_penalty", self.repeat_penalty, ("learned", "exclude", "none"))
         _within("hidden_dropout_prob", self.hidden_dropout_prob, 0, 0.95)

@@ -177,7 +177,7 @@ class CooccurrencePrior(nn.Module):
         row, item, share = self._shares(sequences, lengths)
         size = torch.bincount(row, minlength=len(sequences))
         column = torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[row]
-        items = item.new_full((len(sequences), int(size.max())), -1)
+        items = item.new_full((len(sequences), int(size.max()) if len(size) else 0), -1)
         amounts = share.new_zeros(items.shape)
         items[row, column] = item
         amounts[row, column] = self.weight * (torch.log(share + self.epsilon) - torch.log(self.epsilon))
@@ -193,7 +193,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 EPSILONS = (1e-4, 1e-3, 1e-2)
 SHRINKS = (0.0, 10.0, 30.0)
 DECAYS = (1.0, 0.8, 0.6)
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+Batch = tuple[Callable[[], Tensor], Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -203,8 +203,8 @@ def fit(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) -> dic
 
     Args:
         prior: changed in place.
-        batches: gives, each time it is called, ``(scores [B, N] without the prior, sequences [B, L], lengths [B], target
-            [B])``.
+        batches: gives, each time it is called, ``(scores, sequences [B, L], lengths [B], target [B])``; ``scores()``, asked
+            for once, are those without the prior, ``[B, N]``.
 
     Returns:
         ``shrink``, ``decay``, ``weight``, ``epsilon``, ``ndcg@10`` with it and ``ndcg@10_without``.
@@ -222,12 +222,12 @@ def fit(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) -> dic
     gain = torch.zeros(len(EPSILONS), len(WEIGHTS))
     users = 0
     for scores, sequences, lengths, target in batches():
-        share = prior.share(sequences, lengths)
+        share, plain = prior.share(sequences, lengths), scores()
         users += len(target)
         for row, epsilon in enumerate(EPSILONS):
             evidence = torch.log(share + epsilon)
             for column, weight in enumerate(WEIGHTS):
-                gain[row, column] += _gain(scores + weight * evidence, target)
+                gain[row, column] += _gain(plain + weight * evidence, target)
     row, column = divmod(int(gain.argmax()), len(WEIGHTS))
     prior.weight.fill_(WEIGHTS[column])
     prior.epsilon.fill_(EPSILONS[row])

@@ -23,7 +23,7 @@ def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
     """
     if not training or rate == 0:
         return values
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or rate >= 1:
         return F.dropout(values, rate)
     count, lowest = values.numel(), round(rate * STEPS) - STEPS // 2
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None)

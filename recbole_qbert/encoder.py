@@ -95,11 +95,10 @@ class _Block(nn.Module):
         self.mix = nn.Linear(width, width)
         self.grow, self.shrink = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.rate = dropout
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         size, length, width = hidden.shape
-        query, key, value = self.qkv(hidden).view(size, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = self.qkv(hidden).view(size, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if self.training and self.attention_rate > 0 and hidden.device.type == "cpu":
             # What torch does here too, it has no fused kernel with dropout for CPUs; but for the cheaper dropout.
             weight = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + mask).softmax(3)

@@ -28,7 +28,7 @@ from recbole_qbert.newcomers import Neighbours
 from recbole_qbert.semantic_ids import SemanticIDs
 from recbole_qbert.tokenizer import save_weights
 
-FORMAT = 1
+FORMAT = 2
 MODEL = "QBERT4Rec"
 CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
 _HASHED = (WEIGHTS, IDS, f"{IDS}.json")
@@ -143,7 +143,10 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
     prior = None
     if float(checkpoint["state_dict"].get("prior.weight", 0)) > 0:
         prior = CooccurrencePrior([history + 1 for history in catalogue.histories], len(ids.items) + 1)
-        prior.load_state_dict({name: checkpoint["state_dict"][f"prior.{name}"] for name in prior.state_dict()})
+        fitted = {name: checkpoint["state_dict"].get(f"prior.{name}") for name in prior.state_dict()}
+        if any(value is None for value in fitted.values()):
+            raise ValueError(f"{path} was written by another version, whose prior had other parts; train it again")
+        prior.load_state_dict(fitted)
     titles = _titles_of(catalogue.folder / f"{dataset}.item", catalogue.items)
     return TrainedModel(dataset, ids, _network(sequence, ids, state), prior, titles)
 
@@ -259,7 +262,9 @@ def load(folder: Path) -> TrainedModel:
     except RuntimeError as error:
         raise ValueError(f"{folder / CONFIG} is of another network than {WEIGHTS} beside it; {_AGAIN} ({error})") from error
     prior = None
-    if config["cooccurrence_prior"] and len(pairs) == len(_PAIRS):
+    if config["cooccurrence_prior"]:
+        if len(pairs) < len(_PAIRS):
+            raise ValueError(f"{folder / WEIGHTS} lacks parts of the structural prior; {_AGAIN}")
         prior = CooccurrencePrior([], len(ids.items) + 1)
         prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
         prior.load_state_dict({name: torch.tensor(value) for name, value in config["cooccurrence_prior"].items()})

@@ -143,7 +143,7 @@ class SemanticSequenceModel(nn.Module):
         """The rows of ``item_table()`` for some items, ``[...]`` int64 to ``[..., D]``, without the table."""
         flat = items.flatten()
         rows = None if self.rows is None else self.rows[flat]
-        return self._vectors(self.flat_codes[flat], rows).view(*items.shape, -1)
+        return self._vectors(self.flat_codes[flat], rows).view(*items.shape, self.codebook.shape[2])
 
     def _vectors(self, flat_codes: Tensor, rows: Tensor | None) -> Tensor:
         levels, size, width = self.codebook.shape

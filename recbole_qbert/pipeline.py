@@ -89,8 +89,10 @@ class Builder:
             ``seconds``.
 
         Raises:
-            ValueError: bad features, or more items than IDs.
+            ValueError: bad features, more items than IDs, or no IDs wanted.
         """
+        if self.settings.identifiers.semantic_ids == "none":
+            raise ValueError("semantic_ids is none: there are no IDs to build; set it to fused, per_modality or both")
         _require_room(len(self.catalogue.items), self.settings.quantizer)  # before stage 1 spends its time
         figures: dict[str, Any] = {"seconds": {}}
         with _timed(figures, "features"):
@@ -200,6 +202,8 @@ class Builder:
                 queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
             chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(item_features.vectors)})
             epochs = Epochs(output / f"{name}.injection.progress", made_from, self.bars("stage 1 injection"))
+            if self.rebuild:
+                epochs.forget()
             network, fused, depth, report = injection.fit(
                 item_features.vectors, item_features.present, chosen, settings.seed, queries, epochs
             )
@@ -239,6 +243,8 @@ class Builder:
                 letters = semantic_ids.prefixes_of(config.levels, number)
                 progress = output / f"{name}.{code_set}.quantizer.progress"
                 kept.append(Epochs(progress, made_from, self.bars(f"stage 2 {code_set}")))
+                if self.rebuild:
+                    kept[-1].forget()
                 present = [catalogue.items[row] for row in np.flatnonzero(real)]
                 final, health, quantizing = _quantize_set(vectors[real], present, letters, settings, kept[-1])
                 whole_set = np.full((len(catalogue.items), config.levels), -1, dtype=np.int16)

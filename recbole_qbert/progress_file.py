@@ -48,10 +48,14 @@ class ProgressFile:
         if state.get("run") != self.run:
             trainer.logger.info(f"{self.path} is of another run: starting anew")
             return False
+        try:
+            trainer.model.load_state_dict(state["state_dict"])
+        except RuntimeError as error:
+            trainer.logger.warning(f"{self.path} was written by another version, starting anew: {error}")
+            return False
         trainer.start_epoch, trainer.cur_step = state["epoch"] + 1, state["cur_step"]
         trainer.best_valid_score, trainer.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         trainer.train_loss_dict = state["losses"]
-        trainer.model.load_state_dict(state["state_dict"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         self._cut_log(state["epoch"])
         return True

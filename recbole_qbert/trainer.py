@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         ranks = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         own = batches[self.rank :: self.world]
         for index in tqdm(own, desc="ranking", ncols=100, leave=False, disable=not show_progress):
+            if not len(index):  # no rows at all
+                continue
             batch = at_hand[index].to(self.device)
             length = batch[self.model.ITEM_SEQ_LEN]
             sequences = batch[self.model.ITEM_SEQ][:, : int(length.max())]
@@ -255,14 +258,21 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         """Fit the prior by NDCG@10 on validation; returns the choice."""
         model, rows = self.model.eval(), valid_data._dataset
 
-        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        def batches() -> Iterator[cooccurrence.Batch]:
             for index in torch.arange(len(rows)).split(self.config["eval_batch_size"]):
+                if not len(index):
+                    continue
                 batch = self._at_hand(rows)[index].to(self.device)
                 lengths = batch[model.ITEM_SEQ_LEN]
                 sequences = batch[model.ITEM_SEQ][:, : int(lengths.max())]
-                yield model.network.scores(sequences, lengths), sequences, lengths, batch[model.ITEM_ID]
+                scores = partial(model.network.scores, sequences, lengths)
+                yield scores, sequences, lengths, batch[model.ITEM_ID]
 
-        return cooccurrence.fit(model.prior, batches)
+        found = cooccurrence.fit(model.prior, batches)
+        if self.parallel:  # sums on a GPU may differ in the last bit, and with them a choice between equals
+            for value in model.prior.state_dict().values():
+                distributed.broadcast(value, 0)
+        return found
 
 
 def _is_full_ranking(eval_data: Any) -> bool:

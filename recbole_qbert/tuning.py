@@ -137,6 +137,11 @@ def plan(
         FileNotFoundError: the data set, or a property file, is missing.
         ValueError: a property of the space is set elsewhere or unknown; the data set has not what the row needs.
     """
+    for key in ("metrics", "topk", "valid_metric"):
+        if key in given:
+            raise ValueError(
+                f"{key} is set on the command line; trials are judged by NDCG@10 on validation, as all rows are"
+            )
     for key in grid[0]:
         for place, settings in (("command line", given), (f"row {row.name}", row.settings), ("suite", suite.shared)):
             if key in settings:

@@ -213,7 +213,7 @@ def test_shrink_and_decay_are_fitted(key):
         training = [np.array([0, 1])] * 20 + [np.array([3, 2])] * 9 + [np.array([3])] * 11
         history, target = [0, 3], 2
     prior = CooccurrencePrior(training, 5)
-    batch = (torch.zeros(1, 5), torch.tensor([history]), torch.tensor([2]), torch.tensor([target]))
+    batch = (lambda: torch.zeros(1, 5), torch.tensor([history]), torch.tensor([2]), torch.tensor([target]))
     found = fit(prior, lambda: [batch])
     assert found[key] != (0.0 if key == "shrink" else 1.0)
     assert prior.share(*batch[1:3]).argmax() == target and found["ndcg@10"] == 1.0
@@ -244,7 +244,7 @@ def test_the_planted_weight_is_found(wanted):
     prior = Evidence(torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0]]))
     gap = math.log(0.9 / 0.1)  # what a weight of 1 moves between the first two items
     scores = torch.tensor([[0.0, gap * (lighter + wanted) / 2, -99.0], [0.0, -gap * (wanted + heavier) / 2, -99.0]])
-    found = fit(prior, lambda: [(scores, *ask(2), torch.tensor([0, 0]))])
+    found = fit(prior, lambda: [(lambda: scores, *ask(2), torch.tensor([0, 0]))])
     assert found["weight"] == wanted == pytest.approx(prior.weight.item())
     assert found["ndcg@10"] == 1.0
     assert found["ndcg@10_without"] == pytest.approx((1 / math.log2(3) + 1) / 2)
@@ -253,7 +253,7 @@ def test_the_planted_weight_is_found(wanted):
 
 def test_misleading_evidence_gets_no_weight():
     prior = Evidence(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-    found = fit(prior, lambda: [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), *ask(2), torch.tensor([0, 1]))])
+    found = fit(prior, lambda: [(lambda: torch.tensor([[1.0, 0.0], [0.0, 1.0]]), *ask(2), torch.tensor([0, 1]))])
     assert found["weight"] == 0.0 == prior.weight.item()
     assert found["ndcg@10"] == found["ndcg@10_without"] == 1.0
 
@@ -261,8 +261,8 @@ def test_misleading_evidence_gets_no_weight():
 def test_all_batches_count_alike_by_user():
     """One user in the first batch is hurt by evidence that helps three in the second."""
     prior = Evidence(torch.tensor([[0.01, 0.99]] * 3))
-    good = (torch.tensor([[0.1, 0.0]] * 3), *ask(3), torch.tensor([1, 1, 1]))
-    bad = (torch.tensor([[0.1, 0.0]]), *ask(1), torch.tensor([0]))
+    good = (lambda: torch.tensor([[0.1, 0.0]] * 3), *ask(3), torch.tensor([1, 1, 1]))
+    bad = (lambda: torch.tensor([[0.1, 0.0]]), *ask(1), torch.tensor([0]))
     found = fit(prior, lambda: [bad, good])
     assert found["weight"] > 0
     assert found["ndcg@10"] == pytest.approx((3 + 1 / math.log2(3)) / 4)
@@ -273,7 +273,7 @@ def test_targets_below_rank_ten_gain_nothing():
     prior = Evidence(torch.full((1, 20), 0.05))
     scores = torch.arange(20.0)[None]
     for target, gain in ((19, 1.0), (10, 1 / math.log2(11)), (9, 0.0)):
-        batch = (scores, *ask(1), torch.tensor([target]))
+        batch = (lambda: scores, *ask(1), torch.tensor([target]))
         found = fit(prior, lambda batch=batch: [batch])
         assert found["ndcg@10"] == pytest.approx(gain)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from recbole_qbert import injection, quantizer
 from recbole_qbert.config import InjectionConfig, QuantizerConfig
 from recbole_qbert.epochs import Epochs
+from recbole_qbert.paths import properties
 
 INJECTION = InjectionConfig(
     modalities=("text", "image"), query="random", dim=8, layers=3, heads=2, dropout=0.1, gate="dynamic", temperature=0.1,
@@ -121,3 +124,26 @@ def test_early_stopping_is_remembered(tmp_path: Path) -> None:
     done: list[int] = []
     inject(Epochs(path, "this", counting(done), seconds=0))
     assert len(done) == report["epochs"] - 1
+
+
+def test_rebuilding_does_not_go_on_from_what_was_killed(tmp_path: Path, monkeypatch, caplog) -> None:
+    from recbole_qbert import pipeline
+    from recbole_qbert.pipeline import Builder, Catalogue
+    from tests.helpers_recbole import QUICK, write_dataset
+
+    data = write_dataset(tmp_path, "D")
+    items = tuple((data / "D" / "D.items.txt").read_text().split())
+    defaults = yaml.safe_load(properties("model/QBERT4Rec.yaml").read_text())
+    settings = pipeline.stage_settings(
+        defaults | QUICK["QBERT4Rec"] | {"semantic_ids": "fused", "injection_query": "random"}
+    )
+    catalogue = Catalogue("D", tmp_path / "D", items, [])
+    at_once = functools.partial(Epochs, seconds=0)
+    monkeypatch.setattr(pipeline, "Epochs", lambda path, made_from, _: at_once(path, made_from, killed_after(4)))
+    with pytest.raises(KilledError):
+        Builder(catalogue, settings, tmp_path / "out").build()
+    assert list((tmp_path / "out").glob("*.progress"))
+    monkeypatch.setattr(pipeline, "Epochs", at_once)
+    with caplog.at_level("INFO", "recbole_qbert"):
+        Builder(catalogue, settings, tmp_path / "out", rebuild=True).build()
+    assert "going on" not in caplog.text and not list((tmp_path / "out").glob("*.progress"))

@@ -156,3 +156,11 @@ def test_the_passes_hold_no_whole_matrix(monkeypatch):
     ranker.top_k(sequences, lengths, 5)
     ranker.rank(sequences, lengths, target)
     assert max(widest) == 8 and sum(widest) >= 4 * ITEMS
+
+
+@pytest.mark.parametrize("kind", ["default", "codes", "code loss"])
+def test_no_histories_no_answers(kind):
+    ranker = CatalogueRanker(make_network(KINDS[kind]), make_prior(), dense=False)
+    nobody, lengths = torch.empty(0, 1, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    scores, items = ranker.top_k(nobody, lengths, 3)
+    assert scores.shape == items.shape == (0, 3) and ranker.rank(nobody, lengths, lengths).shape == (0,)

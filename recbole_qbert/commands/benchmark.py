@@ -37,6 +37,10 @@ def add_commands(add: Any) -> None:
 
 def benchmark(args: argparse.Namespace) -> Figures:
     """Run what has no result yet, then write and print the tables; exit code 1 where a cell failed, 130 on Ctrl-C."""
+    if args.report:
+        from recbole_qbert.report import plots
+
+        plots.require_matplotlib()  # not after hours of training
     budget = runner.duration(args.budget) if args.budget else None
     for option in ("jobs", "threads"):
         if getattr(args, option) is not None and getattr(args, option) < 1:

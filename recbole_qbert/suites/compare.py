@@ -149,7 +149,7 @@ def _line(cells: Sequence[Cell], prefix: str, common: Mapping[str, Any], plan: P
     first = results[0][1]
     depths = [found["depth"] for _, r in results if (found := (r["identifiers"] or {}).get("injection"))]
     return Line(
-        name, **common, tuned=bool(first["tuned"]), seeds=tuple(cell.seed for cell, _ in results), asked=len(cells),
+        name, **common, tuned=bool(cells[0].asked["tuned"]), seeds=tuple(cell.seed for cell, _ in results), asked=len(cells),
         figures=figures, tests=tests, depth=np.mean(depths, 0).tolist() if depths and not prefix else None, failed=failed,
         parameters=first["parameters"], items=first["items"], users=first["users"],
         epochs=float(np.mean([r["epochs"] for _, r in results])),

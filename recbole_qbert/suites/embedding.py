@@ -181,10 +181,11 @@ def measure(rows: Mapping[str, Sequence[Path]], method: str = "pca", shown: int 
     return result
 
 
-def write(suite: Path, rows: Mapping[str, Sequence[Path]], method: str = "pca") -> Path:
-    """Write ``embedding.json`` into the folder of a suite, for its report; the arguments are ``measure``'s."""
-    write_json(suite / FILE, measure(rows, method))
-    return suite / FILE
+def write(suite: Path, rows: Mapping[str, Sequence[Path]], method: str = "pca") -> dict[str, Any]:
+    """``measure``, written as ``embedding.json`` into the folder of a suite, for its report."""
+    measured = measure(rows, method)
+    write_json(suite / FILE, measured)
+    return measured
 
 
 def table(measured: Mapping[str, Any]) -> str:

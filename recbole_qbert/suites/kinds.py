@@ -54,8 +54,7 @@ def embedding(plan: Plan) -> Made:
     for cell in plan.cells:
         if cell.result() is not None:
             rows[cell.row.name].append(cell.folder)
-    measured = module.measure(rows)
-    write_json(plan.folder / module.FILE, measured)  # with the points, for the report
+    measured = module.write(plan.folder, rows)
     wanted = ("seeds", "distances", "reason")
     distances = {row: {key: known[key] for key in wanted if key in known} for row, known in measured.items()}
     return {"suite": plan.suite.name, "rows": distances}, module.table(measured).splitlines()

@@ -141,7 +141,7 @@ def _start(cell: Cell, threads: int, worker: Sequence[str]) -> _Child:
     package = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment["PYTHONHASHSEED"] = "0"
-    with open(cell.folder / "log.txt", "wb") as log:
+    with open(cell.folder / "log.txt", "ab") as log:  # another command may be at this cell: its log stays
         process = subprocess.Popen(
             [*worker, str(cell.folder), "--with_parent"], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             env=environment, start_new_session=True,  # Ctrl-C comes here, not there
