@@ -421,14 +421,14 @@ def test_ctrl_c_stops_the_children(run_fake, tmp_path, monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
-def finished(folder, row, seed, ranks, prior=None, users=None, **given):
+def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **given):
     """A cell with made-up ranks."""
     ranks = {"plain": ranks, "history_excluded": [max(1, rank - 1) for rank in ranks]}
     if prior:
         ranks |= {"prior_plain": prior, "prior_history_excluded": prior}
     ranks = {name: np.array(found, dtype=np.int32) for name, found in ranks.items()}
     figures = {name: runs.figures(found) for name, found in ranks.items()}
-    cell = cells.Cell(row, seed, folder / row.name / f"seed-{seed}", {"sources": []})
+    cell = cells.Cell(row, seed, folder / row.name / f"seed-{seed}", {"sources": [], "tuned": tuned})
     result = {"test": figures, "identifiers": None, "tuned": None, "parameters": 5, "items": 9, "users": 3, "epochs": seed}
     write_json(cell.folder / "cell.json", result | given)
     ids = np.arange(1, 1 + len(ranks["plain"])) if users is None else np.array(users)
@@ -439,6 +439,17 @@ def finished(folder, row, seed, ranks, prior=None, users=None, **given):
 def compared(tmp_path, made, rows, **given):
     suite = Suite("tiny", "Tiny", "quality", metrics=("hit@1", "ndcg@10"), rows=rows, **given)
     return cells.Plan(suite, NAME, tmp_path, tmp_path, tuple(made), {}, tuple(row.name for row in rows))
+
+
+def test_a_row_is_tuned_if_it_was_asked_for_so(tmp_path):
+    """Whoever ran the cell first: a trial of the tune command is a cell like any other, and is not told that it won."""
+    rows = (Row("plain", "M"), Row("chosen", "M"))
+    made = [
+        finished(tmp_path, rows[0], 1, [1, 2, 3]),
+        finished(tmp_path, rows[1], 1, [1, 1, 3], tuned="tuned/D/chosen.yaml"),
+    ]
+    comparison = compare.compare(compared(tmp_path, made, rows))
+    assert [line.tuned for line in comparison.lines] == [False, True]
 
 
 def test_the_comparison_is_what_a_hand_computes(tmp_path):
