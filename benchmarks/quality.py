@@ -32,21 +32,11 @@ from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.paths import properties
 from recbole_qbert.ranking import rank_of
 from recbole_qbert.significance import gains, paired_test
+from recbole_qbert.suites.work import leave_history_out, take_history_back
 
 GRID = {"learning_rate": [0.001, 0.0005], "hidden_dropout_prob": [0.2, 0.5]}
 OURS = {"default": [], "paper": ["paper/QBERT4Rec.yaml"]}
 CARE = {"eval_batch_size": 512, "stopping_step": 5, "metric_decimal_place": 6, "show_progress": False, "state": "INFO"}
-
-
-def leave_history_out(model: Any) -> None:
-    """Make RecBole's own validation of a baseline rank the items of the history last."""
-    plain = model.full_sort_predict
-
-    def excluded(interaction: Any) -> torch.Tensor:
-        scores = plain(interaction).view(len(interaction), -1)[:, : model.n_items].clone()
-        return scores.scatter(1, interaction[model.ITEM_SEQ], -torch.inf)
-
-    model.full_sort_predict, model.plain_full_sort_predict = excluded, plain
 
 
 def cell(args: argparse.Namespace, name: str, seed: int, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,8 +93,7 @@ def train(
 
 def tested(run: runs.Run) -> dict[str, Any]:
     """Test figures and ranks, as RecBole evaluates and with the history left out."""
-    if hasattr(run.model, "plain_full_sort_predict"):
-        run.model.full_sort_predict = run.model.plain_full_sort_predict
+    take_history_back(run.model)
     plain, excluded = (runs.ranks(run, run.test_data, exclude_history=out) for out in (False, True))
     return {
         "test": runs.figures(plain),

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from recbole_qbert import ranking
+from recbole_qbert.facts import ratio, take_turns
 from recbole_qbert.topk import DenseIndex, ItemIndex
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
@@ -96,7 +97,7 @@ def measure(
         ways["dense"] = functools.partial(dense_top_k, state, vectors, args.k)
     if search is not None:
         ways["faiss"] = functools.partial(search, state, args.k)
-    seconds = facts.take_turns(ways, args.rounds)
+    seconds = take_turns(ways, args.rounds)
     held = {name: index.nbytes for name, index in indexes.items()}
     print("  ".join(f"{key} {value}" for key, value in at.items()), flush=True)
     for name, times in seconds.items():
@@ -109,7 +110,7 @@ def measure(
     for slow in ("dense", "faiss"):
         for fast in ours if slow in seconds else ():
             name = f"{slow}/{fast}, " + ", ".join(f"{key} {value}" for key, value in at.items())
-            ratios[name] = facts.ratio(seconds[slow], seconds[fast])
+            ratios[name] = ratio(seconds[slow], seconds[fast])
             print(f"  {slow}/{fast}: {ratios[name]:.1f}", flush=True)
 
 

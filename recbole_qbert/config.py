@@ -12,6 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+# Properties that do not change what is computed: where things are written, what is shown, which device, who takes part.
+INCIDENTAL = frozenset(
+    "checkpoint_dir checkpoint_file show_progress state device gpu_id use_gpu worker verbose semantic_id_dir rebuild "
+    "local_rank world_size nproc ip port offset single_spec log_wandb wandb_project data_path".split()
+)
+
 Config = TypeVar("Config")
 
 

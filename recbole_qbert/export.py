@@ -114,6 +114,7 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
             "recbole==1.2.1); or export it where RecBole is, and load the folder"
         )
     from recbole_qbert import compat, runs
+    from recbole_qbert.models.qbert4rec import id_places, ids_file
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; finetune and train write a checkpoint, <output>/<dataset>/finetune.pth")
@@ -134,7 +135,12 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
         raise ValueError(
             f"{path} was trained without semantic IDs (semantic_ids: none), to compare with; it is not exported"
         )
-    sid = sid or _ids_file(config, catalogue.folder, dataset)
+    sid = sid or ids_file(config)
+    if sid is None:
+        raise FileNotFoundError(
+            f"{id_places(config)[-1]} is missing: the semantic IDs that the model was trained with are neither there nor "
+            "beside the data; pass the file (--sid FILE)"
+        )
     ids = semantic_ids.load(sid)
     if ids.codes.shape[1] != codes.shape[1] or (ids.aligned(catalogue.items, str(sid)) != codes).any():
         raise ValueError(f"{sid} holds other semantic IDs than {path} was trained with; pass the right file (--sid FILE)")
@@ -164,18 +170,6 @@ def _settings(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
             "('run_recbole_qbert.py finetune --vocabulary DIR'), and export that"
         )
     return settings
-
-
-def _ids_file(config: Any, folder: Path, dataset: str) -> Path:
-    built = config["semantic_id_dir"] or Path(config["checkpoint_dir"], "semantic_ids", dataset)
-    places = [Path(config["semantic_id_file"] or ""), folder / f"{dataset}.sid", Path(built) / f"{dataset}.sid"]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(
-            f"{places[-1]} is missing: the semantic IDs that the model was trained with are neither there nor beside the "
-            "data; pass the file (--sid FILE)"
-        )
-    return found
 
 
 def _titles_of(path: Path, items: Sequence[str]) -> dict[str, str]:

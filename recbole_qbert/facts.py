@@ -1,11 +1,14 @@
-"""What every figure is written with: the machine, the versions, the revision of the code."""
+"""What every figure is written with (machine, versions, revision of the code), and timings that take turns."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import statistics
 import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,29 @@ def revision() -> str | None:
         return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each way in each round. Ways take turns within a round, so that a busy machine is busy for all of them.
+
+    Args:
+        ways: name -> what to time.
+        rounds: how often.
+        warm_up: how often each runs before, untimed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(-warm_up, rounds):
+        for name, run in ways.items():
+            started = time.perf_counter()
+            run()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
+    """How many times faster: the median of the rounds' own ratios."""
+    return statistics.median(one / other for one, other in zip(slower, faster, strict=True))
 
 
 def _first_value(path: Path, key: str) -> str | None:

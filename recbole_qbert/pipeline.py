@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from recbole_qbert import builtin_features, collisions, cooccurrence, features, injection, quantizer, semantic_ids, tokenizer
-from recbole_qbert.artifacts import Stage, digest, sha256, write_array
+from recbole_qbert.artifacts import Stage, alone, digest, sha256, write_array
 from recbole_qbert.config import IdentifierConfig, InjectionConfig, QuantizerConfig
 from recbole_qbert.epochs import Epochs
 from recbole_qbert.features import ItemFeatures
@@ -82,7 +82,7 @@ class Builder:
         self.bars = Progress(progress)
 
     def build(self) -> tuple[SemanticIDs, dict[str, Any]]:
-        """Semantic IDs, by way of whatever stages are not built yet.
+        """Semantic IDs, by way of whatever stages are not built yet. Of several processes the first builds, the others wait.
 
         Returns:
             The IDs, and figures: ``features``, ``injection`` (absent when no code set needs it), ``semantic_ids``,
@@ -95,13 +95,14 @@ class Builder:
             raise ValueError("semantic_ids is none: there are no IDs to build; set it to fused, per_modality or both")
         _require_room(len(self.catalogue.items), self.settings.quantizer)  # before stage 1 spends its time
         figures: dict[str, Any] = {"seconds": {}}
-        with _timed(figures, "features"):
-            item_features, figures["features"] = self.features()
-        if "fused" in self.settings.identifiers.code_sets(tuple(item_features.vectors)):
-            with _timed(figures, "injection"):
-                figures["injection"] = self.inject(item_features)
-        with _timed(figures, "quantization"):
-            ids, figures["semantic_ids"] = self.quantize(item_features)
+        with alone(self.output):
+            with _timed(figures, "features"):
+                item_features, figures["features"] = self.features()
+            if "fused" in self.settings.identifiers.code_sets(tuple(item_features.vectors)):
+                with _timed(figures, "injection"):
+                    figures["injection"] = self.inject(item_features)
+            with _timed(figures, "quantization"):
+                ids, figures["semantic_ids"] = self.quantize(item_features)
         return ids, figures
 
     def features(self) -> tuple[ItemFeatures, dict[str, Any]]:

@@ -9,13 +9,10 @@ from typing import Any
 
 from recbole_qbert import compat
 from recbole_qbert.artifacts import digest, whole
+from recbole_qbert.config import INCIDENTAL
 
-# What may differ between a run and its continuation: where things are written and what is shown.
-_VOLATILE = frozenset(
-    "checkpoint_dir checkpoint_file show_progress state device gpu_id use_gpu worker verbose semantic_id_dir rebuild "
-    "local_rank world_size nproc ip port offset single_spec log_wandb wandb_project data_path pretrained "
-    "semantic_id_file epochs".split()
-)
+# What may differ between a run and its continuation; files count by their content (``fingerprint``).
+_VOLATILE = INCIDENTAL | {"pretrained", "semantic_id_file", "epochs"}
 
 
 class ProgressFile:

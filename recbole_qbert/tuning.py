@@ -20,7 +20,7 @@ import yaml
 from recbole_qbert import plugin, runs
 from recbole_qbert.artifacts import whole, write_json
 from recbole_qbert.config import nearest
-from recbole_qbert.paths import properties
+from recbole_qbert.paths import properties, read_yaml
 from recbole_qbert.suites import cells
 from recbole_qbert.suites.spec import Row, Suite
 
@@ -67,12 +67,7 @@ def read_space(path: Path) -> dict[str, list[Any]]:
         FileNotFoundError: no such file.
         ValueError: another form, a value twice, or more than ``BUDGET`` points.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"space file {path} is missing")
-    try:
-        space = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+    space = read_yaml(path, "space")
     if not isinstance(space, dict) or not space:
         raise ValueError(f"{path} must hold lines 'property: [values]'")
     size = 1

@@ -161,20 +161,32 @@ def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[Seman
     if config["semantic_ids"] == "none":
         nothing = np.empty((len(catalogue.items), 0), dtype=np.int16)
         return SemanticIDs(catalogue.items, nothing, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
-    given = config["semantic_id_file"]
-    beside = catalogue.folder / f"{catalogue.dataset}.sid"
-    path = Path(given) if given else beside
+    given, beside, built = id_places(config)
+    path = given or beside
     if given or beside.exists():
         ids = semantic_ids.load(path)
         codes = ids.aligned(catalogue.items, str(path))
         health = semantic_ids.health(codes, codes, ids.size, ids.prefixes)
         return ids, {"semantic_ids": {"file": str(path), "code_sets": [{"code_set": "given", **health}]}, "seconds": {}}
-    output = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", catalogue.dataset)
     settings = pipeline.stage_settings(compat.ConfigValues(config))
     rebuild, progress = bool(config["rebuild"]), bool(config["show_progress"])
     with first_before_others():
         # The others find what the first one has built.
         builder = pipeline.Builder(
-            catalogue, settings, Path(output), rebuild=rebuild and rank() == 0, progress=progress and rank() == 0
+            catalogue, settings, built.parent, rebuild=rebuild and rank() == 0, progress=progress and rank() == 0
         )
         return builder.build()
+
+
+def ids_file(config: Any) -> Path | None:
+    """The semantic IDs that a model of this configuration was trained with; ``None`` where there are none (any more)."""
+    if config["semantic_ids"] == "none":
+        return None
+    return next((place for place in id_places(config) if place and place.is_file()), None)
+
+
+def id_places(config: Any) -> tuple[Path | None, Path, Path]:
+    """Where IDs are looked for: the given file, the one beside the data, the one that stages 1 and 2 write."""
+    name, given = f"{config['dataset']}.sid", config["semantic_id_file"]
+    built = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", config["dataset"])
+    return Path(given) if given else None, Path(config["data_path"]) / name, Path(built) / name

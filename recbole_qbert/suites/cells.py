@@ -14,22 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from recbole_qbert import compat, plugin, runs
 from recbole_qbert.artifacts import digest, sha256
 from recbole_qbert.commands import MODEL
-from recbole_qbert.config import nearest
-from recbole_qbert.paths import properties
+from recbole_qbert.config import INCIDENTAL, nearest
+from recbole_qbert.paths import properties, read_yaml
 from recbole_qbert.suites.spec import Row, Suite
 
 FORMAT = 1
 TITLE_WORDS = "baseline/title_words.yaml"  # item attributes where there are no categories
-# What may differ between two trainings with the same result: where things are written, what is shown, which device.
-_NOT_ASKED = frozenset(
-    "data_path checkpoint_dir checkpoint_file semantic_id_dir rebuild show_progress state verbose device gpu_id use_gpu "
-    "worker local_rank world_size nproc ip port offset single_spec log_wandb wandb_project seed".split()
-)
+_NOT_ASKED = INCIDENTAL | {"seed"}  # seeds of one configuration lie together
 _FILES = ("semantic_id_file", "pretrained", "pre_model_path")  # properties that name files: their content counts
 
 
@@ -216,7 +211,7 @@ def _known_properties(row: Row, suite: Suite, dataset: str, data_path: Path) -> 
     except KeyError:  # RecBole's own: what its configuration holds by itself, and RecBole's common properties
         files = [str(property_file(file)) for file in row.files]
         own = runs.configure(row.model, dataset, data_path, {**suite.shared, **row.settings}, files).final_config_dict
-        ours = yaml.safe_load(properties(f"model/{MODEL}.yaml").read_text(encoding="utf-8"))
+        ours = read_yaml(properties(f"model/{MODEL}.yaml"), "property")
         return plugin.known_properties(MODEL).difference(ours).union(own)
 
 

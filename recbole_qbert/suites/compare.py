@@ -12,7 +12,6 @@ from recbole_qbert.significance import gains, paired_test
 from recbole_qbert.suites import spec
 from recbole_qbert.suites.cells import Cell, Plan
 
-SETTINGS = ("plain", "history_excluded")
 LEVEL = 0.05
 DRAWS = 2000
 
@@ -140,12 +139,12 @@ def _line(cells: Sequence[Cell], prefix: str, common: Mapping[str, Any], plan: P
         return Line(name, **common, asked=len(cells), failed=failed)
     figures = {
         setting: {metric: spread([r["test"][prefix + setting][metric] for _, r in results]) for metric in plan.suite.metrics}
-        for setting in SETTINGS
+        for setting in spec.EVALUATIONS
     }
     own = _users([cell for cell, _ in results], prefix)
     tests = {}
     if opponents and np.array_equal(own["users"], opponents["users"]):
-        tests = {setting: paired(opponents[setting], own[setting]) for setting in SETTINGS}
+        tests = {setting: paired(opponents[setting], own[setting]) for setting in spec.EVALUATIONS}
     first = results[0][1]
     depths = [found["depth"] for _, r in results if (found := (r["identifiers"] or {}).get("injection"))]
     return Line(
@@ -179,5 +178,5 @@ def _users(cells: Sequence[Cell], prefix: str) -> dict[str, np.ndarray]:
     ranks = [cell.ranks() for cell in cells if cell.result() is not None]
     if not ranks:
         return {}
-    found = {setting: gains([one[prefix + setting].tolist() for one in ranks]) for setting in SETTINGS}
+    found = {setting: gains([one[prefix + setting].tolist() for one in ranks]) for setting in spec.EVALUATIONS}
     return found | {"users": ranks[0]["users"]}

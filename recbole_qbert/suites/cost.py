@@ -24,22 +24,21 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_qbert import compat, runs
 from recbole_qbert.config import IdentifierConfig, QuantizerConfig, SequenceConfig, TrainConfig, read
+from recbole_qbert.facts import ratio, take_turns
 from recbole_qbert.network import SemanticSequenceModel
-from recbole_qbert.paths import properties
+from recbole_qbert.paths import properties, read_yaml
 from recbole_qbert.ranker import CatalogueRanker
 
 # Name -> property files and changes of them.
@@ -152,9 +151,9 @@ def build(name: str, sizes: Sizes) -> Subject:
 def _ours(name: str, sizes: Sizes) -> Subject:
     files, changes = OURS[name]
     own = {"hidden_size": sizes.width, "n_layers": sizes.layers, "n_heads": sizes.heads, "inner_size": sizes.inner}
-    values = _read("model/QBERT4Rec.yaml") | own
+    values = read_yaml(properties("model/QBERT4Rec.yaml"), "property") | own
     for file in files:
-        values |= _read(file)
+        values |= read_yaml(properties(file), "property")
     values |= {**changes, "max_length": sizes.max_length}
     config, training = read(SequenceConfig, values), read(TrainConfig, values)
     quantizer = read(QuantizerConfig, values, "rq_")
@@ -309,21 +308,12 @@ def latencies(subjects: Sequence[Subject], batch: int, rounds: int, device: str 
         rounds: how often, after three calls that do not count.
         device: ``cpu`` or ``cuda``.
     """
-    seconds: dict[str, list[float]] = {subject.name: [] for subject in subjects}
-    ways, inputs = {}, {}
+    ways = {}
     for subject in subjects:
         subject.module.to(device).eval()
-        ways[subject.name] = subject.ranker()
-        inputs[subject.name] = _histories(subject.sizes, batch, subject.sizes.max_length).to(device)
-    for number in range(-_WARM_UP, rounds):
-        for name, way in ways.items():
-            _wait(device)
-            started = time.perf_counter()
-            way(inputs[name])
-            _wait(device)
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+        histories = _histories(subject.sizes, batch, subject.sizes.max_length).to(device)
+        ways[subject.name] = _until_done(subject.ranker(), histories, device)
+    return take_turns(ways, rounds, _WARM_UP)
 
 
 def measure(
@@ -382,8 +372,8 @@ def measure(
                 }
             )  # fmt: skip
         for other, ours in _pairs(models):
-            each = [one / two for one, two in zip(seconds[other], seconds[ours], strict=True)]
-            ratios[f"ms_a_user: {other}/{ours}, items {sizes.items}, batch {batch}"] = statistics.median(each)
+            name = f"ms_a_user: {other}/{ours}, items {sizes.items}, batch {batch}"
+            ratios[name] = ratio(seconds[other], seconds[ours])
     for other, ours in _pairs(models):
         quotient = facts[other]["flops_training_user"] / facts[ours]["flops_training_user"]
         ratios[f"flops_training_user: {other}/{ours}, items {sizes.items}"] = quotient
@@ -392,7 +382,7 @@ def measure(
 
 def published() -> list[dict[str, Any]]:
     """The paper's own figures as rows (``copied`` is true), to stand beside ours; measured on an RTX 4090."""
-    known = _read("benchmark/published.yaml")
+    known = read_yaml(properties("benchmark/published.yaml"), "property")
     return [
         {
             "model": f"Q-BERT4Rec as published, {data.removeprefix('Amazon_')}", "copied": True,
@@ -411,10 +401,6 @@ def _pairs(models: Sequence[str]) -> list[tuple[str, str]]:
     return [(other, ours) for other in THEIRS if other in models for ours in same]
 
 
-def _read(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load(properties(name).read_text(encoding="utf-8")))
-
-
 def _histories(sizes: Sizes, batch: int, length: int) -> Tensor:
     return torch.randint(1, sizes.items + 1, (batch, length), generator=torch.Generator().manual_seed(1))
 
@@ -423,6 +409,12 @@ def _full(histories: Tensor) -> Tensor:
     return torch.full((len(histories),), histories.shape[1], device=histories.device)
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _until_done(way: Callable[[Tensor], Any], histories: Tensor, device: str) -> Callable[[], None]:
+    """The call, and the wait for the GPU to end it."""
+
+    def run() -> None:
+        way(histories)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run

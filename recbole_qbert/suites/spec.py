@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recbole_qbert.config import nearest
-from recbole_qbert.paths import properties
+from recbole_qbert.paths import properties, read_yaml
 
 PUBLISHED = "published"  # benchmark/published.yaml holds the paper's figures, and is no suite
 KINDS = ("quality", "statistics", "cost", "embedding")
 METRICS = tuple(f"{name}@{k}" for name in ("hit", "ndcg") for k in (1, 5, 10))
 NEEDS = ("item_attributes",)
+EVALUATIONS = {"plain": False, "history_excluded": True}  # name -> whether items of the history are put last
 
 _Types = tuple[type, ...]
 _SUITE: dict[str, _Types] = {
@@ -149,12 +148,7 @@ def published(suite: str, dataset: str) -> dict[str, dict[str, float]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"suite file {path} is missing")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+    content = read_yaml(path, "suite")
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, not a {type(content).__name__}")
     return content

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ import torch
 from recbole_qbert import compat, facts, pipeline, runs
 from recbole_qbert.artifacts import alone, digest, whole, write_json
 from recbole_qbert.commands import MODEL, vocabulary
-from recbole_qbert.models.qbert4rec import find_semantic_ids
+from recbole_qbert.models.qbert4rec import ids_file
 from recbole_qbert.suites import curve
 from recbole_qbert.suites.cells import FORMAT, fingerprint, property_file
+from recbole_qbert.suites.spec import EVALUATIONS
 
-SETTINGS = {"plain": False, "history_excluded": True}  # name of an evaluation -> whether the history is put last
 LOG_LINES = 40
 A_MB = 2**20 if sys.platform == "darwin" else 2**10  # what getrusage counts in: bytes there, KiB elsewhere
 
@@ -92,9 +92,8 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     base = {**asked["settings"], "seed": asked["seed"], "checkpoint_dir": str(here), "show_progress": False, "state": "INFO"}
     config = runs.configure(asked["model"], asked["dataset"], asked["data_path"], base, files)
     goes_on = "checkpoint_file" in config.final_config_dict  # a model whose training goes on where it was killed
-    started = time.perf_counter()
-    base |= _identifiers(asked, config, base, files)
-    seconds = {"data": 0.0, "model": time.perf_counter() - started}
+    base |= _identifiers(asked, config)
+    seconds = {"data": 0.0, "model": 0.0}
     epochs: list[dict[str, Any]] = []
     carried: dict[str, Any] = {}
     identifiers = None
@@ -112,8 +111,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         if identifiers is None or asked["sources"]:  # a later stage finds built what the first one has built
             identifiers = getattr(trained.model, "identifier_figures", None)
         carried = {stage.checkpoint_as: trained.trainer.saved_model_file} if stage.checkpoint_as else {}
-    for name in ("full_sort_predict", "history_left_out"):  # of leave_history_out: the tests do their own excluding
-        vars(trained.model).pop(name, None)
+    take_history_back(trained.model)  # the tests do their own excluding
     started = time.perf_counter()
     ranks, test = tested(trained)
     seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
@@ -139,7 +137,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         "items": rows.item_num - 1,
         "users": len(ranks["users"]),
         "identifiers": identifiers,
-        "sid": (path := _sid(config)) and os.path.relpath(path, here.parent),
+        "sid": os.path.relpath(path, here.parent) if asked["model"] == MODEL and (path := ids_file(config)) else None,
         "prior": prior,
         "checkpoint": trained.trainer.saved_model_file,
         "versions": facts.versions(),
@@ -168,26 +166,13 @@ def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> l
     return [before, last] if pretrained else [last]
 
 
-def _identifiers(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
+def _identifiers(asked: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Where the semantic IDs of a cell lie; cells of the same data, seed and settings of stages 1 and 2 share them."""
-    if asked["model"] != MODEL or asked["sources"] or config["semantic_ids"] == "none":
+    if asked["model"] != MODEL or asked["sources"]:
         return {}
     settings = asdict(pipeline.stage_settings(compat.ConfigValues(config)))
     data = fingerprint(Path(asked["data_path"]), asked["dataset"])
-    where = {"semantic_id_dir": str(Path(asked["vocabularies"]) / digest([data, settings])[:12])}
-    config = runs.configure(MODEL, asked["dataset"], asked["data_path"], {**base, **where}, files)
-    with alone(Path(where["semantic_id_dir"])):  # the first one builds them
-        find_semantic_ids(config, runs.catalogue_of(config))
-    return where
-
-
-def _sid(config: Any) -> Path | None:
-    """The file of the semantic IDs that a model was trained with; ``None`` for models without."""
-    if config["model"] != MODEL or config["semantic_ids"] == "none":
-        return None
-    name = f"{config['dataset']}.sid"
-    places = [config["semantic_id_file"], Path(config["data_path"], name), Path(config["semantic_id_dir"] or "", name)]
-    return next((Path(place) for place in places if place and Path(place).is_file()), None)
+    return {"semantic_id_dir": str(Path(asked["vocabularies"]) / digest([data, settings])[:12])}
 
 
 def _vocabulary(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> tuple[argparse.Namespace, Path]:
@@ -210,7 +195,7 @@ def _vocabulary(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) 
 
 def tested(trained: runs.Run) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
     """Ranks, ``[U]`` int32, and figures of both evaluations."""
-    ranks = {name: runs.ranks(trained, trained.test_data, exclude_history=out) for name, out in SETTINGS.items()}
+    ranks = {name: runs.ranks(trained, trained.test_data, exclude_history=out) for name, out in EVALUATIONS.items()}
     figures = {name: runs.figures(found) for name, found in ranks.items()}
     return {name: found.astype(np.int32) for name, found in ranks.items()}, figures
 
@@ -230,6 +215,12 @@ def leave_history_out(model: Any) -> None:
         return scores.scatter(1, interaction[model.ITEM_SEQ], -torch.inf)
 
     model.full_sort_predict = excluded
+
+
+def take_history_back(model: Any) -> None:
+    """Undo ``leave_history_out``."""
+    for name in ("full_sort_predict", "history_left_out"):
+        vars(model).pop(name, None)
 
 
 def _knows_history(config: Any) -> bool:
