@@ -15,6 +15,7 @@ import yaml
 
 from recbole_qbert.artifacts import write_json
 from recbole_qbert.commands import Figures, benchmark, data, recommend, stages, training, tune
+from recbole_qbert.paths import parse_yaml
 from recbole_qbert.processes import rank
 from recbole_qbert.terminal import limit_threads, log_to_console
 
@@ -82,12 +83,15 @@ def parse_properties(rest: Sequence[str]) -> dict[str, Any]:
     """``--key=value`` arguments as a mapping; values are read as YAML.
 
     Raises:
-        ValueError: an argument of another form.
+        ValueError: an argument of another form, or a value that is not YAML.
     """
     found = {}
     for argument in rest:
         key, equals, value = argument.partition("=")
         if not key.startswith("--") or not equals or len(key) < 3:
             raise ValueError(f"argument {argument!r} is neither an option nor --property=value")
-        found[key[2:]] = yaml.safe_load(value)
+        try:
+            found[key[2:]] = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{argument!r} is not YAML behind the '=': {error}") from None
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,26 @@ def read_yaml(path: Path, kind: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{kind} file {path} is missing")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """A value as RecBole reads it: ``1e-3`` is a number, which YAML 1.1 takes for text.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+
+    >>> parse_yaml("[1e-3, 5e2, 1e, e3, 0.5]")
+    [0.001, 500.0, '1e', 'e3', 0.5]
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # no stubs
+    """Safe, and with exponents that have neither point nor sign."""
+
+
+_EXPONENT = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))

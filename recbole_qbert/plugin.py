@@ -30,9 +30,9 @@ import recbole.config.configurator as configurator
 import recbole.data.dataset
 import recbole.trainer
 import recbole.utils.argument_list as argument_list
-import yaml
 
 from recbole_qbert.compat import quick_start
+from recbole_qbert.paths import parse_yaml
 
 __all__ = ["check_keys", "install", "known_properties", "objective_function", "register", "run_recboles", "use_dataset"]
 
@@ -221,9 +221,9 @@ def _recbole_properties() -> frozenset[str]:
     return frozenset(keys)
 
 
-def _read_properties(file: Path, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
+def _read_properties(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping."""
-    content = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+    content = parse_yaml(file.read_text(encoding="utf-8"))
     if content is not None and not isinstance(content, dict):
         raise ValueError(f"{file} must hold 'property: value' lines, not a {type(content).__name__}")
     return content or {}
@@ -233,8 +233,7 @@ def _add_defaults(config: Any, entry: _Registration, dataset: str) -> None:
     """Put the model's defaults above RecBole's general ones and below those it has for this very data set."""
     own = _RECBOLE / "properties" / "dataset" / f"{dataset}.yaml"
     settled = _read_properties(own) if own.is_file() else {}
-    # RecBole's loader, which reads 1e-3 as a number.
-    defaults = _read_properties(entry.properties, config.yaml_loader)
+    defaults = _read_properties(entry.properties)
     config.internal_config_dict.update({key: value for key, value in defaults.items() if key not in settled})
 
 

@@ -74,9 +74,6 @@ def read_space(path: Path) -> dict[str, list[Any]]:
     for key, values in space.items():
         if not isinstance(values, list) or not values or any(values.count(value) > 1 for value in values):
             raise ValueError(f"{path}: {key} is {values!r}; it must be a list of different values")
-        # YAML reads 1e-3, without a point, as text.
-        if any(isinstance(value, str) and _is_number(value) for value in values):
-            raise ValueError(f"{path}: {key} is {values!r}, with a number that YAML reads as text; write 1.0e-3 or 0.001")
         size *= len(values)
     if size > BUDGET:
         raise ValueError(f"{path} has {size} points; {BUDGET} are allowed, as many as every other model gets")
@@ -206,14 +203,6 @@ def _files_of(model: str) -> tuple[str, ...]:
         own = f"baseline/{model}.yaml"
         return ("baseline/common.yaml", *([own] if (properties("baseline") / f"{model}.yaml").exists() else []))
     return ()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _refuse_unknown(row: Row, point: Point, cell: cells.Cell) -> None:

@@ -1,6 +1,8 @@
 """The map of the rooms in CONTRIBUTING.md is true: who may import RecBole, and that property files know their keys."""
 
 import ast
+import doctest
+import importlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,12 @@ import recbole_qbert  # noqa: F401  registers the model
 from recbole_qbert import plugin
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted(
+    path
+    for room in ("recbole_qbert", "dataset_prep")
+    for path in (ROOT / room).rglob("*.py")
+    if "\n    >>> " in path.read_text(encoding="utf-8")
+)
 HOSTED = {
     "plugin.py",
     "compat.py",
@@ -28,6 +36,13 @@ def imported(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_in_docstrings_are_true(path):
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    failed, tried = doctest.testmod(module)
+    assert tried and not failed
 
 
 def test_recbole_is_imported_in_few_rooms_only():

@@ -99,11 +99,18 @@ def test_the_same_command_gives_the_same_figures(call, tmp_path):
         assert first[name] == again[name] == fresh[name]
 
 
+def test_values_are_read_as_recbole_reads_them():
+    given = {"a": "1e-3", "b": "[5E2, .5, 1_0e1]", "c": "1e", "d": "true", "e": "a1e3", "f": "-2.e+1", "g": "~"}
+    read = cli.parse_properties([f"--{key}={value}" for key, value in given.items()])
+    assert read == {"a": 0.001, "b": [500.0, 0.5, 100.0], "c": "1e", "d": True, "e": "a1e3", "f": -20.0, "g": None}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--item_row=false"], "did you mean 'item_rows'"),
         (["item_rows=false"], "neither an option nor --property=value"),
+        (["--topk=[1, 5"], "'--topk=[1, 5' is not YAML behind the '='"),
         (["--config_files", "nowhere.yaml"], "nowhere.yaml is missing"),
         (["--injection_modalities=[sound]"], "Tiny.sound.npy is missing"),
         (["--rq_levels=1", "--rq_codes=4"], "raise rq_levels or rq_codes"),
