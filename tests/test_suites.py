@@ -549,6 +549,7 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
     figures = command([*options, "killed"])
     assert figures["exit_code"] == 0 and not figures["failed"]
     assert len(ours.result()["curve"]) == ours.result()["epochs"]
+    assert not any("Fatal" in (cell.folder / "log.txt").read_text() for cell in plan.cells)  # they end as they should
 
     whole = run_here(cells.plan(spec.load(path), NAME, data, tmp_path / "whole", {}))
     kinds.make(whole)

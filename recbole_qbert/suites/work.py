@@ -229,7 +229,8 @@ def _knows_history(config: Any) -> bool:
 
 def _end_with_parent() -> None:
     """A runner that is killed takes its cells with it: its end of the pipe closes, whatever it died of."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin: its lock, held here, aborts an interpreter that ends
+        pass
     os._exit(1)
 
 
