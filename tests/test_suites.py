@@ -429,7 +429,16 @@ def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **giv
     ranks = {name: np.array(found, dtype=np.int32) for name, found in ranks.items()}
     figures = {name: runs.figures(found) for name, found in ranks.items()}
     cell = cells.Cell(row, seed, folder / row.name / f"seed-{seed}", {"sources": [], "tuned": tuned})
-    result = {"test": figures, "identifiers": None, "tuned": None, "parameters": 5, "items": 9, "users": 3, "epochs": seed}
+    result = {
+        "test": figures,
+        "identifiers": None,
+        "tuned": None,
+        "parameters": 5,
+        "items": 9,
+        "users": 3,
+        "epochs": seed,
+        "revision": None,
+    }
     write_json(cell.folder / "cell.json", result | given)
     ids = np.arange(1, 1 + len(ranks["plain"])) if users is None else np.array(users)
     np.savez(cell.folder / "ranks.npz", users=ids, **ranks)
@@ -516,6 +525,15 @@ def test_failed_and_copied_rows_stand_in_the_table(tmp_path, monkeypatch):
     assert "| SASRec | 1/2 |" in text and "| *SASRec (copied)* |  | *.2500* |  |" in text
     assert "| *TIGER (copied)* |  |  | *.1250* |" in text
     assert "SASRec, seed 2: **failed**: MemoryError: too big" in text and "slow: not run yet" in text
+
+
+def test_the_table_says_with_which_code_its_cells_were_run(tmp_path):
+    one, two = Row("one", "SASRec"), Row("two", "SASRec")
+    made = [finished(tmp_path, row, seed, [1, 2], revision="abc") for row, seed in ((one, 1), (two, 1))]
+    assert "- Revision of the code: abc.\n" in kinds.make(compared(tmp_path, made, (one, two)))
+    made.append(finished(tmp_path, two, 2, [1, 2], revision="def+"))
+    said = "- Revisions of the code, not the same for all cells: abc (one, two); def+ (two).\n"
+    assert said in kinds.make(compared(tmp_path, made, (one, two)))
 
 
 def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path):

@@ -61,6 +61,7 @@ class Line:
         items: that were ranked.
         users: that were tested.
         epochs: mean over seeds, of the last stage.
+        revisions: of the code that its cells were run with, where known.
         published: the paper's figures of the row, by metric.
         failed: seed -> reason.
         impossible: why the row cannot be run on this data set.
@@ -80,6 +81,7 @@ class Line:
     items: int | None = None
     users: int | None = None
     epochs: float | None = None
+    revisions: tuple[str, ...] = ()
     published: Mapping[str, float] = field(default_factory=dict)
     failed: Mapping[int, str] = field(default_factory=dict)
     impossible: str | None = None
@@ -152,6 +154,7 @@ def _line(cells: Sequence[Cell], prefix: str, common: Mapping[str, Any], plan: P
         figures=figures, tests=tests, depth=np.mean(depths, 0).tolist() if depths and not prefix else None, failed=failed,
         parameters=first["parameters"], items=first["items"], users=first["users"],
         epochs=float(np.mean([r["epochs"] for _, r in results])),
+        revisions=tuple(sorted({r["revision"] for _, r in results if r["revision"]})),
     )  # fmt: skip
 
 

@@ -90,6 +90,7 @@ def _notes(comparison: Comparison) -> list[str]:
         if len({getattr(line, what) for line in known}) > 1:
             each = ", ".join(f"{line.name} {getattr(line, what)}" for line in known)
             notes.append(f"**Not the same {what} for all rows, which are not comparable:** {each}.")
+    notes += _revisions(known)
     notes.append(f"Tuned by the command tune: {', '.join(line.name for line in known if line.tuned) or 'none'}.")
     for line in comparison.lines:
         notes += [f"{line.name}: {line.note}"] if line.note else []
@@ -98,3 +99,15 @@ def _notes(comparison: Comparison) -> list[str]:
         if not (line.figures or line.impossible or line.failed):
             notes.append(f"{line.name}: not run yet.")
     return notes
+
+
+def _revisions(lines: Sequence[Line]) -> list[str]:
+    """With which code the cells were run: a cell's folder does not tell, and results that are there are not run again."""
+    rows: dict[str, list[str]] = {}
+    for line in lines:
+        for revision in line.revisions:
+            rows.setdefault(revision, []).append(line.name)
+    if len(rows) < 2:
+        return [f"Revision of the code: {revision}." for revision in rows]
+    each = "; ".join(f"{revision} ({', '.join(names)})" for revision, names in rows.items())
+    return [f"Revisions of the code, not the same for all cells: {each}."]
