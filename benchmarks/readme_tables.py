@@ -10,7 +10,8 @@ A table stands between two lines of a document, and all between them is rewritte
 
 First comes the kind: training, ranking, preparation or model_cost. `file=NAME` takes docs/results/NAME.json instead of
 that of the kind's name; every other `key=value` keeps the rows with that value only, `key=a|b` those with one of several;
-spaces in values are written as `_`. Figures come from nowhere else: wrong ones are mended by running the benchmark again.
+spaces in values are written as `_`. `quality file=NAME|NAME` puts the table.json files of suites, a data set each, side by
+side. Figures come from nowhere else: wrong ones are mended by running the benchmark again.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 
 from recbole_qbert.artifacts import whole
 from recbole_qbert.config import nearest
+from recbole_qbert.suites.tables import share
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = "QBERT4Rec both"  # of our rows of training times, what the others are compared with if it is there
+QUALITY = "quality"
 Row = dict[str, Any]
 
 COST_NOTE = (
@@ -101,23 +104,28 @@ def table(text: str, results: Path) -> list[str]:
         ValueError: unknown kind, no such rows, or a file of another benchmark.
     """
     kind, *options = text.split() or [""]
-    if kind not in TABLES:
-        raise ValueError(f"table {text!r}: {kind!r} is none of {', '.join(TABLES)}{nearest(kind, TABLES)}")
+    if kind not in (*TABLES, QUALITY):
+        raise ValueError(f"table {text!r}: {kind!r} is none of {', '.join(TABLES)}, {QUALITY}{nearest(kind, TABLES)}")
     asked = dict(option.partition("=")[::2] for option in options)
-    path = results / f"{asked.pop('file', kind)}.json"
-    if not path.exists():
-        command = f"python benchmarks/{kind}.py … --json {path}"
-        raise FileNotFoundError(f"table {text!r}: {path} is missing; write it with: {command}")
+    paths = [results / f"{name}.json" for name in asked.pop("file", kind).split("|")]
+    for path in paths:
+        if not path.exists():
+            command = (
+                "run_recbole_qbert.py benchmark --suite …" if kind == QUALITY else f"benchmarks/{kind}.py … --json {path}"
+            )
+            raise FileNotFoundError(f"table {text!r}: {path} is missing; write it with: python {command}")
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        if kind == QUALITY:
+            return quality(reports)
+        (report,) = reports
         rows = [row for row in report["rows"] if all(_fits(row, key, value) for key, value in asked.items())]
         if not rows:
             raise ValueError(f"table {text!r}: {path} has no row with {' '.join(options) or 'anything in it'}")
         return [*TABLES[kind](rows, report), "", caption(rows, report)]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"table {text!r}: {path} is not what benchmarks/{kind}.py writes ({type(error).__name__}: {error})"
-        ) from error
+        files, author = ", ".join(map(str, paths)), "a suite" if kind == QUALITY else f"benchmarks/{kind}.py"
+        raise ValueError(f"table {text!r}: {files} is not what {author} writes ({type(error).__name__}: {error})") from error
 
 
 def _fits(row: Row, key: str, value: str) -> bool:
@@ -222,6 +230,43 @@ TABLES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], list[str]]] = {
     "preparation": preparation,
     "model_cost": model_cost,
 }
+
+
+def quality(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line a model: HR@10 and NDCG@10 on each data set, history left out for all; the NDCG@10 that the paper prints."""
+    head, columns = ["model"], []
+    for report in reports:
+        known = {line["name"]: line for line in report["lines"]}
+        figures = {name: line["figures"]["history_excluded"] for name, line in known.items() if line["figures"]}
+        paper = {name: line["published"] for name, line in known.items() if line["published"]} | report["copied"]
+        head.append(f"{report['dataset'].removeprefix('Amazon_')} HR@10")
+        columns.append({name: found["hit@10"] for name, found in figures.items()})
+        head.append("NDCG@10")
+        columns.append({name: found["ndcg@10"] for name, found in figures.items()})
+        if paper:
+            head.append("*paper*")
+            columns.append({name: {"paper": found["ndcg@10"]} for name, found in paper.items()})
+    best = [max((spread["mean"] for spread in column.values() if "mean" in spread), default=None) for column in columns]
+
+    def cell(spread: Mapping[str, float] | None, highest: float | None) -> str:
+        if spread is None:
+            return ""
+        if "paper" in spread:
+            return f"*{share(spread['paper'])}*"
+        text = f"**{share(spread['mean'])}**" if spread["mean"] == highest else share(spread["mean"])
+        return f"{text} ({share(spread['sd'])})" if spread["sd"] is not None else text
+
+    names: list[str] = []  # in the order of the suite, of which each file may lack some; then those of the paper alone
+    for report in reports:
+        place = 0
+        for name in (line["name"] for line in report["lines"]):
+            if name not in names:
+                names.insert(place, name)
+            place = names.index(name) + 1
+    shown = dict.fromkeys(name for column in columns for name in column)
+    names = [name for name in names if name in shown] + [name for name in shown if name not in names]
+    rows = [[name, *(cell(column.get(name), top) for column, top in zip(columns, best, strict=True))] for name in names]
+    return aligned(head, rows)
 
 
 # ----------------------------------------------------------------------------------------------------- writing
