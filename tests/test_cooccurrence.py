@@ -20,6 +20,7 @@ from recbole_qbert.cooccurrence import (
     fit,
     vectors,
 )
+from recbole_qbert.ranking import rank_of
 
 HISTORIES = [np.array(h) for h in ([0, 1, 1], [1, 2], [0, 1, 2], [3])]  # item 4 is in nobody's history
 COUNTS = [[2, 2, 1, 0, 0], [2, 3, 2, 0, 0], [1, 2, 2, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
@@ -227,10 +228,14 @@ class Evidence:
 
     def __init__(self, share):
         self.given, self.weight, self.epsilon = share, torch.tensor(-1.0), torch.tensor(-1.0)
-        self.shrink, self.decay = torch.tensor(0.0), torch.tensor(1.0)
+        self.shrink, self.decay, self.items = torch.tensor(0.0), torch.tensor(1.0), share.shape[1]
 
-    def share(self, sequences, lengths):
-        return self.given[sequences[:, 0]]
+    def links(self, sequences, lengths):
+        row, item = self.given[sequences[:, 0]].nonzero(as_tuple=True)
+        return cooccurrence.Links(row, item, pair=sequences[:, 0], age=row, target=row)
+
+    def shares(self, links, users):
+        return self.given[links.pair][links.row, links.item]
 
 
 def ask(users):
@@ -282,3 +287,41 @@ def test_the_grid_holds_no_weight_and_both_edges():
     assert WEIGHTS[0] == 0.0
     assert list(WEIGHTS) == sorted(WEIGHTS)
     assert cooccurrence.WEIGHTS[-1] > 2.4
+
+
+def test_the_fit_is_that_of_all_scores_of_all_points():
+    """Ranks of targets come from lists of the items with evidence; a score of every item gives the same, to the last bit."""
+    random = np.random.default_rng(3)
+    items, users = 60, 50
+    training = [random.choice(np.arange(1, items), random.integers(2, 7), replace=False) for _ in range(80)]
+    asked = [training[number] for number in random.integers(0, len(training), users)]
+    lengths = torch.tensor([len(history) - 1 for history in asked])
+    sequences = torch.zeros(users, 6, dtype=torch.long)
+    for row, history in enumerate(asked):
+        sequences[row, : len(history) - 1] = torch.from_numpy(history[:-1])
+    target = torch.tensor([int(history[-1]) if row % 3 else 7 for row, history in enumerate(asked)])
+    scores = torch.from_numpy(random.integers(-9, 9, (users, items)) * 0.25).float()  # ties, and many
+    scores[:, 0] = -torch.inf
+    scores[4, target[4]] = -torch.inf
+
+    def gain(scores):
+        rank = rank_of(scores, target)
+        return torch.where(rank <= 10, 1 / torch.log2(rank + 1.0), 0.0).sum().item()
+
+    prior, best = CooccurrencePrior(training, items), {}
+    for shrink in cooccurrence.SHRINKS:
+        for decay in cooccurrence.DECAYS:
+            share = CooccurrencePrior(training, items, shrink, decay).share(sequences, lengths)
+            best[shrink, decay] = gain(share), share
+    chosen = max(best, key=lambda point: best[point][0])
+    share = best[chosen][1]
+    points = {(w, e): gain(scores + w * torch.log(share + e)) for e in EPSILONS for w in WEIGHTS}
+    half = [
+        (lambda part=part: scores[part], sequences[part], lengths[part], target[part]) for part in (slice(20), slice(20, 50))
+    ]
+    found = fit(prior, lambda: half)
+    assert (found["shrink"], found["decay"]) == chosen
+    assert (found["weight"], found["epsilon"]) == max(points, key=points.__getitem__) and found["weight"] > 0
+    assert found["ndcg@10"] == pytest.approx(max(points.values()) / users, rel=1e-6)
+    assert found["ndcg@10_without"] == pytest.approx(gain(scores) / users, rel=1e-6)
+    assert len(set(points.values())) > 20
