@@ -489,6 +489,19 @@ def test_the_comparison_is_what_a_hand_computes(tmp_path):
     assert prior.tests["plain"].difference < 0 and prior.tests["plain"].high < 0 and prior.tests["plain"].significant
 
 
+def test_rows_may_be_compared_with_a_row_and_its_prior(tmp_path):
+    ours, theirs = Row("ours", "QBERT4Rec", prior=True), Row("theirs", "SASRec", prior=True)
+    made = [
+        finished(tmp_path, ours, 1, [1, 3, 11] * 20, prior=[1, 1, 1] * 20),
+        finished(tmp_path, theirs, 1, [4, 3, 11] * 20),  # of another command: no prior
+    ]
+    comparison = compare.compare(compared(tmp_path, made, (ours, theirs), against="ours + prior"))
+    plain, prior, other = comparison.lines
+    assert [line.name for line in comparison.lines] == ["ours", "ours + prior", "theirs"] and not prior.tests
+    assert plain.tests["plain"].difference == pytest.approx((0.5 + 1) / 3)
+    assert other.tests["plain"].difference == pytest.approx((1 - 1 / np.log2(5) + 0.5 + 1) / 3)
+
+
 def test_what_is_not_significant_is_marked_and_the_direction_is_right(tmp_path):
     first, second = Row("first", "SASRec"), Row("second", "SASRec")
     ranks = [1, 2, 11, 4, 5, 6] * 3
@@ -591,6 +604,8 @@ def test_the_command_reports_failures_by_its_exit_code_and_prints_the_table(data
     assert about["cells"][0]["path"].startswith(f"cells/{NAME}/SASRec-") and about["suite"]["rows"][0]["name"] == "SASRec"
     with pytest.raises(ValueError, match="no row 'SASREC' \\(did you mean 'SASRec'"):
         command([*options, "--rows", "SASREC"])
+    with pytest.raises(ValueError, match="no line 'SASRec \\+ prior'"):  # the row asks for none
+        command([*options, "--against", "SASRec + prior"])
     with pytest.raises(ValueError, match="--jobs is 0"):
         command([*options, "--jobs", "0"])
 

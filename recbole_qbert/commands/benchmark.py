@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def add_commands(add: Any) -> None:
     command.add_argument(
         "--rows", nargs="+", default=[], metavar="ROW", help="run only these; others are shown if they have results"
     )
+    text = "line that paired tests compare all others with, in place of the suite's ('default + prior')"
+    command.add_argument("--against", metavar="LINE", help=text)
     text = "pretrain on these data sets, with one vocabulary for them and the data set (table4)"
     command.add_argument("--sources", nargs="+", default=[], metavar="NAME", help=text)
     command.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
@@ -50,7 +53,11 @@ def benchmark(args: argparse.Namespace) -> Figures:
         if getattr(args, option) is not None and getattr(args, option) < 1:
             raise ValueError(f"--{option} is {getattr(args, option)}; it must be at least 1")
     suites = [spec.load(name) for name in args.suite]
-    _refuse_unknown_rows(args.rows, suites)
+    _refuse_unknown(args.rows, [row.name for suite in suites for row in suite.rows], "row")
+    if args.against:
+        for suite in suites:
+            _refuse_unknown([args.against], list(spec.lines(suite.rows)), "line")
+        suites = [replace(suite, against=args.against) for suite in suites]
     place = (args.dataset, Path(args.data_path), Path(args.output))
     chosen: Figures = {"seeds": args.seeds, "rows": args.rows, "sources": args.sources}
     plans = [cells.plan(suite, *place, args.properties, **chosen) for suite in suites]
@@ -77,8 +84,7 @@ def benchmark(args: argparse.Namespace) -> Figures:
     return figures
 
 
-def _refuse_unknown_rows(rows: list[str], suites: list[spec.Suite]) -> None:
-    known = [row.name for suite in suites for row in suite.rows]
-    for name in rows:
+def _refuse_unknown(names: list[str], known: list[str], what: str) -> None:
+    for name in names:
         if name not in known:
-            raise ValueError(f"no row {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+            raise ValueError(f"no {what} {name!r}{nearest(name, known)}; there are {', '.join(known)}")

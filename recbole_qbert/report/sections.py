@@ -16,6 +16,7 @@ from recbole_qbert.report.page import gallery
 from recbole_qbert.report.plots import Plot
 from recbole_qbert.report.read import Cell, Spread, Suite
 from recbole_qbert.report.tables import NOTHING, facts, line, mean_of, share, spread, table
+from recbole_qbert.suites.spec import PRIOR
 
 
 def cost(suite: Suite) -> Html:
@@ -166,7 +167,7 @@ def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]
 
 
 def _cell_with_ids(suite: Suite) -> tuple[Cell, Path] | None:
-    for cell in sorted(suite.cells, key=lambda cell: cell.row != suite.spec["against"]):
+    for cell in sorted(suite.cells, key=lambda cell: cell.row != suite.spec["against"].removesuffix(PRIOR)):
         path = cell.folder / str(cell.result.get("sid"))
         if path.is_file():
             return cell, path

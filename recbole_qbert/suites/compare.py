@@ -48,7 +48,7 @@ class Line:
     """A line of the table.
 
     Attributes:
-        name: the row's, with ``+ prior`` behind it where the co-occurrence prior is added.
+        name: of ``spec.lines``: the row's, with ``+ prior`` behind it where the co-occurrence prior is added.
         row: the suite's row.
         model: its model.
         tuned: whether a file of the ``tune`` command was used.
@@ -109,7 +109,9 @@ def compare(plan: Plan) -> Comparison:
     cells: dict[str, list[Cell]] = {}
     for cell in plan.shown:
         cells.setdefault(cell.row.name, []).append(cell)
-    opponents = _users(cells.get(suite.against, []), "")
+    known_lines = spec.lines(suite.rows)
+    other, its_prefix = known_lines.get(suite.against, ("", ""))
+    opponents = _users(cells.get(other, []), its_prefix)
     lines: list[Line] = []
     for row in suite.rows:
         common: dict[str, Any] = {"row": row.name, "model": row.model, "note": row.note}
@@ -117,9 +119,8 @@ def compare(plan: Plan) -> Comparison:
         if row.name in plan.impossible:
             lines.append(Line(row.name, **common, impossible=plan.impossible[row.name]))
         elif row.name in cells:
-            for prefix in ("", "prior_") if row.prior else ("",):
-                against = {} if row.name == suite.against and not prefix else opponents
-                line = _line(cells[row.name], prefix, common, plan, against)
+            for name, prefix in [(name, prefix) for name, (own, prefix) in known_lines.items() if own == row.name]:
+                line = _line(name, cells[row.name], prefix, common, plan, {} if name == suite.against else opponents)
                 if line.seeds or not prefix:
                     lines.append(line)
     copied = {name: figures for name, figures in known.items() if name not in {row.name for row in suite.rows}}
@@ -129,10 +130,11 @@ def compare(plan: Plan) -> Comparison:
     )
 
 
-def _line(cells: Sequence[Cell], prefix: str, common: Mapping[str, Any], plan: Plan, opponents: Mapping[str, Any]) -> Line:
+def _line(
+    name: str, cells: Sequence[Cell], prefix: str, common: Mapping[str, Any], plan: Plan, opponents: Mapping[str, Any]
+) -> Line:
     """The line of a row, or of the row with its prior."""
     results = [(cell, result) for cell in cells if (result := cell.result()) is not None]
-    name = f"{common['row']} + prior" if prefix else common["row"]
     failed = {cell.seed: found["reason"] for cell in cells if cell.result() is None and (found := cell.failure())}
     if prefix:
         results = [(cell, result) for cell, result in results if f"{prefix}plain" in result["test"]]
@@ -179,6 +181,7 @@ def paired(against: np.ndarray, row: np.ndarray) -> Paired:
 def _users(cells: Sequence[Cell], prefix: str) -> dict[str, np.ndarray]:
     """Gains of every user by setting, and the ``users``; empty without a result."""
     ranks = [cell.ranks() for cell in cells if cell.result() is not None]
+    ranks = [one for one in ranks if prefix + "plain" in one]
     if not ranks:
         return {}
     found = {setting: gains([one[prefix + setting].tolist() for one in ranks]) for setting in spec.EVALUATIONS}

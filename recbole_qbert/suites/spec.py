@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ PUBLISHED = "published"  # benchmark/published.yaml holds the paper's figures, a
 KINDS = ("quality", "statistics", "cost", "embedding")
 METRICS = tuple(f"{name}@{k}" for name in ("hit", "ndcg") for k in (1, 5, 10))
 NEEDS = ("item_attributes",)
+PRIOR = " + prior"  # behind a row's name: its line with the co-occurrence prior added
 EVALUATIONS = {"plain": False, "history_excluded": True}  # name -> whether items of the history are put last
 
 _Types = tuple[type, ...]
@@ -72,7 +73,7 @@ class Suite:
         kind: what is made of the finished cells, of ``KINDS``.
         metrics: columns, of ``METRICS``.
         seeds: of every row.
-        against: the row that the paired tests compare all others with.
+        against: the line (a row, or a row + prior) that the paired tests compare all others with.
         shared: properties of every row: fairness is here, in one place.
         rows: in the order of the table.
         sweep: label of what varies from row to row, where that is one property.
@@ -92,6 +93,16 @@ class Suite:
     sweep: str = ""
     transfer: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def lines(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
+    """Lines of a table in their order: name -> row, and what stands before the names of its ranks and figures."""
+    found = {}
+    for row in rows:
+        found[row.name] = (row.name, "")
+        if row.prior:
+            found[row.name + PRIOR] = (row.name, "prior_")
+    return found
 
 
 def names() -> list[str]:
@@ -126,7 +137,7 @@ def load(name: str) -> Suite:
     label, rows = _swept(given.get("sweep"), rows, path)
     against = given.get("against", "")
     if against:
-        _known(against, rows, f"{path}: against")
+        _known(against, lines(rows.values()), f"{path}: against")
     shared = given.get("shared", {})
     if isinstance(shared, str):  # as in that suite
         shared = _checked(_read(other := path.with_name(f"{shared}.yaml")), _SUITE, str(other), ("shared",))["shared"]
