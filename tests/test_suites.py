@@ -549,12 +549,15 @@ def test_the_table_says_with_which_code_its_cells_were_run(tmp_path):
     assert said in kinds.make(compared(tmp_path, made, (one, two)))
 
 
-def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path):
+def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path, monkeypatch):
     one, two, three = (Row(name, "SASRec") for name in ("one", "two", "three"))
     made = [finished(tmp_path, one, 1, [1, 2]), finished(tmp_path, two, 1, [1, 2])]
     made.append(cells.Cell(three, 1, tmp_path / "three" / "seed-1", {}))
     plan = replace(compared(tmp_path, made, (one, two, three)), rows=("one",))
-    assert [line.name for line in compare.compare(plan).lines] == ["one", "two"]
+    monkeypatch.setattr(spec, "published", lambda suite, dataset: {"two": {"hit@1": 0.2}, "three": {"hit@1": 0.3}})
+    comparison = compare.compare(plan)
+    assert [line.name for line in comparison.lines] == ["one", "two"] and comparison.lines[1].published == {"hit@1": 0.2}
+    assert comparison.copied == {"three": {"hit@1": 0.3}}
 
 
 # ------------------------------------------------------------------------------------------------------ the whole way

@@ -123,7 +123,7 @@ def compare(plan: Plan) -> Comparison:
                 line = _line(name, cells[row.name], prefix, common, plan, {} if name == suite.against else opponents)
                 if line.seeds or not prefix:
                     lines.append(line)
-    copied = {name: figures for name, figures in known.items() if name not in {row.name for row in suite.rows}}
+    copied = {name: figures for name, figures in known.items() if name not in {line.row for line in lines}}
     sources = tuple(plan.cells[0].asked["sources"]) if plan.cells else ()
     return Comparison(
         suite.name, suite.title, suite.paper, plan.dataset, suite.metrics, suite.against, sources, tuple(lines), copied
