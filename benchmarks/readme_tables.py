@@ -104,8 +104,8 @@ def table(text: str, results: Path) -> list[str]:
         ValueError: unknown kind, no such rows, or a file of another benchmark.
     """
     kind, *options = text.split() or [""]
-    if kind not in (*TABLES, QUALITY):
-        raise ValueError(f"table {text!r}: {kind!r} is none of {', '.join(TABLES)}, {QUALITY}{nearest(kind, TABLES)}")
+    if kind not in (kinds := (*TABLES, QUALITY)):
+        raise ValueError(f"table {text!r}: {kind!r} is none of {', '.join(kinds)}{nearest(kind, kinds)}")
     asked = dict(option.partition("=")[::2] for option in options)
     paths = [results / f"{name}.json" for name in asked.pop("file", kind).split("|")]
     for path in paths:

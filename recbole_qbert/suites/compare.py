@@ -109,8 +109,7 @@ def compare(plan: Plan) -> Comparison:
     cells: dict[str, list[Cell]] = {}
     for cell in plan.shown:
         cells.setdefault(cell.row.name, []).append(cell)
-    known_lines = spec.lines(suite.rows)
-    other, its_prefix = known_lines.get(suite.against, ("", ""))
+    other, its_prefix = spec.lines(suite.rows).get(suite.against, ("", ""))
     opponents = _users(cells.get(other, []), its_prefix)
     lines: list[Line] = []
     for row in suite.rows:
@@ -119,7 +118,7 @@ def compare(plan: Plan) -> Comparison:
         if row.name in plan.impossible:
             lines.append(Line(row.name, **common, impossible=plan.impossible[row.name]))
         elif row.name in cells:
-            for name, prefix in [(name, prefix) for name, (own, prefix) in known_lines.items() if own == row.name]:
+            for name, (_, prefix) in spec.lines([row]).items():
                 line = _line(name, cells[row.name], prefix, common, plan, {} if name == suite.against else opponents)
                 if line.seeds or not prefix:
                     lines.append(line)
