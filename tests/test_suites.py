@@ -404,10 +404,22 @@ def test_a_spent_budget_starts_nothing(run_fake, capsys):
             runner.duration(text)
 
 
+class Interrupting:
+    """Sends Ctrl-C where Python swallows every exception."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_stops_the_children(run_fake, tmp_path, monkeypatch):
-    def interrupt(_):
+    sent, wait = [], time.sleep
+
+    def interrupt(seconds):
+        assert not sent, "the signal was lost"
+        wait(seconds)
         if (tmp_path / "cells" / "a" / "started").exists():
-            os.kill(os.getpid(), signal.SIGINT)
+            sent.append(Interrupting())
+            sent[0] = None  # collected here
 
     monkeypatch.setattr(runner.time, "sleep", interrupt)
     children = []

@@ -86,8 +86,8 @@ def run(
     threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // jobs)
     total, number, end = len(waiting), 0, time.monotonic() + budget if budget is not None else float("inf")
     children: list[_Child] = []
-    with _stoppable(children):
-        while waiting or children:
+    with _stoppable(children) as received:
+        while (waiting or children) and not received:
             while waiting and len(children) < jobs and time.monotonic() < end:
                 cell = waiting.pop(0)
                 if cell.result() is None:
@@ -101,6 +101,8 @@ def run(
                 children.remove(child)
                 number += 1
                 say(f"[{number}/{total}] {_end(child, outcome)}")
+        if received:
+            raise Interrupted(signal.Signals(received[0]).name)
     outcome.left = waiting
     if waiting:
         say(f"budget spent: {len(waiting)} cells left; the same command goes on with them")
@@ -174,15 +176,17 @@ def _end(child: _Child, outcome: Outcome) -> str:
 
 
 @contextmanager
-def _stoppable(children: list[_Child]) -> Iterator[None]:
-    """In the block Ctrl-C and SIGTERM raise ``Interrupted``; whatever ends the block stops the children."""
+def _stoppable(children: list[_Child]) -> Iterator[list[int]]:
+    """In the block the list gets the signals of Ctrl-C and SIGTERM; whatever ends the block stops the children."""
+    received: list[int] = []
 
-    def stop(number: int, _: object) -> None:
-        raise Interrupted(signal.Signals(number).name)
+    def note(number: int, _: object) -> None:
+        # An exception from here would be lost where Python swallows exceptions: in a collector's callback, in ``__del__``.
+        received.append(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for child in children:
             child.process.terminate()
