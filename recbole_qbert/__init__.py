@@ -28,10 +28,11 @@ if find_spec("recbole") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 else:
-    from recbole_qbert import compat, plugin
+    from recbole_qbert import checkpoints, compat, plugin
     from recbole_qbert.paths import properties
 
     compat.apply()
+    checkpoints.apply()
     plugin.install()
 
     # After the shims: these import RecBole's trainer and model classes.
@@ -55,7 +56,7 @@ else:
     )
     plugin.use_dataset(["FDSA", "S3Rec"], AttributeDataset)
 
-    load_data_and_model = compat.load_data_and_model
+    load_data_and_model = checkpoints.load_data_and_model
     objective_function = plugin.objective_function
 
 __version__ = "0.1.0"

@@ -113,12 +113,12 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
             f"{path} is a checkpoint, and reading it takes RecBole, which is not installed here (pip install "
             "recbole==1.2.1); or export it where RecBole is, and load the folder"
         )
-    from recbole_qbert import compat, runs
+    from recbole_qbert import checkpoints, compat, runs
     from recbole_qbert.models.qbert4rec import id_places, ids_file
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; finetune and train write a checkpoint, <output>/<dataset>/finetune.pth")
-    checkpoint = compat.load_checkpoint(path)
+    checkpoint = checkpoints.load_checkpoint(path)
     settings = _settings(checkpoint, path)
     dataset = checkpoint["config"]["dataset"]
     config = runs.configure(MODEL, dataset, data_path or settings.get("data_path", "dataset"), settings)

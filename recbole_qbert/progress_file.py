@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recbole_qbert import compat
+from recbole_qbert import checkpoints
 from recbole_qbert.artifacts import digest, whole
 from recbole_qbert.config import INCIDENTAL
 
@@ -38,7 +38,7 @@ class ProgressFile:
         if not (self.path.exists() and self.checkpoint.exists()):
             return False
         try:
-            state = compat.load_checkpoint(self.path)
+            state = checkpoints.load_checkpoint(self.path)
         except ValueError as error:
             trainer.logger.warning(f"starting anew: {error}")
             return False
@@ -79,7 +79,7 @@ class ProgressFile:
             "state_dict": trainer.model.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
         }
-        compat.write_checkpoint(state, self.path)
+        checkpoints.write_checkpoint(state, self.path)
 
     def _cut_log(self, last: int) -> None:
         """Drop lines of epochs that will be run again."""

@@ -17,7 +17,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from tqdm import tqdm
 
-from recbole_qbert import compat
+from recbole_qbert import checkpoints, compat
 from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.pipeline import Catalogue
 from recbole_qbert.ranking import rank_of
@@ -141,7 +141,7 @@ def train(config: Config, title: str | None = None, prepare: Callable[[Any], Non
         # RecBole's own bars, one an epoch and one a validation, would fight with this one for the line.
         _, valid = trainer.fit(train_data, valid_data, verbose=True, saved=True, show_progress=False, callback_fn=show)
     seconds["training"] = time.perf_counter() - started
-    checkpoint = compat.load_checkpoint(trainer.saved_model_file)
+    checkpoint = checkpoints.load_checkpoint(trainer.saved_model_file)
     model.load_state_dict(checkpoint["state_dict"])
     model.load_other_parameter(checkpoint.get("other_parameter"))
     model.eval()

@@ -12,7 +12,7 @@ from recbole.trainer import Trainer
 from torch import Tensor, distributed
 from tqdm import tqdm
 
-from recbole_qbert import compat, cooccurrence
+from recbole_qbert import checkpoints, cooccurrence
 from recbole_qbert.domains import balanced
 from recbole_qbert.processes import wait_for_all
 from recbole_qbert.progress_file import ProgressFile
@@ -192,7 +192,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             return super().evaluate(eval_data, load_best_model, model_file, show_progress)
         if load_best_model:
             path = model_file or self.saved_model_file
-            checkpoint = compat.load_checkpoint(path)
+            checkpoint = checkpoints.load_checkpoint(path)
             self.model.load_state_dict(checkpoint["state_dict"])
             self.model.load_other_parameter(checkpoint.get("other_parameter"))
             self.logger.info(f"Loading model structure and parameters from {path}")
@@ -241,7 +241,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
 
     # ----------------------------------------------------------------------------------------- structural prior
     def _fit_and_keep_prior(self, valid_data: Any) -> tuple[float, Any]:
-        checkpoint = compat.load_checkpoint(self.saved_model_file)
+        checkpoint = checkpoints.load_checkpoint(self.saved_model_file)
         self.model.load_state_dict(checkpoint["state_dict"])
         found = self.fit_prior(valid_data)
         self.logger.info(f"structural prior fitted on validation: {found}")
@@ -250,7 +250,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         self.best_valid_score = self.best_valid_result[self.valid_metric]
         checkpoint["best_valid_score"] = float(self.best_valid_score)
         if self.rank == 0:
-            compat.write_checkpoint(checkpoint, self.saved_model_file)
+            checkpoints.write_checkpoint(checkpoint, self.saved_model_file)
         return self.best_valid_score, self.best_valid_result
 
     @torch.no_grad()

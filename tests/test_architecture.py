@@ -21,6 +21,7 @@ EXAMPLES = sorted(
 HOSTED = {
     "plugin.py",
     "compat.py",
+    "checkpoints.py",
     "dataset.py",
     "trainer.py",
     "runs.py",

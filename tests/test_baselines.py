@@ -8,7 +8,7 @@ import torch
 import yaml
 from recbole.quick_start import run_recbole
 
-from recbole_qbert import compat, plugin, runs
+from recbole_qbert import checkpoints, plugin, runs
 from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.dataset import QBERT4RecDataset
 from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
@@ -119,7 +119,7 @@ def test_run_recbole_validates_once_and_trains_nothing(data):
 
 def test_a_checkpoint_brings_the_same_scores_back(data):
     run = knn(data, shrink=2, decay=0.9)
-    _, model, _, _, _, test = compat.load_data_and_model(run.trainer.saved_model_file)
+    _, model, _, _, _, test = checkpoints.load_data_and_model(run.trainer.saved_model_file)
     assert torch.equal(model.full_sort_predict(test._dataset.inter_feat), scores_of(run, run.test_data))
 
 

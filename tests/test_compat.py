@@ -1,4 +1,4 @@
-"""recbole_qbert.compat: each shim against the problem it is there for, on RecBole's own models."""
+"""recbole_qbert.compat and .checkpoints: each shim against the problem it is there for, on RecBole's own models."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from recbole.data import create_dataset, data_preparation
 from recbole.trainer import PretrainTrainer, Trainer
 from scipy import sparse
 
-from recbole_qbert import compat
+from recbole_qbert import checkpoints, compat
 from recbole_qbert.compat import quick_start
 
 compat.apply()
+checkpoints.apply()
 
 ROOT = Path(__file__).resolve().parents[1]
 SEQUENTIAL: dict[str, Any] = {
@@ -148,8 +149,8 @@ def test_what_numpy_and_scipy_hold_comes_back_as_it_was(tmp_path: Path) -> None:
         "path": Path("a") / "b",
     }
     foreign: list[str] = []
-    compat.write_checkpoint({"it": compat._plain(values, "it", foreign)}, tmp_path / "x.pth")
-    back = compat._revive(compat.load_checkpoint(tmp_path / "x.pth")["it"])
+    checkpoints.write_checkpoint({"it": checkpoints._plain(values, "it", foreign)}, tmp_path / "x.pth")
+    back = checkpoints._revive(checkpoints.load_checkpoint(tmp_path / "x.pth")["it"])
     assert foreign == []
     assert (back["number"], back["path"]) == (0.5, str(Path("a") / "b"))
     assert type(back["matrix"]) is np.matrix
@@ -169,19 +170,19 @@ def test_what_is_not_plain_is_warned_about_and_needs_trust(caplog: pytest.LogCap
     with caplog.at_level("WARNING"):
         trainer._save_checkpoint(0, verbose=False)
     assert "other_parameter['odd'] (collections.deque), other_parameter['loose'][...] (torch" in caplog.text
-    with pytest.raises(compat.UntrustedCheckpointError, match=r"trusted=True"):
-        compat.load_data_and_model(trainer.saved_model_file)
-    _, model, *_ = compat.load_data_and_model(trainer.saved_model_file, trusted=True)
+    with pytest.raises(checkpoints.UntrustedCheckpointError, match=r"trusted=True"):
+        checkpoints.load_data_and_model(trainer.saved_model_file)
+    _, model, *_ = checkpoints.load_data_and_model(trainer.saved_model_file, trusted=True)
     assert model.odd == collections.deque([1])
     assert torch.equal(model.loose[0].weight, trainer.model.loose[0].weight)
 
 
 def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     file = tmp_path / "x.pth"
-    compat.write_checkpoint({"a": 1}, file)
+    checkpoints.write_checkpoint({"a": 1}, file)
     with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
-        compat.write_checkpoint({"a": lambda: None}, file)
-    assert compat.load_checkpoint(file) == {"a": 1}
+        checkpoints.write_checkpoint({"a": lambda: None}, file)
+    assert checkpoints.load_checkpoint(file) == {"a": 1}
     assert [path.name for path in tmp_path.glob("x.pth*")] == ["x.pth"]
 
 
@@ -199,33 +200,33 @@ class Malicious:
 @pytest.mark.parametrize("write", [torch.save, lambda state, path: Path(path).write_bytes(pickle.dumps(state))])
 def test_a_malicious_file_is_refused_and_not_executed(write: Any) -> None:
     write({"config": Malicious(), "state_dict": {}}, "evil.pth")
-    for read in (compat.load_checkpoint, compat.load_data_and_model, recbole.quick_start.load_data_and_model):
-        with pytest.raises(compat.UntrustedCheckpointError, match=REFUSAL):
+    for read in (checkpoints.load_checkpoint, checkpoints.load_data_and_model, recbole.quick_start.load_data_and_model):
+        with pytest.raises(checkpoints.UntrustedCheckpointError, match=REFUSAL):
             read("evil.pth")
         assert not Path("was_executed").exists()
 
 
 def test_only_trust_executes() -> None:
     torch.save({"config": Malicious()}, "evil.pth")
-    compat.load_checkpoint("evil.pth", trusted=True)
+    checkpoints.load_checkpoint("evil.pth", trusted=True)
     assert Path("was_executed").exists()
 
 
 def test_other_files_are_named() -> None:
     with pytest.raises(FileNotFoundError):
-        compat.load_checkpoint("none.pth")
+        checkpoints.load_checkpoint("none.pth")
     torch.save([1], "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth is no checkpoint: it holds a list"):
-        compat.load_checkpoint("list.pth")
+        checkpoints.load_checkpoint("list.pth")
     torch.save({"weight": torch.zeros(1)}, "weights.pth")
     with pytest.raises(ValueError, match=r"weights\.pth is no checkpoint of a RecBole model"):
-        compat.load_data_and_model("weights.pth")
+        checkpoints.load_data_and_model("weights.pth")
     Path("half.pth").write_bytes(Path("weights.pth").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"half\.pth"):
-        compat.load_checkpoint("half.pth")
+        checkpoints.load_checkpoint("half.pth")
     Path("empty.pth").touch()
     with pytest.raises(ValueError, match=r"empty\.pth is damaged or no checkpoint"):
-        compat.load_checkpoint("empty.pth")
+        checkpoints.load_checkpoint("empty.pth")
 
 
 def stock_checkpoint(trainer: Trainer) -> str:
@@ -237,9 +238,9 @@ def stock_checkpoint(trainer: Trainer) -> str:
 def test_a_checkpoint_of_stock_recbole_needs_trust() -> None:
     trainer, (_, _, test_data) = make_trainer(**SEQUENTIAL, **SMALL)
     file = stock_checkpoint(trainer)
-    with pytest.raises(compat.UntrustedCheckpointError):
-        compat.load_data_and_model(file)
-    config, model, *_ = compat.load_data_and_model(file, trusted=True)
+    with pytest.raises(checkpoints.UntrustedCheckpointError):
+        checkpoints.load_data_and_model(file)
+    config, model, *_ = checkpoints.load_data_and_model(file, trusted=True)
     expected = trainer.evaluate(test_data, load_best_model=False)
     assert Trainer(config, model).evaluate(test_data, load_best_model=False) == expected
 
@@ -254,9 +255,9 @@ def test_a_checkpoint_written_under_ddp_is_read_by_one_process(stock: bool) -> N
         stock_checkpoint(trainer)
     else:
         trainer._save_checkpoint(0)
-        stored = compat.load_checkpoint(trainer.saved_model_file)["config"]["external"]
+        stored = checkpoints.load_checkpoint(trainer.saved_model_file)["config"]["external"]
         assert not stored.keys() & group.keys()
-    config, *_ = compat.load_data_and_model(trainer.saved_model_file, trusted=stock)
+    config, *_ = checkpoints.load_data_and_model(trainer.saved_model_file, trusted=stock)
     assert config["single_spec"] is True
     assert "world_size" not in config
 
@@ -273,7 +274,7 @@ def test_settings_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Non
     quick_start.run_recbole("SASRec", "toy", config_file_list=["mine.yaml"], config_dict=settings(**more))
     monkeypatch.setattr(sys, "argv", ["test", "--hidden_size=16", "--topk=[1]"])
     (file,) = Path("saved").glob("*.pth")
-    config, *_ = compat.load_data_and_model(file)
+    config, *_ = checkpoints.load_data_and_model(file)
     assert config["user_inter_num_interval"] == "[5,10]"
     assert (config["hidden_size"], config["topk"]) == (8, [5])
     assert Path(config["data_path"]) == Path("data/toy"), "not data/toy/toy"
@@ -281,21 +282,21 @@ def test_settings_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_file_does_not_choose_what_is_imported() -> None:
     trainer, _ = make_trainer(**SEQUENTIAL, **SMALL)
-    state = compat.checkpoint_state(trainer, 0)
+    state = checkpoints.checkpoint_state(trainer, 0)
     Path("my_models.py").write_text("raise SystemExit('was imported')\n")
     for module in ("my_models", "recbole_qbert_evil.models"):
-        compat.write_checkpoint({**state, "module": module}, "x.pth")
+        checkpoints.write_checkpoint({**state, "module": module}, "x.pth")
         with pytest.raises(ImportError, match=rf"module '{module}'.*import {module} "):
-            compat.load_data_and_model("x.pth")
-    compat.write_checkpoint({**state, "module": "recbole_qbert.moved.since"}, "x.pth")
-    compat.load_data_and_model("x.pth")  # the package registers its models, wherever they are now
+            checkpoints.load_data_and_model("x.pth")
+    checkpoints.write_checkpoint({**state, "module": "recbole_qbert.moved.since"}, "x.pth")
+    checkpoints.load_data_and_model("x.pth")  # the package registers its models, wherever they are now
 
 
 def test_a_fresh_process_reads_and_evaluates() -> None:
     result, file = run("SASRec", **SEQUENTIAL, **SMALL)
     code = (
         "import torch; torch.set_num_threads(1)\n"
-        "from recbole_qbert import compat; compat.apply()\n"
+        "import recbole_qbert\n"
         "from recbole.quick_start import load_data_and_model\n"
         "from recbole.trainer import Trainer\n"
         f"config, model, _, _, _, test = load_data_and_model({str(file)!r})\n"
@@ -379,7 +380,7 @@ def test_a_folder_that_another_process_made_is_no_error(module: str, tmp_path: P
     importlib.import_module(f"recbole.{module}").ensure_dir(str(tmp_path / "log"))
 
 
-#: Every name of RecBole that plugin.py and compat.py replace, call or read though it is nobody's promise,
+#: Every name of RecBole that plugin.py, compat.py and checkpoints.py replace, call or read though it is nobody's promise,
 #: with its arguments. A new version of RecBole that fails here needs a look at the code that uses the name.
 TOUCHED = [
     ("config/configurator.py", "Config._load_internal_config_dict", "self, model, model_class, dataset"),
@@ -460,8 +461,9 @@ def test_apply_is_idempotent() -> None:
 
     before = touched()
     compat.apply()
+    checkpoints.apply()
     assert touched() == before
-    assert before[-1] is before[-2] is compat.load_data_and_model
+    assert before[-1] is before[-2] is checkpoints.load_data_and_model
 
 
 def test_anomaly_detection_is_off_after_recbole_was_imported() -> None:

@@ -26,10 +26,11 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import Trainer
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_qbert import compat, plugin
+from recbole_qbert import checkpoints, compat, plugin
 from recbole_qbert.compat import quick_start
 
 compat.apply()
+checkpoints.apply()
 plugin.install()
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -418,7 +419,7 @@ def test_two_processes_started_without_a_main_file(tmp_path: Path) -> None:
     """run(nproc=2) under ``python -c``: nothing but the plugin's function leads the children to the model."""
     package = tmp_path / "path" / "recbole_qbert"
     package.mkdir(parents=True)
-    for name in ("plugin.py", "compat.py"):
+    for name in ("plugin.py", "compat.py", "checkpoints.py"):
         package.joinpath(name).write_text((ROOT / "recbole_qbert" / name).read_text())
     package.joinpath("ToyRec.yaml").write_text(PROPERTIES)
     model = "import torch\nfrom typing import Any\nfrom recbole.config import Config\n" + textwrap.dedent(
@@ -426,9 +427,9 @@ def test_two_processes_started_without_a_main_file(tmp_path: Path) -> None:
     )
     package.joinpath("toy.py").write_text(model)
     package.joinpath("__init__.py").write_text(
-        "from pathlib import Path\nfrom recbole_qbert import compat, plugin\n"
+        "from pathlib import Path\nfrom recbole_qbert import checkpoints, compat, plugin\n"
         "from recbole_qbert.toy import ToyRec\n"
-        "compat.apply()\nplugin.install()\n"
+        "compat.apply()\ncheckpoints.apply()\nplugin.install()\n"
         "plugin.register(ToyRec, properties=Path(__file__).with_name('ToyRec.yaml'))\n"
     )
     package.parent.joinpath("sitecustomize.py").write_text(GLOO)
@@ -438,7 +439,7 @@ def test_two_processes_started_without_a_main_file(tmp_path: Path) -> None:
         f"result = run('ToyRec', 'toy', config_dict={settings(epochs=2)!r}, nproc=2, port='{port}')\n"
         "assert 0 <= result['test_result']['hit@5'] <= 1\n"
         "file, = glob.glob('saved/ToyRec-*.pth')\n"
-        "config, model, dataset, *loaders = recbole_qbert.compat.load_data_and_model(file)\n"
+        "config, model, dataset, *loaders = recbole_qbert.checkpoints.load_data_and_model(file)\n"
         "print('read by one process:', config['single_spec'], type(model).__module__)",
         package.parent,
     )

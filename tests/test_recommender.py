@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_qbert import cli, compat, export, newcomers, ranking, runs, semantic_ids
+from recbole_qbert import checkpoints, cli, export, newcomers, ranking, runs, semantic_ids
 from recbole_qbert.recommender import Recommender
 from recbole_qbert.tokenizer import Tokenizer
 from tests.helpers_recbole import QUICK, write_dataset
@@ -51,9 +51,9 @@ def train(data, tmp_path_factory):
                 )
             if kept[kind].model.prior is not None:
                 kept[kind].model.prior.weight.fill_(0.7)
-                checkpoint = compat.load_checkpoint(kept[kind].trainer.saved_model_file)
+                checkpoint = checkpoints.load_checkpoint(kept[kind].trainer.saved_model_file)
                 checkpoint["state_dict"] = kept[kind].model.state_dict()
-                compat.write_checkpoint(checkpoint, kept[kind].trainer.saved_model_file)
+                checkpoints.write_checkpoint(checkpoint, kept[kind].trainer.saved_model_file)
         return kept[kind]
 
     return trained
@@ -244,9 +244,9 @@ def test_exports_are_the_same_bytes_and_hold_no_pickle(kept, checkpoint, tmp_pat
 def test_a_prior_of_weight_0_stays_behind(train, tmp_path):
     assert export.from_checkpoint(Path(train("paper").trainer.saved_model_file)).prior is None
     run = train("prior")
-    state = compat.load_checkpoint(run.trainer.saved_model_file)
+    state = checkpoints.load_checkpoint(run.trainer.saved_model_file)
     state["state_dict"]["prior.weight"].zero_()
-    compat.write_checkpoint(state, tmp_path / "zero.pth")
+    checkpoints.write_checkpoint(state, tmp_path / "zero.pth")
     assert export.from_checkpoint(tmp_path / "zero.pth").prior is None
 
 
@@ -293,9 +293,9 @@ def test_nothing_of_others_is_overwritten(checkpoint, tmp_path):
 
 
 def changed(checkpoint, path, **changes):
-    state = compat.load_checkpoint(checkpoint)
+    state = checkpoints.load_checkpoint(checkpoint)
     state["config"] |= changes
-    compat.write_checkpoint(state, path)
+    checkpoints.write_checkpoint(state, path)
     return path
 
 
@@ -310,7 +310,7 @@ def test_checkpoints_that_cannot_be_exported(checkpoint, data, tmp_path):
     (tmp_path / "text.bin").write_text("no checkpoint")
     with pytest.raises(ValueError, match=r"text\.bin"):
         Recommender.load(tmp_path / "text.bin")
-    external = {k: v for k, v in compat.load_checkpoint(checkpoint)["config"]["external"].items() if k != "data_path"}
+    external = {k: v for k, v in checkpoints.load_checkpoint(checkpoint)["config"]["external"].items() if k != "data_path"}
     with pytest.raises(FileNotFoundError, match=r"dataset/Tiny/Tiny\.inter is missing; data_path must"):
         export.from_checkpoint(changed(checkpoint, tmp_path / "default.pth", external=external))
     assert export.from_checkpoint(tmp_path / "default.pth", data).ids.items
@@ -324,7 +324,7 @@ def test_the_semantic_ids_must_be_those_of_the_training(checkpoint, run, tmp_pat
     replace(ids, codes=ids.codes[::-1]).save(tmp_path / "other.sid")
     with pytest.raises(ValueError, match=r"other\.sid holds other semantic IDs"):
         export.from_checkpoint(checkpoint, sid=tmp_path / "other.sid")
-    external = compat.load_checkpoint(checkpoint)["config"]["external"] | {"semantic_id_dir": str(tmp_path / "gone")}
+    external = checkpoints.load_checkpoint(checkpoint)["config"]["external"] | {"semantic_id_dir": str(tmp_path / "gone")}
     moved = changed(checkpoint, tmp_path / "moved.pth", external=external)
     with pytest.raises(FileNotFoundError, match=r"gone/Tiny\.sid is missing.*--sid FILE"):
         export.from_checkpoint(moved)

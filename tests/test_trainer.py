@@ -12,7 +12,7 @@ import pytest
 import torch
 from recbole.trainer import Trainer
 
-from recbole_qbert import compat, runs
+from recbole_qbert import checkpoints, runs
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -216,7 +216,7 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
         assert {path.name for path in vocabulary.glob("?.sid")} == {"A.sid", "B.sid", "T.sid"}
         second, said = call(processes, folder, "finetune", "--dataset=T", "--vocabulary", str(vocabulary), *base)
         assert said.count("QBERT4Rec + co-occurrence prior") == 1, "one process speaks"
-        weights = compat.load_checkpoint(folder / "T" / "finetune.pth")["state_dict"]
+        weights = checkpoints.load_checkpoint(folder / "T" / "finetune.pth")["state_dict"]
         found.append((first["valid"], second["valid"], second["test"], weights))
     assert found[0][:3] == found[1][:3]
     for name, value in found[0][3].items():

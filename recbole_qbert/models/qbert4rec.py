@@ -13,7 +13,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_qbert import compat, pipeline, semantic_ids
+from recbole_qbert import checkpoints, compat, pipeline, semantic_ids
 from recbole_qbert.artifacts import digest, sha256
 from recbole_qbert.config import SequenceConfig, TrainConfig, read
 from recbole_qbert.cooccurrence import CooccurrencePrior
@@ -109,7 +109,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         Raises:
             ValueError: the checkpoint is of another vocabulary or another shape.
         """
-        checkpoint = compat.load_checkpoint(path)
+        checkpoint = checkpoints.load_checkpoint(path)
         given = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
         other = checkpoint.get("other_parameter") or {}
         same_items = other.get("catalogue") == self.catalogue
