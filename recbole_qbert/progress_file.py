@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from recbole_qbert import checkpoints
 from recbole_qbert.artifacts import digest, whole
 from recbole_qbert.config import INCIDENTAL
+from recbole_qbert.processes import rank
+
+Callback = Callable[[int, float], Any]
 
 # What may differ between a run and its continuation; files count by their content (``fingerprint``).
 _VOLATILE = INCIDENTAL | {"pretrained", "semantic_id_file", "epochs"}
@@ -23,15 +31,44 @@ class ProgressFile:
     Args:
         checkpoint: where the best weights go.
         config: RecBole's configuration.
-        model: as it is before training.
+        start: what training starts from besides the settings, as text.
+        order: generator of the order of the rows. With it random states are kept, too: RecBole's trainers go on from them.
     """
 
-    def __init__(self, checkpoint: Path, config: Any, model: Any) -> None:
+    def __init__(self, checkpoint: Path, config: Any, start: str, order: torch.Generator | None = None) -> None:
+        self.order = order
         self.checkpoint = checkpoint
         self.path, self.log = checkpoint.with_suffix(".progress"), checkpoint.with_suffix(".jsonl")
         settings = {k: str(v) for k, v in config.final_config_dict.items() if k not in _VOLATILE}
-        self.run = digest([settings, model.fingerprint()])
+        self.run = digest([settings, start])
         self.started = time.perf_counter()
+
+    def fit(self, trainer: Any, fit: Callable[[Callback], Any], train_data: Any, callback: Callback | None) -> Any:
+        """Train from where the file says.
+
+        Args:
+            trainer: RecBole's, not yet trained.
+            fit: its training, which calls back after every epoch.
+            train_data: loader of the training rows.
+            callback: is called after every epoch, too.
+
+        Returns:
+            What ``fit`` returns: best score and result on validation; those of the file where nothing is left to do.
+        """
+        if self.load(trainer):
+            finished = trainer.cur_step > trainer.stopping_step or trainer.start_epoch >= trainer.epochs
+            trainer.logger.info(f"{self.path}: {'finished' if finished else 'going on'} at epoch {trainer.start_epoch}")
+            if finished:
+                trainer.eval_collector.data_collect(train_data)
+                return trainer.best_valid_score, trainer.best_valid_result
+
+        def seen(epoch: int, score: float) -> None:
+            if rank() == 0:
+                self.save(trainer, epoch, score)
+            if callback:
+                callback(epoch, score)
+
+        return fit(seen)
 
     def load(self, trainer: Any) -> bool:
         """Put a trainer where the file says; false where there is nothing to go on from."""
@@ -54,6 +91,8 @@ class ProgressFile:
         trainer.best_valid_score, trainer.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         trainer.train_loss_dict = state["losses"]
         trainer.optimizer.load_state_dict(state["optimizer"])
+        if self.order is not None:
+            _set_random_state(state["random"], self.order)
         self._cut_log(state["epoch"])
         return True
 
@@ -78,6 +117,7 @@ class ProgressFile:
             "losses": {int(k): float(v) for k, v in trainer.train_loss_dict.items()},
             "state_dict": trainer.model.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
+            "random": None if self.order is None else _random_state(self.order),
         }
         checkpoints.write_checkpoint(state, self.path)
 
@@ -88,3 +128,26 @@ class ProgressFile:
         lines = self.log.read_text(encoding="utf-8").splitlines()
         with whole(self.log) as temporary:
             temporary.write_text("".join(f"{x}\n" for x in lines if x and json.loads(x)["epoch"] <= last), encoding="utf-8")
+
+
+def _random_state(order: torch.Generator) -> dict[str, Any]:
+    """What RecBole draws from, as plain values: masks (Python), negatives (numpy), dropout (torch), the order of rows."""
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": (version, list(words), gauss),
+        "numpy": (name, np.asarray(keys).tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "order": order.get_state(),
+    }
+
+
+def _set_random_state(state: dict[str, Any], order: torch.Generator) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    order.set_state(state["order"])

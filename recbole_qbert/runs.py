@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from tqdm import tqdm
 
 from recbole_qbert import checkpoints, compat
+from recbole_qbert.artifacts import digest
 from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.pipeline import Catalogue
+from recbole_qbert.progress_file import ProgressFile
 from recbole_qbert.ranking import rank_of
 from recbole_qbert.trainer import QBERT4RecTrainer
 
@@ -104,7 +108,12 @@ def pretraining(config: Config) -> dict[str, Any]:
     }
 
 
-def train(config: Config, title: str | None = None, prepare: Callable[[Any], None] | None = None) -> Run:
+def train(
+    config: Config,
+    title: str | None = None,
+    prepare: Callable[[Any], None] | None = None,
+    checkpoint_file: Path | None = None,
+) -> Run:
     """Train one model and put its best weights back; everything RecBole writes goes to the current folder.
 
     The seed is set before the data and again before the model, so that the model does not depend on how the data were
@@ -114,6 +123,9 @@ def train(config: Config, title: str | None = None, prepare: Callable[[Any], Non
         config: of ``configure``.
         title: shows a progress bar over epochs under this name.
         prepare: is given the model before training.
+        checkpoint_file: what the property of this name is for QBERT4Rec, for RecBole's models: where the best weights go;
+            with it, an interrupted training goes on from its last epoch and equals one that was not stopped. RecBole's
+            pretraining, which calls nobody back, starts anew.
     """
     seconds = {}
     compat.fresh_logging()
@@ -130,6 +142,10 @@ def train(config: Config, title: str | None = None, prepare: Callable[[Any], Non
         prepare(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     started = time.perf_counter()
+    progress = None
+    if checkpoint_file and not isinstance(trainer, QBERT4RecTrainer):
+        trainer.saved_model_file = str(checkpoint_file)
+        progress = ProgressFile(checkpoint_file, config, _weights(model), train_data.generator)
     with tqdm(
         total=config["epochs"], desc=f"{title or '':<18}", ncols=100, disable=None if title else True, leave=False
     ) as bar:
@@ -139,7 +155,8 @@ def train(config: Config, title: str | None = None, prepare: Callable[[Any], Non
             bar.set_postfix_str(f"{config['valid_metric']} {score:.4f} (best {max(trainer.best_valid_score, score):.4f})")
 
         # RecBole's own bars, one an epoch and one a validation, would fight with this one for the line.
-        _, valid = trainer.fit(train_data, valid_data, verbose=True, saved=True, show_progress=False, callback_fn=show)
+        fit = partial(trainer.fit, train_data, valid_data, True, True, False)
+        _, valid = progress.fit(trainer, fit, train_data, show) if progress else fit(show)
     seconds["training"] = time.perf_counter() - started
     checkpoint = checkpoints.load_checkpoint(trainer.saved_model_file)
     model.load_state_dict(checkpoint["state_dict"])
@@ -147,6 +164,13 @@ def train(config: Config, title: str | None = None, prepare: Callable[[Any], Non
     model.eval()
     valid = {name: float(value) for name, value in (valid or {}).items()}
     return Run(config, model, trainer, valid_data, test_data, valid, seconds)
+
+
+def _weights(model: torch.nn.Module) -> str:
+    """What a training starts from."""
+    return digest(
+        {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in model.state_dict().items()}
+    )
 
 
 def add_prior(run: Run) -> dict[str, float]:

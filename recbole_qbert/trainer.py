@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ from tqdm import tqdm
 from recbole_qbert import checkpoints, cooccurrence
 from recbole_qbert.domains import balanced
 from recbole_qbert.processes import wait_for_all
-from recbole_qbert.progress_file import ProgressFile
+from recbole_qbert.progress_file import Callback, ProgressFile
 from recbole_qbert.ranker import CatalogueRanker
-
-Callback = Callable[[int, float], Any]
 
 
 class WarmupAdamW(torch.optim.AdamW):
@@ -63,7 +61,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         self.progress = None
         if config["checkpoint_file"]:
             self.saved_model_file = str(config["checkpoint_file"])
-            self.progress = ProgressFile(Path(self.saved_model_file), config, model)
+            self.progress = ProgressFile(Path(self.saved_model_file), config, model.fingerprint())
 
     # -------------------------------------------------------------------------------------------------- training
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -88,29 +86,12 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         callback_fn: Callback | None = None,
     ) -> tuple[float, Any]:
         """Train, or go on from the last whole epoch; then, with a structural prior, fit its weight on validation."""
-        finished = False
-        if self.progress and self.progress.load(self):
-            finished = self.cur_step > self.stopping_step or self.start_epoch >= self.epochs
-            self.logger.info(f"{self.progress.path}: {'finished' if finished else 'going on'} at epoch {self.start_epoch}")
-        if finished:
-            self.eval_collector.data_collect(train_data)
-            result = self.best_valid_score, self.best_valid_result
-        else:
-            seen = self._after_epoch(callback_fn) if self.progress else callback_fn
-            result = super().fit(train_data, valid_data, verbose, saved, show_progress, seen)
-            wait_for_all()  # until the first one has written the best weights
+        fit = partial(super().fit, train_data, valid_data, verbose, saved, show_progress)
+        result = self.progress.fit(self, fit, train_data, callback_fn) if self.progress else fit(callback_fn)
+        wait_for_all()  # until the first one has written the best weights
         if self.model.prior is None or not valid_data or not saved:
             return result
         return self._fit_and_keep_prior(valid_data)
-
-    def _after_epoch(self, callback_fn: Callback | None) -> Callback:
-        def seen(epoch: int, score: float) -> None:
-            if self.rank == 0 and self.progress:
-                self.progress.save(self, epoch, score)
-            if callback_fn:
-                callback_fn(epoch, score)
-
-        return seen
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
         """One pass over all users; the summed loss of its batches."""

@@ -42,15 +42,15 @@ class KilledError(Exception):
     """Stands for kill -9 at a place that a test chooses."""
 
 
-def train(config, folder, until=None):
+def train(config, folder, until=None, loss="batch_loss", **options):
     """A run; ``until`` = n ends it as a kill in the n-th batch would."""
     with runs.inside(folder):
         if until is None:
-            return runs.train(config)
+            return runs.train(config, **options)
         count = 0
 
         def prepare(model):
-            plain = model.batch_loss
+            plain = getattr(model, loss)
 
             def counted(*args):
                 nonlocal count
@@ -59,10 +59,10 @@ def train(config, folder, until=None):
                     raise KilledError
                 return plain(*args)
 
-            model.batch_loss = counted
+            setattr(model, loss, counted)
 
         with pytest.raises(KilledError):
-            runs.train(config, prepare=prepare)
+            runs.train(config, prepare=prepare, **options)
         return None
 
 
@@ -82,6 +82,34 @@ def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure
         line.pop("seconds")
     assert logs[0] == logs[1]
     assert [line["epoch"] for line in logs[0]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("until", [1, 5])
+@pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "BPR"])
+def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
+    """Dropout, masks that Python draws, negatives that numpy draws, and the order of the rows."""
+
+    def one(folder, until=None):
+        settings = QUICK["SASRec"] | {"train_batch_size": 256}
+        if model == "BPR":
+            settings |= {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
+        config = runs.configure(model, NAME, data, settings)
+        return train(config, folder, until, "calculate_loss", checkpoint_file=folder / "best.pth")
+
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    whole = one(tmp_path / "whole")
+    one(tmp_path / "part", until)
+    kept = (tmp_path / "part" / "best.progress").exists()
+    part = one(tmp_path / "part")
+    assert kept == (until == 5)
+    assert part.valid == whole.valid and part.test() == whole.test()
+    assert part.trainer.train_loss_dict == whole.trainer.train_loss_dict
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, part.model.state_dict()[name]), name
+    stamp = (tmp_path / "part" / "best.pth").stat().st_mtime_ns
+    assert one(tmp_path / "part").valid == whole.valid
+    assert (tmp_path / "part" / "best.pth").stat().st_mtime_ns == stamp  # a finished one is not run again
 
 
 def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_path):
