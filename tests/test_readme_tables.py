@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def test_numbers_have_three_digits() -> None:
 def test_training_tells_its_turns_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """What one model waits for others is not its time, and validation is not its training."""
     clock = iter([10.0, 12.0, 15.0, 100.0, 104.0, 105.0])  # start, trained, turn over; again
-    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr("sys.stdin", iter_lines := _Lines(["go\n", "go\n"]))
     turns = training.Turns()
     turns.wait()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -412,16 +413,16 @@ class Interrupting:
 
 
 def test_ctrl_c_stops_the_children(run_fake, tmp_path, monkeypatch):
-    sent, wait = [], time.sleep
+    sent = []
 
     def interrupt(seconds):
         assert not sent, "the signal was lost"
-        wait(seconds)
+        time.sleep(seconds)
         if (tmp_path / "cells" / "a" / "started").exists():
             sent.append(Interrupting())
             sent[0] = None  # collected here
 
-    monkeypatch.setattr(runner.time, "sleep", interrupt)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupt))
     children = []
     popen = subprocess.Popen
     monkeypatch.setattr(runner.subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
