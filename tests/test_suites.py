@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import yaml
 from recbole_qbert import runs
 from recbole_qbert.artifacts import alone, write_json
 from recbole_qbert.commands import benchmark
-from recbole_qbert.suites import cells, compare, kinds, runner, spec, work
+from recbole_qbert.suites import cells, compare, curve, kinds, runner, spec, status, work
 from recbole_qbert.suites.spec import Row, Suite
 from tests.helpers_recbole import QUICK, write_dataset
 
@@ -433,6 +434,41 @@ def test_ctrl_c_stops_the_children(run_fake, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_cell_that_runs_says_where_it_is(tmp_path, capsys, caplog, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir()
+    running = [("default, seed 1", tmp_path)]
+    monkeypatch.setattr(status, "PULSE", 0.0)
+    with status.Status(2) as shown:
+        shown.show(running)
+        shown.show([])
+        shown.end("default, seed 1: done")
+    assert capsys.readouterr().out.splitlines() == [
+        "running: default, seed 1: before the first epoch", "[1/2] default, seed 1: done"
+    ]  # fmt: skip
+
+    (work / "curve-pretrain.jsonl").write_text('{"epoch": 0, "seconds": 1.0, "valid_score": null}\n')
+    assert curve.latest(work) == "pretrain epoch 1"
+    monkeypatch.chdir(work)
+    with curve.watched("finetune"):
+        caplog.set_level(logging.INFO)
+        logger = logging.getLogger()
+        for epoch, score in enumerate([0.25, 0.5, 0.375]):
+            logger.info(f"epoch {epoch} training [time: 1.00s, train loss: 3.0]")
+            logger.info(f"epoch {epoch} evaluating [time: 0.50s, valid_score: {score}]")
+        assert curve.latest(work) == "finetune epoch 3, validation 0.3750 (best 0.5000)"
+        logger.info("epoch 3 training [time: 1.00s, train loss: 3.0]")
+    with open("curve-finetune.jsonl", "a") as half:
+        half.write('{"epoch": 4, "sec')
+    assert curve.latest(work) == "finetune epoch 4, validation 0.3750 (best 0.5000)"
+
+    monkeypatch.setattr(status, "show_bars", lambda: True)
+    monkeypatch.setattr(status, "REDRAW", 0.0)
+    with status.Status(2) as shown:
+        shown.show(running)
+    assert "0/2 cells" in (drawn := capsys.readouterr().err) and "default, seed 1: finetune epoch 4" in drawn
+
+
 # --------------------------------------------------------------------------------------------------------- comparison
 def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **given):
     """A cell with made-up ranks."""
@@ -584,8 +620,8 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
     started = subprocess.Popen([sys.executable, "-c", code, *options, "killed"], stdout=subprocess.DEVNULL)
     plan = cells.plan(spec.load(path), NAME, data, tmp_path / "killed", {})
     ours = plan.cells[0]
-    training = ours.folder / "work" / "curve-finetune.jsonl"
-    while not training.exists():
+    progress = ours.folder / "work" / "finetune.progress"
+    while not progress.exists():
         assert started.poll() is None, "the runner ended by itself"
         time.sleep(0.02)
     started.kill()

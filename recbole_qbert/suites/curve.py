@@ -23,7 +23,7 @@ def watched(stage: str) -> Iterator[dict[int, dict[str, Any]]]:
 
     Yields:
         Epoch -> ``epoch``, ``seconds`` (training and validation) and ``valid_score`` (``None`` where there is none); also
-        the epochs of before an interruption.
+        the epochs of before an interruption. The file has a line after training and another after validation.
     """
     file = Path(f"curve-{stage}.jsonl")
     epochs = {line["epoch"]: line for line in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
@@ -33,6 +33,19 @@ def watched(stage: str) -> Iterator[dict[int, dict[str, Any]]]:
         yield epochs
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def latest(folder: Path) -> str:
+    """Where the training is whose curves lie in ``folder``, for a person."""
+    files = sorted(folder.glob("curve-*.jsonl"), key=lambda file: file.stat().st_mtime)
+    lines = (
+        [json.loads(line) for line in files[-1].read_text().splitlines(keepends=True) if line[-1] == "\n"] if files else []
+    )
+    if not lines:
+        return "before the first epoch"
+    scores = [line["valid_score"] for line in lines if line["valid_score"] is not None]
+    found = f", validation {scores[-1]:.4f} (best {max(scores):.4f})" if scores else ""
+    return f"{files[-1].stem.removeprefix('curve-')} epoch {lines[-1]['epoch'] + 1}{found}"
 
 
 class _Watch(logging.Handler):
@@ -50,8 +63,8 @@ class _Watch(logging.Handler):
         number, seconds = int(found[1]), float(found[2])
         if found[3] is None:
             self.epochs[number] = {"epoch": number, "seconds": seconds, "valid_score": None}
-            return
-        known = self.epochs[number]
-        known |= {"seconds": round(known["seconds"] + seconds, 2), "valid_score": float(found[3])}
+        else:
+            known = self.epochs[number]
+            known |= {"seconds": round(known["seconds"] + seconds, 2), "valid_score": float(found[3])}
         with open(self.file, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(known) + "\n")
+            handle.write(json.dumps(self.epochs[number]) + "\n")

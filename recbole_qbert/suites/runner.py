@@ -15,6 +15,7 @@ from pathlib import Path
 
 from recbole_qbert.artifacts import write_json
 from recbole_qbert.suites.cells import Cell
+from recbole_qbert.suites.status import Status
 from recbole_qbert.terminal import say
 
 WORKER = (sys.executable, "-m", "recbole_qbert.suites.work")
@@ -84,9 +85,9 @@ def run(
     earlier = f", {len(outcome.failed)} failed before (--retry tries them again)" if outcome.failed else ""
     say(f"{len(waiting)} cells to run, {len(outcome.kept)} done{earlier}")
     threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // jobs)
-    total, number, end = len(waiting), 0, time.monotonic() + budget if budget is not None else float("inf")
+    end = time.monotonic() + budget if budget is not None else float("inf")
     children: list[_Child] = []
-    with _stoppable(children) as received:
+    with _stoppable(children) as received, Status(len(waiting)) as status:
         while (waiting or children) and not received:
             while waiting and len(children) < jobs and time.monotonic() < end:
                 cell = waiting.pop(0)
@@ -99,8 +100,8 @@ def run(
             time.sleep(_LOOK)
             for child in [child for child in children if child.process.poll() is not None]:
                 children.remove(child)
-                number += 1
-                say(f"[{number}/{total}] {_end(child, outcome)}")
+                status.end(_end(child, outcome))
+            status.show([(name_of(child.cell), child.cell.folder) for child in children])
         if received:
             raise Interrupted(signal.Signals(received[0]).name)
     outcome.left = waiting
