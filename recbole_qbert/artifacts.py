@@ -46,6 +46,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a log, if it is there: a crash, or a look while one is written, may find half a line."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
 def digest(value: Any) -> str:
     """Hex digest of a JSON-able value; the same for the same content whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -26,6 +26,7 @@ from recbole.config import Config
 from recbole.model.abstract_recommender import AbstractRecommender
 from scipy import sparse
 
+from recbole_qbert.artifacts import whole
 from recbole_qbert.compat import clean_argv, quick_start, replace
 from recbole_qbert.processes import rank
 
@@ -125,14 +126,9 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
 
 
 def write_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write under a temporary name, then rename, so that a crash leaves the earlier file whole."""
-    target = Path(path)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
+    """Write the file, whole or not at all."""
+    with whole(Path(path)) as temporary:
         torch.save(dict(state), temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any, name: str, foreign: list[str]) -> Any:

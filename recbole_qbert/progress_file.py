@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from recbole_qbert import checkpoints
-from recbole_qbert.artifacts import digest, whole
+from recbole_qbert.artifacts import digest, json_lines, whole
 from recbole_qbert.config import INCIDENTAL
 from recbole_qbert.processes import rank
 
@@ -26,12 +27,12 @@ _VOLATILE = INCIDENTAL | {"pretrained", "semantic_id_file", "epochs"}
 class ProgressFile:
     """State of one training run in ``<checkpoint>.progress``, its log in ``<checkpoint>.jsonl``.
 
-    A file of another run (other settings, data, identifiers or starting weights) is not gone on from: it is replaced.
+    A file of another run (other settings, or another ``start``) is not gone on from: it is replaced.
 
     Args:
         checkpoint: where the best weights go.
         config: RecBole's configuration.
-        start: what training starts from besides the settings, as text.
+        start: what training starts from besides the settings (data, weights), as text.
         order: generator of the order of the rows. With it random states are kept, too: RecBole's trainers go on from them.
     """
 
@@ -48,9 +49,9 @@ class ProgressFile:
 
         Args:
             trainer: RecBole's, not yet trained.
-            fit: its training, which calls back after every epoch.
+            fit: its training, which calls back after every validation.
             train_data: loader of the training rows.
-            callback: is called after every epoch, too.
+            callback: is called then, too.
 
         Returns:
             What ``fit`` returns: best score and result on validation; those of the file where nothing is left to do.
@@ -61,6 +62,8 @@ class ProgressFile:
             if finished:
                 trainer.eval_collector.data_collect(train_data)
                 return trainer.best_valid_score, trainer.best_valid_result
+        elif rank() == 0:
+            self.log.unlink(missing_ok=True)
 
         def seen(epoch: int, score: float) -> None:
             if rank() == 0:
@@ -82,15 +85,17 @@ class ProgressFile:
         if state.get("run") != self.run:
             trainer.logger.info(f"{self.path} is of another run: starting anew")
             return False
+        before = copy.deepcopy(trainer.model.state_dict())
         try:
             trainer.model.load_state_dict(state["state_dict"])
-        except RuntimeError as error:
+            trainer.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            trainer.model.load_state_dict(before)  # what fitted was taken over before the error
             trainer.logger.warning(f"{self.path} was written by another version, starting anew: {error}")
             return False
         trainer.start_epoch, trainer.cur_step = state["epoch"] + 1, state["cur_step"]
         trainer.best_valid_score, trainer.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         trainer.train_loss_dict = state["losses"]
-        trainer.optimizer.load_state_dict(state["optimizer"])
         if self.order is not None:
             _set_random_state(state["random"], self.order)
         self._cut_log(state["epoch"])
@@ -102,8 +107,6 @@ class ProgressFile:
         The best weights lie in RecBole's own checkpoint, which was written before: a kill between the two repeats an epoch.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if epoch == 0:
-            self.log.unlink(missing_ok=True)
         line = {"epoch": epoch, "loss": trainer.train_loss_dict[epoch], trainer.valid_metric: float(score)}
         line |= {"seconds": round(time.perf_counter() - self.started, 3), "best": float(trainer.best_valid_score)}
         with open(self.log, "a", encoding="utf-8") as handle:
@@ -123,11 +126,9 @@ class ProgressFile:
 
     def _cut_log(self, last: int) -> None:
         """Drop lines of epochs that will be run again."""
-        if not self.log.exists():
-            return
-        lines = self.log.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in json_lines(self.log) if line["epoch"] <= last]
         with whole(self.log) as temporary:
-            temporary.write_text("".join(f"{x}\n" for x in lines if x and json.loads(x)["epoch"] <= last), encoding="utf-8")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def _random_state(order: torch.Generator) -> dict[str, Any]:

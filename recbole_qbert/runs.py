@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.trainer import S3RecTrainer, Trainer
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from tqdm import tqdm
 
@@ -123,9 +125,9 @@ def train(
         config: of ``configure``.
         title: shows a progress bar over epochs under this name.
         prepare: is given the model before training.
-        checkpoint_file: what the property of this name is for QBERT4Rec, for RecBole's models: where the best weights go;
-            with it, an interrupted training goes on from its last epoch and equals one that was not stopped. RecBole's
-            pretraining, which calls nobody back, starts anew.
+        checkpoint_file: what the property of this name is for QBERT4Rec, for RecBole's sequential models: where the best
+            weights go; with it, an interrupted training goes on from its last validation and equals one that was not
+            stopped. Other models start anew (``goes_on``).
     """
     seconds = {}
     compat.fresh_logging()
@@ -143,9 +145,9 @@ def train(
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     started = time.perf_counter()
     progress = None
-    if checkpoint_file and not isinstance(trainer, QBERT4RecTrainer):
+    if checkpoint_file and goes_on(trainer):
         trainer.saved_model_file = str(checkpoint_file)
-        progress = ProgressFile(checkpoint_file, config, _weights(model), train_data.generator)
+        progress = ProgressFile(checkpoint_file, config, _start(model, train_data._dataset), train_data.generator)
     with tqdm(
         total=config["epochs"], desc=f"{title or '':<18}", ncols=100, disable=None if title else True, leave=False
     ) as bar:
@@ -166,11 +168,19 @@ def train(
     return Run(config, model, trainer, valid_data, test_data, valid, seconds)
 
 
-def _weights(model: torch.nn.Module) -> str:
-    """What a training starts from."""
-    return digest(
-        {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in model.state_dict().items()}
-    )
+def goes_on(trainer: Any) -> bool:
+    """Whether weights, optimizer and random states are all that a RecBole training has.
+
+    They are with its sequential models under its plain trainer (S3Rec's, too, but for the pretraining, which has no
+    validation to call back after). Others keep more: RecVAE a second optimizer, MultiVAE a count of steps, KGAT a loader.
+    """
+    return type(trainer) in (Trainer, S3RecTrainer) and isinstance(trainer.model, SequentialRecommender)
+
+
+def _start(model: torch.nn.Module, rows: Any) -> str:
+    """What a training starts from: weights and data."""
+    tensors = {**model.state_dict(), **{f"data {name}": rows.inter_feat[name] for name in rows.inter_feat}}
+    return digest({name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in tensors.items()})
 
 
 def add_prior(run: Run) -> dict[str, float]:

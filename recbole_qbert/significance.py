@@ -1,28 +1,93 @@
-"""Is one model better than another for the same users? Paired tests on per-user ranks."""
+"""Spread over seeds; is one model better than another for the same users? Bootstrap over users and the seeds of both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+LEVEL = 0.05
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds and the standard deviation (of a sample, ddof 1), ``None`` of one seed."""
+
+    mean: float
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Of at least one value."""
+        known = list(map(float, values))
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same users, by NDCG@10.
+
+    Attributes:
+        difference: the one minus the other, mean over users and seeds.
+        low: lower end of the 95 % interval of the difference.
+        high: upper end.
+        p: two-sided; at least ``2 / (DRAWS + 1)``.
+        significant: ``p`` is below 0.05.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    significant: bool
+
 
 def gains(ranks_of_seeds: Sequence[Sequence[int]]) -> np.ndarray:
-    """NDCG@10 of each user, mean over seeds; ``[U]``.
+    """NDCG@10 of each user with each seed; ``[S, U]``.
 
     Args:
         ranks_of_seeds: rank of each user's target, counted from 1, one list a seed, users in the same order.
     """
     ranks = np.array(ranks_of_seeds, dtype=float)
-    return np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0).mean(0)
+    return np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0)
 
 
-def paired_test(better: np.ndarray, worse: np.ndarray, draws: int = 20_000) -> float:
-    """One-sided p-value of 'better is better' by random sign flips of the users' differences."""
-    difference = better - worse
+def paired(one: np.ndarray, other: np.ndarray, draws: int = DRAWS) -> Paired:
+    """Compare two models, each trained with some seeds, on the same users.
+
+    What would other users and other seeds give? A draw of the bootstrap takes as many users, the same for both models, and
+    adds the effects of as many seeds of each. The effect of a seed is what all users share of it: the variance of the seeds'
+    means beyond what comes of users that differ by chance from seed to seed (two crossed random effects). A model with one
+    seed adds none: its spread is not known.
+
+    Args:
+        one: gains of the one, ``[S, U]``.
+        other: gains of the other, ``[T, U]``.
+        draws: of the bootstrap.
+    """
     random = np.random.default_rng(0)
-    larger = 0
-    for _ in range(draws // 1000):
-        flips = random.integers(0, 2, (1000, len(difference)), dtype=np.int8) * 2 - 1
-        larger += int(((flips @ difference) >= difference.sum()).sum())
-    return (larger + 1) / (draws + 1)
+    difference = one.mean(0) - other.mean(0)
+    users, some = len(difference), difference[difference != 0]  # most users are alike in both, and add nothing to a sum
+    counts = random.binomial(users, len(some) / users, draws)
+    means = np.array([some[random.integers(0, max(len(some), 1), count)].sum() for count in counts]) / users
+    for sign, effects in ((1, _effects_of_seeds(one)), (-1, _effects_of_seeds(other))):
+        means += sign * random.choice(effects, (draws, len(effects))).mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    p = min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (draws + 1))
+    return Paired(float(difference.mean()), float(low), float(high), float(p), bool(p < LEVEL))
+
+
+def _effects_of_seeds(gain: np.ndarray) -> np.ndarray:
+    """Deviations of the seeds' means, scaled to the variance of what all users share; ``[S]``."""
+    seeds, users = gain.shape
+    effects = gain.mean(1) - gain.mean()
+    if seeds == 1 or users == 1 or not effects.any():
+        return np.zeros(seeds)
+    chance = ((gain - gain.mean(0) - effects[:, None]) ** 2).sum() / ((seeds - 1) * (users - 1))
+    variance = (effects**2).sum() / (seeds - 1)
+    shared = max(0.0, variance - chance / users)
+    # A mean of S draws out of S has (S - 1) / S of the variance that a mean of S new seeds would have.
+    return effects * np.sqrt(shared / variance * seeds / (seeds - 1))

@@ -145,7 +145,7 @@ def plan(
     made = cells.plan(replace(suite, rows=tuple(rows), sweep=""), dataset, data_path, output, given, seeds=[SEED])
     for name, reason in made.impossible.items():
         raise ValueError(f"{name} cannot be trained on {dataset}: it {reason}")
-    _refuse_unknown(row, grid[0], made.cells[0])
+    _check(row, grid[0], made.cells[0])
     return [Trial(point, cell) for point, cell in zip(grid, made.cells, strict=True)]
 
 
@@ -205,10 +205,11 @@ def _files_of(model: str) -> tuple[str, ...]:
     return ()
 
 
-def _refuse_unknown(row: Row, point: Point, cell: cells.Cell) -> None:
-    """A property that the model does not know changes nothing: its trials would all be one.
+def _check(row: Row, point: Point, cell: cells.Cell) -> None:
+    """Refuse before hours of training what would make them worthless.
 
-    Our own models refuse unknown properties by themselves; RecBole's take any.
+    A property that the model does not know changes nothing, so all trials would be one: our own models refuse unknown
+    properties by themselves, RecBole's take any. And trials are judged by a metric that must be measured.
     """
     files = [str(cells.property_file(file)) for file in row.files]
     settings = {key: value for key, value in cell.asked["settings"].items() if key not in point}
@@ -216,3 +217,6 @@ def _refuse_unknown(row: Row, point: Point, cell: cells.Cell) -> None:
     for key in point:
         if key not in known:
             raise ValueError(f"{row.model} knows no property {key!r}{nearest(key, known)}: it cannot be tuned")
+    metrics, topk = [name.lower() for name in known["metrics"]], known["topk"]
+    if "ndcg" not in metrics or 10 not in (topk if isinstance(topk, list) else [topk]):
+        raise ValueError(f"metrics {known['metrics']} at {topk} do not hold NDCG@10, by which trials are judged")

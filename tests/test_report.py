@@ -19,8 +19,9 @@ from recbole_qbert import cli, report
 from recbole_qbert.report import catalogue, explorer, figures, plots, tree
 from recbole_qbert.report.read import read
 from recbole_qbert.semantic_ids import SemanticIDs, load
+from recbole_qbert.significance import Paired, Spread
 from recbole_qbert.suites import embedding
-from recbole_qbert.suites.compare import Comparison, Line, Paired, Spread
+from recbole_qbert.suites.compare import Comparison, Line
 from recbole_qbert.suites.spec import Row, Suite
 from tests.helpers_recbole import QUICK, write_dataset
 

@@ -1,5 +1,6 @@
 """QBERT4RecTrainer: interrupted equals uninterrupted, several processes equal one, ranks give RecBole's metrics."""
 
+import copy
 import json
 import os
 import signal
@@ -85,14 +86,15 @@ def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure
 
 
 @pytest.mark.parametrize("until", [1, 5])
-@pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "BPR"])
+@pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "GRU4Rec"])
 def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
     """Dropout, masks that Python draws, negatives that numpy draws, and the order of the rows."""
 
     def one(folder, until=None):
         settings = QUICK["SASRec"] | {"train_batch_size": 256}
-        if model == "BPR":
-            settings |= {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
+        if model == "GRU4Rec":
+            negatives = {"distribution": "uniform", "sample_num": 1}
+            settings |= {"loss_type": "BPR", "train_neg_sample_args": negatives, "dropout_prob": 0.3}
         config = runs.configure(model, NAME, data, settings)
         return train(config, folder, until, "calculate_loss", checkpoint_file=folder / "best.pth")
 
@@ -110,6 +112,38 @@ def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
     stamp = (tmp_path / "part" / "best.pth").stat().st_mtime_ns
     assert one(tmp_path / "part").valid == whole.valid
     assert (tmp_path / "part" / "best.pth").stat().st_mtime_ns == stamp  # a finished one is not run again
+
+
+@pytest.mark.parametrize("model", ["CooccurrenceKNN", "Pop", "MultiVAE", "RecVAE"])
+def test_a_training_that_keeps_more_than_is_saved_starts_anew(data, tmp_path, model):
+    """Other trainers, and models with counters or optimizers of their own; none of them fails for it."""
+    settings = {
+        key: value
+        for key, value in QUICK["SASRec"].items()
+        if key not in ("hidden_size", "n_heads", "inner_size", "loss_type")
+    }
+    settings |= {"epochs": 1} if model in ("CooccurrenceKNN", "Pop") else {"load_col": {"inter": ["user_id", "item_id"]}}
+    if model in ("CooccurrenceKNN",):
+        settings = {key: value for key, value in settings.items() if key not in ("load_col", "train_neg_sample_args")}
+    run = train(runs.configure(model, NAME, data, settings), tmp_path, checkpoint_file=tmp_path / "best.pth")
+    assert run.valid and not runs.goes_on(run.trainer) and not list(tmp_path.glob("*.progress"))
+
+
+def test_a_progress_file_of_another_version_leaves_the_weights_as_they_were(configure, tmp_path):
+    file = tmp_path / "x.pth"
+    first = train(configure(checkpoint_file=str(file)), tmp_path)
+    state = checkpoints.load_checkpoint(file.with_suffix(".progress"))
+    for break_it in (
+        lambda new: new["state_dict"].pop("network.start", None) or new["state_dict"].popitem(),
+        lambda new: new["optimizer"]["param_groups"].pop(),
+    ):
+        broken = copy.deepcopy(state)
+        break_it(broken)
+        checkpoints.write_checkpoint(broken, file.with_suffix(".progress"))
+        again = train(configure(checkpoint_file=str(file)), tmp_path)
+        assert again.valid == first.valid
+        for name, value in first.model.state_dict().items():
+            assert torch.equal(value, again.model.state_dict()[name]), name
 
 
 def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_path):

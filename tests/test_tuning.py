@@ -186,6 +186,21 @@ def test_a_space_that_changes_nothing_is_refused(files, data, fake, space, given
     assert fake() == []
 
 
+def test_a_suite_that_does_not_measure_what_trials_are_judged_by_is_refused(files, data, fake):
+    suite = yaml.safe_load((files / "tiny.yaml").read_text())
+    suite["shared"] = {**suite.get("shared", {}), "topk": [20], "valid_metric": "NDCG@20"}
+    (files / "tiny.yaml").write_text(yaml.safe_dump(suite))
+    with pytest.raises(ValueError, match=r"at \[20\] do not hold NDCG@10"):
+        command(files, data)
+    assert fake() == []
+
+
+def test_jobs_and_threads_are_at_least_one(files, data):
+    for option in ("jobs", "threads"):
+        with pytest.raises(ValueError, match=f"--{option} is 0; it must be at least 1"):
+            command(files, data, f"--{option}=0")
+
+
 def test_models_without_a_space_or_a_row(data, tmp_path):
     suite = spec.load("table2")
     with pytest.raises(ValueError, match=r"no space is declared for Pop .*--space FILE"):

@@ -49,9 +49,7 @@ def benchmark(args: argparse.Namespace) -> Figures:
 
         plots.require_matplotlib()  # not after hours of training
     budget = runner.duration(args.budget) if args.budget else None
-    for option in ("jobs", "threads"):
-        if getattr(args, option) is not None and getattr(args, option) < 1:
-            raise ValueError(f"--{option} is {getattr(args, option)}; it must be at least 1")
+    runner.at_least_one(args)
     suites = [spec.load(name) for name in args.suite]
     _refuse_unknown(args.rows, [row.name for suite in suites for row in suite.rows], "row")
     if args.against:

@@ -38,9 +38,7 @@ def tune(args: argparse.Namespace) -> Figures:
     Raises:
         ValueError: the space, a name or a property is refused, or no trial came to a result.
     """
-    for option in ("jobs", "threads"):
-        if (getattr(args, option) or 1) < 1:
-            raise ValueError(f"--{option} is {getattr(args, option)}; it must be at least 1")
+    runner.at_least_one(args)
     suite, output = spec.load(args.suite), Path(args.output)
     row = tuning.row_of(args.model, suite, args.files)
     space = tuning.read_space(Path(args.space) if args.space else tuning.space_file(row.model))

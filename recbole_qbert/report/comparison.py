@@ -7,8 +7,9 @@ from typing import Any
 
 from recbole_qbert.report.figures import metric_name
 from recbole_qbert.report.markup import Html, join, tag
-from recbole_qbert.report.read import SETTINGS, Spread, Suite
+from recbole_qbert.report.read import SETTINGS, Suite
 from recbole_qbert.report.tables import NOTHING, line, notes, share, spread, table
+from recbole_qbert.significance import Spread
 
 _EXPLAINED = {
     "history_excluded": "Items of a user's history are ranked last, for every model: the fairer setting.",
@@ -90,9 +91,9 @@ def _legend(suite: Suite) -> Html:
     parts = ["Mean ± standard deviation over seeds; in colour: the best of the rows that were run. "]
     if against:
         parts.append(
-            f"{against} - row: difference in NDCG@10 of the same users, means over seeds, with its 95 % interval; "
-            f"above 0 {against} is ahead. p: paired sign-flip test over users, two-sided, not corrected for the number of "
-            "rows. n.s.: not significant (p of .05 or more). "
+            f"{against} - row: difference in NDCG@10 of the same users, with its 95 % interval; above 0 {against} is ahead. "
+            "Interval and p (two-sided, not corrected for the number of rows): bootstrap over users and over the seeds of "
+            "both; a row with one seed adds no spread of seeds. n.s.: not significant (p of .05 or more). "
         )
     if any(line["tuned"] for line in suite.lines):
         parts.append("Tuned: settings chosen by the tune command; the other rows are as their files say. ")

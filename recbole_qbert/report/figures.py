@@ -7,7 +7,8 @@ from typing import Any
 
 from recbole_qbert.report import plots
 from recbole_qbert.report.plots import Curve, Plot
-from recbole_qbert.report.read import SETTINGS, Cell, Spread, Suite
+from recbole_qbert.report.read import SETTINGS, Cell, Suite
+from recbole_qbert.significance import Spread
 
 
 def metric_name(metric: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recbole_qbert.report.read import Spread
+from recbole_qbert.significance import Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,6 @@ class Cell:
     seed: int
     folder: Path
     result: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean and the standard deviation over seeds, ``None`` of one seed."""
-
-    mean: float
-    sd: float | None
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """Of what is there; ``None`` where nothing is."""
-        known = [float(value) for value in values if value is not None]
-        if not known:
-            return None
-        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
 @dataclass(frozen=True)

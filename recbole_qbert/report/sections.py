@@ -14,8 +14,9 @@ from recbole_qbert.report.catalogue import Catalogue
 from recbole_qbert.report.markup import Html, join, tag
 from recbole_qbert.report.page import gallery
 from recbole_qbert.report.plots import Plot
-from recbole_qbert.report.read import Cell, Spread, Suite
+from recbole_qbert.report.read import Cell, Suite
 from recbole_qbert.report.tables import NOTHING, facts, line, mean_of, share, spread, table
+from recbole_qbert.significance import Spread
 from recbole_qbert.suites.spec import PRIOR
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from recbole_qbert.report.markup import Html, join, tag
-from recbole_qbert.report.read import Spread
+from recbole_qbert.significance import Spread
 
 NOTHING = "\N{EN DASH}"
 
@@ -45,7 +45,8 @@ def number(value: float | None, digits: int = 0) -> str:
 
 def mean_of(values: Iterable[float | None], digits: int = 0) -> str:
     """Mean of what is there, with the standard deviation where there are several."""
-    known = Spread.of(values)
+    there = [value for value in values if value is not None]
+    known = Spread.of(there) if there else None
     if known is None:
         return NOTHING
     deviation = number(known.sd, digits) if known.sd else "0"

@@ -1,4 +1,4 @@
-"""Rows against rows: means and spread over seeds, paired tests over users, the paper's figures beside."""
+"""Rows against rows: means and spread over seeds, paired tests, the paper's figures beside."""
 
 from __future__ import annotations
 
@@ -8,39 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_qbert.significance import gains, paired_test
+from recbole_qbert.significance import Paired, Spread, gains, paired
 from recbole_qbert.suites import spec
 from recbole_qbert.suites.cells import Cell, Plan
-
-LEVEL = 0.05
-DRAWS = 2000
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A metric over seeds; ``sd`` (of a sample, ddof 1) is ``None`` of one seed."""
-
-    mean: float
-    sd: float | None
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two rows on the same users: NDCG@10 of each user, mean over seeds.
-
-    Attributes:
-        difference: the row compared against minus this row.
-        low: lower end of the bootstrap 95 % interval of the difference, over users.
-        high: upper end.
-        p: two-sided, of the paired sign-flip test: twice the one-sided p of the row that is ahead.
-        significant: ``p`` is below 0.05.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    significant: bool
 
 
 @dataclass(frozen=True)
@@ -57,7 +27,7 @@ class Line:
         figures: setting -> metric -> spread; empty where no seed has a result.
         tests: setting -> test against ``Comparison.against``; none of that row itself, or of other test users.
         depth: share of items that end after each layer of stage 1, mean over seeds; ``None`` without stage 1.
-        parameters: trainable.
+        parameters: of the model, frozen ones, too.
         items: that were ranked.
         users: that were tested.
         epochs: mean over seeds, of the last stage.
@@ -141,7 +111,9 @@ def _line(
     if not results:
         return Line(name, **common, asked=len(cells), failed=failed)
     figures = {
-        setting: {metric: spread([r["test"][prefix + setting][metric] for _, r in results]) for metric in plan.suite.metrics}
+        setting: {
+            metric: Spread.of(r["test"][prefix + setting][metric] for _, r in results) for metric in plan.suite.metrics
+        }
         for setting in spec.EVALUATIONS
     }
     own = _users([cell for cell, _ in results], prefix)
@@ -159,26 +131,8 @@ def _line(
     )  # fmt: skip
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation."""
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
-
-
-def paired(against: np.ndarray, row: np.ndarray) -> Paired:
-    """Compare two rows by the gains of the same users, ``[U]`` each."""
-    difference = against - row
-    # A user whose gains are equal counts for nothing in either direction, and most are.
-    differing = difference != 0
-    ahead, behind = (against, row) if difference.sum() >= 0 else (row, against)
-    p = min(1.0, 2 * paired_test(ahead[differing], behind[differing]))
-    random, users = np.random.default_rng(0), len(difference)
-    means = [difference[random.integers(0, users, users)].mean() for _ in range(DRAWS)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Paired(float(difference.mean()), float(low), float(high), p, p < LEVEL)
-
-
 def _users(cells: Sequence[Cell], prefix: str) -> dict[str, np.ndarray]:
-    """Gains of every user by setting, and the ``users``; empty without a result."""
+    """Gains by setting, ``[S, U]``, and the ``users``; empty without a result."""
     ranks = [cell.ranks() for cell in cells if cell.result() is not None]
     ranks = [one for one in ranks if prefix + "plain" in one]
     if not ranks:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from recbole_qbert.artifacts import json_lines
+
 
 @contextmanager
 def watched(stage: str) -> Iterator[dict[int, dict[str, Any]]]:
@@ -26,7 +28,7 @@ def watched(stage: str) -> Iterator[dict[int, dict[str, Any]]]:
         the epochs of before an interruption. The file has a line after training and another after validation.
     """
     file = Path(f"curve-{stage}.jsonl")
-    epochs = {line["epoch"]: line for line in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    epochs = {line["epoch"]: line for line in json_lines(file)}
     handler = _Watch(epochs, file)
     logging.getLogger().addHandler(handler)
     try:
@@ -38,9 +40,7 @@ def watched(stage: str) -> Iterator[dict[int, dict[str, Any]]]:
 def latest(folder: Path) -> str:
     """Where the training is whose curves lie in ``folder``, for a person."""
     files = sorted(folder.glob("curve-*.jsonl"), key=lambda file: file.stat().st_mtime)
-    lines = (
-        [json.loads(line) for line in files[-1].read_text().splitlines(keepends=True) if line[-1] == "\n"] if files else []
-    )
+    lines = json_lines(files[-1]) if files else []
     if not lines:
         return "before the first epoch"
     scores = [line["valid_score"] for line in lines if line["valid_score"] is not None]

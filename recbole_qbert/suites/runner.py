@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -74,7 +75,7 @@ def run(
         Interrupted: Ctrl-C or SIGTERM; the children are stopped.
     """
     outcome, waiting = Outcome(), []
-    for cell in {cell.folder: cell for cell in cells}.values():
+    for cell in _once(cells):
         failure = cell.failure()
         if cell.result() is not None:
             outcome.kept.append(cell)
@@ -110,6 +111,18 @@ def run(
     return outcome
 
 
+def at_least_one(args: argparse.Namespace) -> None:
+    """Refuse ``--jobs`` and ``--threads`` below 1.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for option in ("jobs", "threads"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} is {value}; it must be at least 1")
+
+
 def duration(text: str) -> float:
     """Seconds of ``2h``, ``30m``, ``1h30m`` or ``45s``.
 
@@ -131,6 +144,15 @@ def duration(text: str) -> float:
 def name_of(cell: Cell) -> str:
     """For a person."""
     return f"{cell.row.name}, seed {cell.seed}"
+
+
+def _once(cells: Iterable[Cell]) -> Iterable[Cell]:
+    """Of rows that share a cell, one: that which keeps its checkpoint, which asks for more."""
+    found: dict[Path, Cell] = {}
+    for cell in cells:
+        if cell.folder not in found or cell.row.keep:
+            found[cell.folder] = cell
+    return found.values()
 
 
 def _start(cell: Cell, threads: int, worker: Sequence[str]) -> _Child:

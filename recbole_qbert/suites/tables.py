@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from recbole_qbert.suites.compare import Comparison, Line, Paired
+from recbole_qbert.significance import Paired
+from recbole_qbert.suites.compare import Comparison, Line
 
 TITLES = {"plain": "As RecBole evaluates", "history_excluded": "Items of the history left out, for every model"}
 
@@ -55,7 +56,7 @@ def _figures(comparison: Comparison, setting: str) -> list[str]:
 
 
 def _paired(paired: Paired) -> list[str]:
-    p = "< .0001" if paired.p < 1e-4 else share(paired.p)
+    p = "< .001" if paired.p < 1e-3 else f"{paired.p:.3f}".replace("0.", ".", 1)
     return [
         f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]",
         p if paired.significant else f"{p} *n.s.*",
@@ -80,9 +81,9 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(f"Pretrained on {', '.join(comparison.sources)}; one vocabulary over these and {comparison.dataset}.")
     if comparison.against:
         notes.append(
-            f"{comparison.against} - row: NDCG@10 of the same users, mean over seeds; [95 %]: bootstrap over users. "
-            f"Above 0 {comparison.against} is ahead. p: paired sign-flip test, two-sided, not corrected for the number of "
-            "rows. *n.s.*: not significant at .05."
+            f"{comparison.against} - row: NDCG@10 of the same users; above 0 {comparison.against} is ahead. [95 %] and p "
+            "(two-sided, not corrected for the number of rows): bootstrap over users and over the seeds of both; a row with "
+            "one seed adds no spread of seeds. *n.s.*: not significant at .05."
         )
     if comparison.copied or any(line.published for line in comparison.lines):
         notes.append("*(copied)*: printed in the paper, not run here.")

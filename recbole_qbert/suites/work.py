@@ -88,6 +88,7 @@ class Stage:
 def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """``cell.json`` and the ranks."""
     here = Path.cwd()
+    revision = _revision(here / "revisions.txt")
     files = [str(property_file(file)) for file in asked["files"]]
     base = {**asked["settings"], "seed": asked["seed"], "checkpoint_dir": str(here), "show_progress": False, "state": "INFO"}
     config = runs.configure(asked["model"], asked["dataset"], asked["data_path"], base, files)
@@ -142,10 +143,21 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         "prior": prior,
         "checkpoint": trained.trainer.saved_model_file,
         "versions": facts.versions(),
-        "revision": facts.revision(),
+        "revision": revision,
         "machine": facts.machine(),
     }
     return result, ranks
+
+
+def _revision(file: Path) -> str | None:
+    """Of the code, as it is now, before hours of training; behind those with which a killed training began."""
+    known = file.read_text().splitlines() if file.exists() else []
+    now = facts.revision()
+    if now is not None and known[-1:] != [now]:
+        known.append(now)
+        with whole(file) as temporary:
+            temporary.write_text("".join(f"{revision}\n" for revision in known))
+    return " then ".join(known) or None
 
 
 def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> list[Stage]:
