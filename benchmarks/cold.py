@@ -201,7 +201,7 @@ def main() -> None:
         "--share", type=float, default=0.2, help="share of items held out; half to choose with, half to report"
     )
     parser.add_argument("--choose", action="store_true", help="report the half that is for choosing")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[2026, 2027, 2028, 2029, 2030])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(2026, 2036)))
     parser.add_argument("--max_length", type=int, default=50)
     parser.add_argument("--set", type=json.loads, default={}, help="JSON of properties")
     parser.add_argument("--threads", type=int, default=2)
