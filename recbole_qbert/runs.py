@@ -125,7 +125,7 @@ def train(
         config: of ``configure``.
         title: shows a progress bar over epochs under this name.
         prepare: is given the model before training.
-        checkpoint_file: what the property of this name is for QBERT4Rec, for RecBole's sequential models: where the best
+        checkpoint_file: in place of the property of this name, and for RecBole's sequential models, too: where the best
             weights go; with it, an interrupted training goes on from its last validation and equals one that was not
             stopped. Other models start anew (``goes_on``).
     """
@@ -142,6 +142,8 @@ def train(
     seconds["model"] = time.perf_counter() - started
     if prepare:
         prepare(model)
+    if checkpoint_file:
+        config["checkpoint_file"] = str(checkpoint_file)  # which QBERT4RecTrainer reads
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     started = time.perf_counter()
     progress = None

@@ -35,3 +35,15 @@ def refuse_properties(args: argparse.Namespace) -> None:
     """
     if args.properties:
         raise ValueError(f"{args.command} takes no properties; found {', '.join(args.properties)}")
+
+
+def refuse_none_at_a_time(args: argparse.Namespace) -> None:
+    """Refuse ``--jobs`` and ``--threads`` below 1.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for option in ("jobs", "threads"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} is {value}; it must be at least 1")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from recbole_qbert.commands import Figures
+from recbole_qbert.commands import Figures, refuse_none_at_a_time
 from recbole_qbert.config import nearest
 from recbole_qbert.suites import cells, kinds, runner, spec
 from recbole_qbert.terminal import say
@@ -49,7 +49,7 @@ def benchmark(args: argparse.Namespace) -> Figures:
 
         plots.require_matplotlib()  # not after hours of training
     budget = runner.duration(args.budget) if args.budget else None
-    runner.at_least_one(args)
+    refuse_none_at_a_time(args)
     suites = [spec.load(name) for name in args.suite]
     _refuse_unknown(args.rows, [row.name for suite in suites for row in suite.rows], "row")
     if args.against:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_qbert import tuning
-from recbole_qbert.commands import Figures
+from recbole_qbert.commands import Figures, refuse_none_at_a_time
 from recbole_qbert.suites import runner, spec
 from recbole_qbert.terminal import say
 
@@ -38,7 +38,7 @@ def tune(args: argparse.Namespace) -> Figures:
     Raises:
         ValueError: the space, a name or a property is refused, or no trial came to a result.
     """
-    runner.at_least_one(args)
+    refuse_none_at_a_time(args)
     suite, output = spec.load(args.suite), Path(args.output)
     row = tuning.row_of(args.model, suite, args.files)
     space = tuning.read_space(Path(args.space) if args.space else tuning.space_file(row.model))

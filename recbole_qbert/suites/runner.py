@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
@@ -109,18 +108,6 @@ def run(
     if waiting:
         say(f"budget spent: {len(waiting)} cells left; the same command goes on with them")
     return outcome
-
-
-def at_least_one(args: argparse.Namespace) -> None:
-    """Refuse ``--jobs`` and ``--threads`` below 1.
-
-    Raises:
-        ValueError: names the option.
-    """
-    for option in ("jobs", "threads"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise ValueError(f"--{option} is {value}; it must be at least 1")
 
 
 def duration(text: str) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -33,7 +32,7 @@ class Status:
     def __enter__(self) -> Status:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def show(self, running: Sequence[tuple[str, Path]]) -> None:

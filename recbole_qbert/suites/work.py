@@ -1,7 +1,7 @@
 """Runs one cell: ``python -m recbole_qbert.suites.work CELLDIR``, a process of its own.
 
 RecBole's global state, the peak of memory and crashes stay in it. What is asked stands in ``config.json``; ``cell.json`` is
-written last, so that a cell which is killed is simply run again, and then goes on from its last whole epoch.
+written last, so that a cell which is killed is simply run again; it goes on from its last validation, if ``runs.train`` can.
 """
 
 from __future__ import annotations
@@ -92,7 +92,6 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     files = [str(property_file(file)) for file in asked["files"]]
     base = {**asked["settings"], "seed": asked["seed"], "checkpoint_dir": str(here), "show_progress": False, "state": "INFO"}
     config = runs.configure(asked["model"], asked["dataset"], asked["data_path"], base, files)
-    ours = "checkpoint_file" in config.final_config_dict  # QBERT4Rec, which has a property for it
     base |= _identifiers(asked, config)
     seconds = {"data": 0.0, "model": 0.0}
     epochs: list[dict[str, Any]] = []
@@ -100,12 +99,10 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     identifiers = None
     for stage in _stages(asked, config, base):
         settings = base | stage.settings | carried
-        file = here / f"{stage.name}.pth"
-        if ours:
-            settings["checkpoint_file"] = str(file)
         config = runs.configure(asked["model"], stage.dataset, stage.data_path, settings, files)
         with curve.watched(stage.name) as seen:
-            trained = runs.train(config, prepare=None if _knows_history(config) else leave_history_out, checkpoint_file=file)
+            prepare = None if _knows_history(config) else leave_history_out
+            trained = runs.train(config, prepare=prepare, checkpoint_file=here / f"{stage.name}.pth")
         losses = trained.trainer.train_loss_dict
         epochs += [{"stage": stage.name, **seen.get(n, {"epoch": n}), "train_loss": float(x)} for n, x in losses.items()]
         for name in seconds:
