@@ -30,7 +30,7 @@ import recbole_qbert  # noqa: F401  registers QBERT4Rec
 from recbole_qbert import features, newcomers, runs
 from recbole_qbert.artifacts import write_json
 from recbole_qbert.ranking import rank_of
-from recbole_qbert.significance import gains
+from recbole_qbert.significance import Spread, gains
 from recbole_qbert.tokenizer import Tokenizer
 
 CARE = {"eval_batch_size": 512, "stopping_step": 5, "metric_decimal_place": 6, "show_progress": False, "state": "ERROR"}
@@ -216,10 +216,8 @@ def main() -> None:
         cells = []
         for setting in ("among_new", "among_all"):
             for key in ("hit@10", "ndcg@10"):
-                values = [r["models"][name][setting][key] for r in results]
-                cells.append(
-                    f"{setting} {key} {np.mean(values):.4f} ({np.std(values, ddof=1) if len(values) > 1 else 0:.4f})"
-                )
+                known = Spread.of(r["models"][name][setting][key] for r in results)
+                cells.append(f"{setting} {key} {known.mean:.4f}" + ("" if known.sd is None else f" ({known.sd:.4f})"))
         print(f"{name:<30} " + "  ".join(cells))
     for setting in ("among_new", "among_all"):
         for other in (name for name in results[0]["models"] if name.startswith("nearest")):

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 
 from recbole_qbert.artifacts import whole
 from recbole_qbert.config import nearest
-from recbole_qbert.suites.tables import share
+from recbole_qbert.digits import share
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = "QBERT4Rec both"  # of our rows of training times, what the others are compared with if it is there

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_qbert.digits import share
 from recbole_qbert.report.figures import metric_name
 from recbole_qbert.report.markup import Html, join, tag
 from recbole_qbert.report.read import SETTINGS, Suite
-from recbole_qbert.report.tables import NOTHING, line, notes, share, spread, table
+from recbole_qbert.report.tables import NOTHING, line, notes, spread, table
 from recbole_qbert.significance import Spread
 
 _EXPLAINED = {

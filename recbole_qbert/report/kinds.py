@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_qbert.digits import count
 from recbole_qbert.report.comparison import comparison
 from recbole_qbert.report.markup import Html
 from recbole_qbert.report.read import Suite
@@ -25,17 +26,11 @@ def _statistics(suite: Suite, known: Mapping[str, Any]) -> Html:
     """The paper's Table 1."""
     found = known["statistics"]
     copied = [
-        line(copied_name(row), [_count(other.get(name)) for name in found], "copied")
+        line(copied_name(row), [count(other[name]) if name in other else NOTHING for name in found], "copied")
         for row, other in known["copied"].items()
     ]
-    rows = [line(suite.dataset, map(_count, found.values()))]
+    rows = [line(suite.dataset, map(count, found.values()))]
     return table("Data as the models read them.", ("data set", *found), rows, copied)
-
-
-def _count(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if value < 1 else f"{value:.2f}"
 
 
 def _costs(known: Mapping[str, Any]) -> Html:

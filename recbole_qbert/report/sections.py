@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_qbert import semantic_ids
+from recbole_qbert.digits import share
 from recbole_qbert.report import explorer as explore
 from recbole_qbert.report import figures
 from recbole_qbert.report.catalogue import Catalogue
@@ -15,7 +16,7 @@ from recbole_qbert.report.markup import Html, join, tag
 from recbole_qbert.report.page import gallery
 from recbole_qbert.report.plots import Plot
 from recbole_qbert.report.read import Cell, Suite
-from recbole_qbert.report.tables import NOTHING, facts, line, mean_of, share, spread, table
+from recbole_qbert.report.tables import NOTHING, facts, line, mean_of, spread, table
 from recbole_qbert.significance import Spread
 from recbole_qbert.suites.spec import PRIOR
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from recbole_qbert.digits import share
 from recbole_qbert.report.markup import Html, join, tag
 from recbole_qbert.significance import Spread
 
@@ -23,11 +24,6 @@ def table(caption: object, head: Sequence[object], rows: Iterable[Html], *more: 
 def line(name: object, cells: Iterable[object], class_: str | None = None) -> Html:
     """One row of a table."""
     return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), class_=class_)
-
-
-def share(value: float) -> str:
-    """A metric as the documents print it: ``.1013``."""
-    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"
 
 
 def spread(known: Spread | None, best: bool = False) -> Html:

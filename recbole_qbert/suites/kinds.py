@@ -11,6 +11,7 @@ from typing import Any
 from recbole_qbert import compat, facts, runs
 from recbole_qbert.artifacts import whole, write_json
 from recbole_qbert.commands import MODEL
+from recbole_qbert.digits import count
 from recbole_qbert.suites import spec, tables
 from recbole_qbert.suites.cells import Plan
 from recbole_qbert.suites.compare import compare
@@ -40,8 +41,8 @@ def quality(plan: Plan) -> Made:
 def statistics(plan: Plan) -> Made:
     """Size of the data set as the models read it."""
     found, copied = _statistics(plan), spec.published(plan.suite.name, plan.dataset)
-    rows = [["", *found], [plan.dataset, *map(_shown, found.values())]]
-    rows += [[f"*{row} (copied)*", *(f"*{_shown(known[name])}*" for name in found)] for row, known in copied.items()]
+    rows = [["", *found], [plan.dataset, *map(count, found.values())]]
+    rows += [[f"*{row} (copied)*", *(f"*{count(known[name])}*" for name in found)] for row, known in copied.items()]
     notes = ["", "- *(copied)*: printed in the paper."] if copied else []
     return {"suite": plan.suite.name, "statistics": found, "copied": copied}, [*tables.table(rows), *notes]
 
@@ -103,7 +104,3 @@ def _statistics(plan: Plan) -> dict[str, Any]:
     users, items, interactions = data.user_num - 1, data.item_num - 1, data.inter_num  # RecBole counts the padding
     found = {"users": users, "items": items, "interactions": interactions}
     return found | {"sparsity": 1 - interactions / users / items, "length": interactions / users}
-
-
-def _shown(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if value < 1 else f"{value:.2f}"

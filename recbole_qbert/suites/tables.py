@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from recbole_qbert.digits import share
 from recbole_qbert.significance import Paired
 from recbole_qbert.suites.compare import Comparison, Line
 
@@ -24,11 +25,6 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
-
-
-def share(value: float) -> str:
-    """``.1234``."""
-    return f"{value:.4f}".replace("0.", ".", 1) if 0 <= value < 1 else f"{value:.4f}"
 
 
 def _figures(comparison: Comparison, setting: str) -> list[str]:
