@@ -106,7 +106,7 @@ def measure(
         row["catalogue_mb"] = held.get(name, 4 * args.width * at["items"]) / 1e6
         rows.append(row)
         print(f"  {name:<14}{row['ms_per_user']:>12.3f} ms a user   {row['catalogue_mb']:>10.1f} MB   equal: {row['equal']}")
-    ours = [name for name in indexes if name != "chunked"]
+    ours = [name for name in seconds if name in ("merged", "pruned", "chunked dense")]
     for slow in ("dense", "faiss"):
         for fast in ours if slow in seconds else ():
             name = f"{slow}/{fast}, " + ", ".join(f"{key} {value}" for key, value in at.items())

@@ -108,14 +108,15 @@ def running_top_k(score: Scorer, batch: int, items: int, k: int, device: torch.d
         ``(scores [B, k] float32, rows [B, k] int64)``, best first; -inf and -1 in places that no item fills.
     """
     best = torch.full((batch, k), LOWEST << 32, device=device)
-    floor = torch.full((batch, 1), -torch.inf, device=device)
     for start, stop in chunks(batch, items, device) if k else ():
-        part = score(start, stop)
-        # Rows ascend, so a later item with a score equal to the k-th best loses to it: strictly better ones only.
-        better = (part > floor).any(0).nonzero()[:, 0]
-        if len(better):
-            best = torch.cat([best, _keys(part[:, better], better + start)], 1).topk(k, 1).values
-            floor = _unpack(best[:, -1:])[0]
+        part, rows = score(start, stop), torch.arange(start, stop, device=device)
+        if start:
+            # Rows ascend, so a later item with a score equal to the k-th best loses to it: strictly better ones only.
+            better = (part > _unpack(best[:, -1:])[0]).any(0).nonzero()[:, 0]
+            if not len(better):
+                continue
+            part, rows = part[:, better], rows[better]
+        best = torch.cat([best, _best_keys(part, rows, k)], 1).topk(k, 1).values
     return _unpack(best)
 
 
@@ -150,6 +151,22 @@ def running_log_sum_exp(score: Scorer, batch: int, items: int, device: torch.dev
     for start, stop in chunks(batch, items, device):
         total = torch.logaddexp(total, score(start, stop).logsumexp(1))
     return total
+
+
+def _best_keys(scores: Tensor, rows: Tensor, k: int) -> Tensor:
+    """Keys of each user's ``k`` best of ``scores [B, n]``, in any order; all keys where there are few.
+
+    ``topk`` of the scores is quick, but takes whichever it likes of those that equal the k-th; where it had a choice, the
+    keys decide.
+    """
+    if scores.shape[1] <= k:
+        return _keys(scores, rows)
+    values, places = scores.topk(k + 1, 1)
+    keys = _keys(values[:, :k], rows[places[:, :k]])
+    choice = (values[:, k - 1] == values[:, k]) & (values[:, k] > -torch.inf)
+    if bool(choice.any()):
+        keys[choice] = _keys(scores[choice], rows).topk(k, 1).values
+    return keys
 
 
 def _keys(scores: Tensor, rows: Tensor) -> Tensor:
