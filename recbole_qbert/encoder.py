@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_qbert.dropout import dropout
+from recbole_qbert.packing import Rows
 
 # Biases live on the scale of attention logits (about 1), other weights on that of 0.02; see network.PENALTY_SCALE.
 BIAS_SCALE = 5.0
@@ -58,7 +61,9 @@ class SequenceEncoder(nn.Module):
         Returns:
             ``[B, L, D]``; positions behind a row's length hold no meaning.
         """
-        return self.encode(items, self.bias(items.shape[1], lengths, causal))
+        bias = self.bias(items.shape[1], lengths, causal)
+        whole = Rows.of(torch.full_like(lengths, items.shape[1]), items.shape[1])
+        return self.encode(items.flatten(0, 1), [(whole, bias)]).view_as(items)
 
     def bias(self, width: int, lengths: Tensor, causal: bool) -> Tensor:
         """What is added to attention logits: the bias of each distance, -inf where a position may not look.
@@ -77,11 +82,19 @@ class SequenceEncoder(nn.Module):
             return bias.masked_fill(offset > 0, -torch.inf)
         return bias.masked_fill((position >= lengths[:, None])[:, None, None, :], -torch.inf)
 
-    def encode(self, items: Tensor, bias: Tensor) -> Tensor:
-        """``forward`` with the attention bias given: rows of both views can go through in one batch."""
-        hidden = dropout(self.norm(items), self.rate, self.training)
+    def encode(self, tokens: Tensor, groups: Sequence[tuple[Rows, Tensor]]) -> Tensor:
+        """Encode packed rows, of all lengths and both views at once; only attention looks at them group by group.
+
+        Args:
+            tokens: ``[T, D]`` item vectors of the rows of all groups, in their order.
+            groups: rows of like length, and their attention bias.
+
+        Returns:
+            ``[T, D]``.
+        """
+        hidden = dropout(self.norm(tokens), self.rate, self.training)
         for block in self.blocks:
-            hidden = block(hidden, bias)
+            hidden = block(hidden, groups)
         return hidden
 
 
@@ -96,19 +109,23 @@ class _Block(nn.Module):
         self.grow, self.shrink = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        size, length, width = hidden.shape
-        query, key, value = self.qkv(hidden).view(size, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        if self.training and self.attention_rate > 0 and hidden.device.type == "cpu":
+    def forward(self, hidden: Tensor, groups: Sequence[tuple[Rows, Tensor]]) -> Tensor:
+        parts = self.qkv(hidden).split([len(rows.real) for rows, _ in groups])
+        seen = [rows.pack(self._attend(rows.pad(part), bias)) for part, (rows, bias) in zip(parts, groups, strict=True)]
+        hidden = self.norm_attention(hidden + self._drop(self.mix(torch.cat(seen))))
+        return self.norm_feed(hidden + self._drop(self.shrink(self._drop(F.gelu(self.grow(hidden))))))
+
+    def _attend(self, joint: Tensor, bias: Tensor) -> Tensor:
+        size, length, width = joint.shape
+        query, key, value = joint.view(size, length, 3, self.heads, width // 3 // self.heads).permute(2, 0, 3, 1, 4)
+        if self.training and self.attention_rate > 0 and joint.device.type == "cpu":
             # What torch does here too, it has no fused kernel with dropout for CPUs; but for the cheaper dropout.
-            weight = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + mask).softmax(3)
+            weight = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + bias).softmax(3)
             seen = dropout(weight, self.attention_rate, True) @ value
         else:
             rate = self.attention_rate if self.training else 0.0
-            seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
-        mixed = self._drop(self.mix(seen.transpose(1, 2).reshape(size, length, width)))
-        hidden = self.norm_attention(hidden + mixed)
-        return self.norm_feed(hidden + self._drop(self.shrink(self._drop(F.gelu(self.grow(hidden))))))
+            seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate)
+        return seen.transpose(1, 2).reshape(size, length, width // 3)
 
     def _drop(self, values: Tensor) -> Tensor:
         return dropout(values, self.rate, self.training)

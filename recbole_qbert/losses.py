@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 4096  # rows of logits held at a time, at most: a batch of either view for usual settings
+CHUNK = 256  # rows of logits held at a time on a CPU, at most: a few thousand items stay in its cache
+CHUNK_ELSEWHERE = 4096  # on a GPU, which wants few and large steps: a batch of either view for usual settings
 LOGITS = 1 << 25  # in all at a time (134 MB in float32): fewer rows for large catalogues ...
 SHORTEST = 64  # ... but no fewer than this: each chunk passes over the gradient of all items
 
@@ -62,7 +63,8 @@ class _ItemSoftmax(torch.autograd.Function):
         grad_penalty, total = torch.zeros_like(penalty), hidden.new_zeros(())
         low_items = items.to(product)
         dropped = (~valid).nonzero()[:, 0]
-        step = min(CHUNK, max(SHORTEST, LOGITS // len(items)))
+        chunk = CHUNK if hidden.device.type == "cpu" else CHUNK_ELSEWHERE
+        step = min(chunk, max(SHORTEST, LOGITS // len(items)))
         bounds = torch.searchsorted(position, torch.arange(0, len(hidden) + step, step, device=position.device)).tolist()
         for number, start in enumerate(range(0, len(hidden), step)):
             rows = hidden[start : start + step].to(product)
@@ -74,18 +76,20 @@ class _ItemSoftmax(torch.autograd.Function):
             wanted = target[start : start + step, None]
             logits -= logits.amax(1, keepdim=True)
             shifted = logits.gather(1, wanted)
-            weight = logits.exp_()
+            weight = (
+                logits.exp_()
+            )  # of the softmax, and so below its gradient, times the norm: one pass less over all logits
             norm = weight.sum(1, keepdim=True)
             total += (norm.log() - shifted).sum()
-            weight /= norm
-            weight.scatter_add_(1, wanted, weight.new_full((1, 1), -1.0).expand(len(rows), 1))
-            grad_penalty -= weight[at].sum()
+            weight.scatter_add_(1, wanted, -norm)
+            scale = norm.reciprocal()
+            grad_penalty -= (weight[at] * scale[at[0], 0]).sum()
             low = weight.to(product)
-            grad_hidden[start : start + step] = low @ low_items
+            grad_hidden[start : start + step] = (low @ low_items) * scale
             if product == items.dtype:
-                grad_items.addmm_(low.T, rows)
+                grad_items.addmm_(low.T, rows * scale)
             else:
-                grad_items += low.T @ rows
+                grad_items += low.T @ (rows * scale).to(product)
         ctx.save_for_backward(grad_hidden / count, grad_items / count, grad_penalty / count)
         return total / count
 

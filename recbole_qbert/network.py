@@ -17,6 +17,7 @@ from recbole_qbert import masking
 from recbole_qbert.config import SequenceConfig
 from recbole_qbert.encoder import SequenceEncoder
 from recbole_qbert.losses import code_loss, item_softmax_loss
+from recbole_qbert.packing import Rows
 from recbole_qbert.ranking import code_scores
 
 # The penalty lives on the scale of logits (about 2 to 10), the other weights on that of 0.02. Storing it divided by this
@@ -25,46 +26,53 @@ PENALTY_SCALE = 25.0
 
 
 @dataclass(frozen=True)
-class _Question:
-    """A group of rows as one view asks about them.
+class _Group:
+    """Rows of like length.
 
     Attributes:
-        vectors: ``[B, L, D]`` input of the encoder.
-        where: ``[B, L]`` bool, supervised positions.
-        wanted: ``[B, L]`` int64, their items.
-        seen: ``[B, L, L]`` bool, positions whose items are the history of a position, each item once.
+        numbers: ``[B]`` int64, which rows of the batch.
+        lengths: ``[B]`` int64.
+        items: ``[B, L]`` int64.
+        rows: where they stand among the packed tokens.
     """
 
-    vectors: Tensor
-    where: Tensor
-    wanted: Tensor
-    seen: Tensor
+    numbers: Tensor
+    lengths: Tensor
+    items: Tensor
+    rows: Rows
 
 
 @dataclass
-class _Supervised:
-    """What the encoder says at the supervised positions of a view, group by group.
+class _Question:
+    """What a view asks about all groups, in their order.
 
     Attributes:
-        states: of positions, ``[P, D]`` each.
-        targets: their items, ``[P]`` each.
-        seen: ``(number of the position among all groups, item of its history)``.
-        count: positions so far.
+        where: supervised tokens, ``[T]`` bool a group.
+        wanted: their items, ``[P]`` a group.
+        seen: ``(number of the supervised token among all groups, item of its history)``, a group each.
+        count: supervised tokens so far.
     """
 
-    states: list[Tensor] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
+    where: list[Tensor] = field(default_factory=list)
+    wanted: list[Tensor] = field(default_factory=list)
     seen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     count: int = 0
 
-    def add(self, state: Tensor, asked: _Question, items: Tensor) -> None:
-        """One group: ``state`` ``[B, L, D]`` for ``asked`` about ``items`` ``[B, L]``."""
-        number = asked.where.flatten().cumsum(0).view_as(asked.where) - 1 + self.count
-        row, position, source = (asked.where[:, :, None] & asked.seen).nonzero(as_tuple=True)
-        self.seen.append((number[row, position], items[row, source]))
-        self.states.append(state[asked.where])
-        self.targets.append(asked.wanted[asked.where])
-        self.count += len(self.targets[-1])
+    def add(self, group: _Group, where: Tensor, wanted: Tensor, seen: Tensor) -> None:
+        """One group.
+
+        Args:
+            group: whose rows are asked about.
+            where: ``[B, L]`` bool, supervised positions.
+            wanted: ``[B, L]`` int64, their items.
+            seen: ``[B, L, L]`` bool, positions whose items are the history of a position, each item once.
+        """
+        number = where.flatten().cumsum(0).view_as(where) - 1 + self.count
+        row, position, source = (where[:, :, None] & seen).nonzero(as_tuple=True)
+        self.seen.append((number[row, position], group.items[row, source]))
+        self.where.append(where.flatten()[group.rows.real])
+        self.wanted.append(wanted[where])
+        self.count += len(self.wanted[-1])
 
 
 class SemanticSequenceModel(nn.Module):
@@ -217,38 +225,31 @@ class SemanticSequenceModel(nn.Module):
         table = self.item_table()
         hidden = masking.draw(lengths, sequences.shape[1], ratios, generator) if "masked" in views else None
         own = torch.arange(share[0], len(lengths), share[1], device=lengths.device)
-        found = {view: _Supervised() for view in views}
-        for group in _by_length(lengths[own]):
-            rows = own[group]
-            length = lengths[rows]
-            items = sequences[rows, : int(length.max())]
-            parts = []
-            for view in views:
-                if view == "causal":
-                    parts.append(self._causal(table, items, length))
-                else:
-                    assert hidden is not None
-                    parts.append(self._masked(table, items, length, hidden[rows, : items.shape[1]]))
-            bias = [self.encoder.bias(items.shape[1], length, causal=view == "causal") for view in views]
-            if len(views) > 1:
-                bias = [part.expand(len(rows), -1, -1, -1) for part in bias]
-            states = self.encoder.encode(torch.cat([part.vectors for part in parts]), torch.cat(bias))
-            for view, part, state in zip(views, parts, states.split(len(rows)), strict=True):
-                found[view].add(state, part, items)
+        groups = [_group(sequences, lengths, own[rows]) for rows in _by_length(lengths[own])]
         losses = [table.sum() * 0.0]
-        for view in views:
-            if found[view].count:
+        if groups:
+            vectors = F.embedding(torch.cat([group.items.flatten()[group.rows.real] for group in groups]), table)
+            tokens, asked, layout = [], [], []
+            for view in views:
+                asked.append(_causal(groups) if hidden is None or view == "causal" else _masked(groups, hidden))
+                where = torch.cat(asked[-1].where)[:, None]
+                tokens.append(vectors if view == "causal" else torch.where(where, self.mask_vector, vectors))
+                for group in groups:
+                    bias = self.encoder.bias(group.items.shape[1], group.lengths, causal=view == "causal")
+                    layout.append((group.rows, bias))
+            states = self.encoder.encode(torch.cat(tokens), layout).split(len(vectors))
+            for view, question, state in zip(views, asked, states, strict=True):
                 total = int((lengths - 1).clamp(min=0).sum() if view == "causal" or hidden is None else hidden.sum())
-                losses.append(self._loss_of(table, found[view]) * (found[view].count / total))
+                losses.append(self._loss_of(table, question, state) * (question.count / max(total, 1)))
         return torch.stack(losses).sum()
 
-    def _loss_of(self, table: Tensor, found: _Supervised) -> Tensor:
-        """Mean loss over the supervised positions of a view."""
-        state, target = torch.cat(found.states), torch.cat(found.targets)
+    def _loss_of(self, table: Tensor, asked: _Question, state: Tensor) -> Tensor:
+        """Mean loss over the supervised tokens of a view; ``state`` ``[T, D]``."""
+        state, target = state[torch.cat(asked.where)], torch.cat(asked.wanted)
         if self.config.loss == "code":
             tables = torch.einsum("pd,kmd->pkm", state, self.codebook)
             return code_loss(tables, self.codes[target].long())
-        position, item = (torch.cat(part) for part in zip(*found.seen, strict=True))
+        position, item = (torch.cat(part) for part in zip(*asked.seen, strict=True))
         return self._item_loss(table, state, target, position, item)
 
     def _item_loss(self, table: Tensor, state: Tensor, target: Tensor, position: Tensor, item: Tensor) -> Tensor:
@@ -268,18 +269,6 @@ class SemanticSequenceModel(nn.Module):
             )
             parts.append(loss * (mine.sum() / len(target)))
         return torch.stack(parts).sum()
-
-    def _causal(self, table: Tensor, items: Tensor, lengths: Tensor) -> _Question:
-        position = torch.arange(items.shape[1], device=items.device)
-        where = position < (lengths - 1)[:, None]
-        seen = (position[None, :] <= position[:, None]) & _first_of(items, where)[:, None, :]
-        return _Question(table[items], where, items.roll(-1, 1), seen)
-
-    def _masked(self, table: Tensor, items: Tensor, lengths: Tensor, where: Tensor) -> _Question:
-        vectors = torch.where(where[..., None], self.mask_vector, table[items])
-        visible = ~where & (torch.arange(items.shape[1], device=items.device) < lengths[:, None])
-        seen = _first_of(items, visible)[:, None, :].expand(-1, items.shape[1], -1)
-        return _Question(vectors, where, items, seen)
 
     def states(self, sequences: Tensor, lengths: Tensor, view: str, table: Tensor | None = None) -> Tensor:
         """Encoder output from which the item after each history is predicted, ``[B, D]``.
@@ -339,6 +328,34 @@ class SemanticSequenceModel(nn.Module):
         return history
 
 
+def _group(sequences: Tensor, lengths: Tensor, numbers: Tensor) -> _Group:
+    length = lengths[numbers]
+    items = sequences[numbers, : int(length.max())]
+    return _Group(numbers, length, items, Rows.of(length, items.shape[1]))
+
+
+def _causal(groups: Sequence[_Group]) -> _Question:
+    """Every item but the first, from those before it."""
+    asked = _Question()
+    for group in groups:
+        position = torch.arange(group.items.shape[1], device=group.items.device)
+        where = position < (group.lengths - 1)[:, None]
+        seen = (position[None, :] <= position[:, None]) & _first_of(group.items, where)[:, None, :]
+        asked.add(group, where, group.items.roll(-1, 1), seen)
+    return asked
+
+
+def _masked(groups: Sequence[_Group], hidden: Tensor) -> _Question:
+    """The items at ``hidden [B, L]`` of the batch, from the others of their row."""
+    asked = _Question()
+    for group in groups:
+        width = group.items.shape[1]
+        where = hidden[group.numbers, :width]
+        visible = ~where & (torch.arange(width, device=where.device) < group.lengths[:, None])
+        asked.add(group, where, group.items, _first_of(group.items, visible)[:, None, :].expand(-1, width, -1))
+    return asked
+
+
 def _first_of(items: Tensor, real: Tensor) -> Tensor:
     """True at the first real occurrence of each item in its row, ``[B, L]``: a history is a set, counted once."""
     same = (items[:, :, None] == items[:, None, :]) & real[:, None, :]
@@ -347,10 +364,7 @@ def _first_of(items: Tensor, real: Tensor) -> Tensor:
 
 
 def _by_length(lengths: Tensor) -> Iterator[Tensor]:
-    """Row numbers in groups of like length (up to 8, 16, 32, … items), so that short rows are not padded to the longest.
-
-    The groups of one batch share one optimizer step: the loss is that of the whole batch, only cheaper.
-    """
+    """Row numbers in groups of like length (up to 8, 16, 32, … items): attention pads no short row to the longest."""
     group = lengths.clamp(min=8).sub(1).log2().floor()
     for value in group[lengths > 1].unique().tolist():
         yield ((group == value) & (lengths > 1)).nonzero()[:, 0]
