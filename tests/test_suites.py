@@ -281,6 +281,40 @@ def test_stages_hand_over_their_checkpoint_and_one_may_be_kept(data, tmp_path):
     assert "Load pretrained model from" in "".join(path.read_text() for path in cell.folder.rglob("*.log"))
 
 
+@pytest.mark.parametrize("model", ["S3Rec", "QBERT4Rec"])
+def test_a_pretraining_that_has_ended_is_not_run_again(data, tmp_path, monkeypatch, model):
+    stages = [
+        {"train_stage": "pretrain", "pretrain_epochs": 2, "save_step": 2, "checkpoint_as": "pre_model_path"},
+        {"train_stage": "finetune"},
+    ]
+    attributes = THEIRS | {"load_col": COLUMNS, "item_attribute": "categories"}
+    rows = {
+        "S3Rec": {"model": "S3Rec", "files": ["baseline/common.yaml"], "settings": attributes, "stages": stages},
+        "QBERT4Rec": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 2}},
+    }
+    whole = run_here(planned(tmp_path / "whole", data, {model: rows[model]})).cells[0]
+    train, trained = runs.train, []
+
+    def stopped_in_fine_tuning(config, **given):
+        trained.append(config["train_stage"])
+        if trained.count("finetune") == 1:
+            raise KeyboardInterrupt
+        return train(config, **given)
+
+    monkeypatch.setattr(work.runs, "train", stopped_in_fine_tuning)
+    plan = planned(tmp_path / "stopped", data, {model: rows[model]})
+    with pytest.raises(KeyboardInterrupt):
+        run_here(plan)
+    cell = run_here(plan).cells[0]
+    assert trained == ["pretrain", "finetune", "finetune"]
+    for name, ranks in whole.ranks().items():
+        assert (cell.ranks()[name] == ranks).all(), name
+    same = ("valid", "test", "epochs", "checkpoint", "sid", "prior")
+    assert [cell.result()[key] for key in same] == [whole.result()[key] for key in same]
+    found, wanted = ([{**epoch, "seconds": 0} for epoch in each.result()["curve"]] for each in (cell, whole))
+    assert found == wanted
+
+
 def test_baselines_that_know_no_penalty_are_stopped_with_the_history_left_out(data, tmp_path, monkeypatch):
     cell = run_here(planned(tmp_path, data, {"SASRec": BASELINE})).cells[0]
     monkeypatch.setattr(work, "leave_history_out", lambda model: None)

@@ -98,18 +98,16 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     carried: dict[str, Any] = {}
     identifiers = None
     for stage in _stages(asked, config, base):
-        settings = base | stage.settings | carried
-        config = runs.configure(asked["model"], stage.dataset, stage.data_path, settings, files)
-        with curve.watched(stage.name) as seen:
-            prepare = None if _knows_history(config) else leave_history_out
-            trained = runs.train(config, prepare=prepare, checkpoint_file=here / f"{stage.name}.pth")
-        losses = trained.trainer.train_loss_dict
-        epochs += [{"stage": stage.name, **seen.get(n, {"epoch": n}), "train_loss": float(x)} for n, x in losses.items()]
+        said = _said(here, stage)
+        if said is None:
+            config = runs.configure(asked["model"], stage.dataset, stage.data_path, base | stage.settings | carried, files)
+            trained, said = _train(here, stage, config)
+        epochs += said["epochs"]
         for name in seconds:
-            seconds[name] += trained.seconds[name]
+            seconds[name] += said["seconds"][name]
         if identifiers is None or asked["sources"]:  # a later stage finds built what the first one has built
-            identifiers = getattr(trained.model, "identifier_figures", None)
-        carried = {stage.checkpoint_as: trained.trainer.saved_model_file} if stage.checkpoint_as else {}
+            identifiers = said["identifiers"]
+        carried = {stage.checkpoint_as: str(here / said["checkpoint"])} if stage.checkpoint_as else {}
     take_history_back(trained.model)  # the tests do their own excluding
     started = time.perf_counter()
     ranks, test = tested(trained)
@@ -129,7 +127,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         "valid": trained.valid,
         "test": test,
         "curve": epochs,
-        "epochs": len(losses),
+        "epochs": len(trained.trainer.train_loss_dict),
         "seconds": seconds,
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
@@ -144,6 +142,32 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         "machine": facts.machine(),
     }
     return result, ranks
+
+
+def _train(here: Path, stage: Stage, config: Any) -> tuple[runs.Run, dict[str, Any]]:
+    """Run a stage, and say what the cell must know of it; kept where a later stage goes on from it."""
+    with curve.watched(stage.name) as seen:
+        prepare = None if _knows_history(config) else leave_history_out
+        trained = runs.train(config, prepare=prepare, checkpoint_file=here / f"{stage.name}.pth")
+    losses = trained.trainer.train_loss_dict
+    said = {
+        "epochs": [{"stage": stage.name, **seen.get(n, {"epoch": n}), "train_loss": float(x)} for n, x in losses.items()],
+        "seconds": trained.seconds,
+        "identifiers": getattr(trained.model, "identifier_figures", None),
+        "checkpoint": os.path.relpath(trained.trainer.saved_model_file, here),
+    }
+    if stage.checkpoint_as:
+        write_json(here / f"{stage.name}.json", said)
+    return trained, said
+
+
+def _said(here: Path, stage: Stage) -> dict[str, Any] | None:
+    """What ``_train`` said of a stage that ended before the cell was stopped; the next sets the seed anew, as all do."""
+    file = here / f"{stage.name}.json"
+    if not file.exists():
+        return None
+    said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return said if (here / said["checkpoint"]).exists() else None
 
 
 def _revision(file: Path) -> str | None:
