@@ -62,8 +62,7 @@ class SequenceEncoder(nn.Module):
             ``[B, L, D]``; positions behind a row's length hold no meaning.
         """
         bias = self.bias(items.shape[1], lengths, causal)
-        whole = Rows.of(torch.full_like(lengths, items.shape[1]), items.shape[1])
-        return self.encode(items.flatten(0, 1), [(whole, bias)]).view_as(items)
+        return self.encode(items.flatten(0, 1), [(Rows.whole(items), bias)]).view_as(items)
 
     def bias(self, width: int, lengths: Tensor, causal: bool) -> Tensor:
         """What is added to attention logits: the bias of each distance, -inf where a position may not look.

@@ -76,20 +76,19 @@ class _ItemSoftmax(torch.autograd.Function):
             wanted = target[start : start + step, None]
             logits -= logits.amax(1, keepdim=True)
             shifted = logits.gather(1, wanted)
-            weight = (
-                logits.exp_()
-            )  # of the softmax, and so below its gradient, times the norm: one pass less over all logits
+            weight = logits.exp_()
             norm = weight.sum(1, keepdim=True)
             total += (norm.log() - shifted).sum()
-            weight.scatter_add_(1, wanted, -norm)
+            weight.scatter_add_(1, wanted, -norm)  # now the gradient of the logits, times the norm
             scale = norm.reciprocal()
             grad_penalty -= (weight[at] * scale[at[0], 0]).sum()
-            low = weight.to(product)
-            grad_hidden[start : start + step] = (low @ low_items) * scale
-            if product == items.dtype:
-                grad_items.addmm_(low.T, rows * scale)
+            if product == items.dtype:  # the products are scaled in place of the logits: one pass less over these
+                grad_hidden[start : start + step] = (weight @ low_items) * scale
+                grad_items.addmm_(weight.T, rows * scale)
             else:
-                grad_items += low.T @ (rows * scale).to(product)
+                low = (weight * scale).to(product)  # at most 1: the norm may be too large for float16
+                grad_hidden[start : start + step] = low @ low_items
+                grad_items += low.T @ rows
         ctx.save_for_backward(grad_hidden / count, grad_items / count, grad_penalty / count)
         return total / count
 

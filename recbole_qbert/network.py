@@ -224,7 +224,7 @@ class SemanticSequenceModel(nn.Module):
         views = (views,) if isinstance(views, str) else tuple(views)
         table = self.item_table()
         hidden = masking.draw(lengths, sequences.shape[1], ratios, generator) if "masked" in views else None
-        own = torch.arange(share[0], len(lengths), share[1], device=lengths.device)
+        own = torch.arange(len(lengths), device=lengths.device)[share[0] :: share[1]]
         groups = [_group(sequences, lengths, own[rows]) for rows in _by_length(lengths[own])]
         losses = [table.sum() * 0.0]
         if groups:
@@ -240,7 +240,7 @@ class SemanticSequenceModel(nn.Module):
             states = self.encoder.encode(torch.cat(tokens), layout).split(len(vectors))
             for view, question, state in zip(views, asked, states, strict=True):
                 total = int((lengths - 1).clamp(min=0).sum() if view == "causal" or hidden is None else hidden.sum())
-                losses.append(self._loss_of(table, question, state) * (question.count / max(total, 1)))
+                losses.append(self._loss_of(table, question, state) * (question.count / total))
         return torch.stack(losses).sum()
 
     def _loss_of(self, table: Tensor, asked: _Question, state: Tensor) -> Tensor:

@@ -32,8 +32,14 @@ class Rows:
         place = torch.where(is_real, is_real.cumsum(0) - 1, len(real))
         return cls((len(lengths), width), real, place)
 
+    @classmethod
+    def whole(cls, rows: Tensor) -> Rows:
+        """``rows [B, L, ...]`` with every place taken for a token."""
+        every = torch.arange(rows.shape[0] * rows.shape[1], device=rows.device)
+        return cls((rows.shape[0], rows.shape[1]), every, every)
+
     def pad(self, tokens: Tensor) -> Tensor:
-        """``[T, W]`` to ``[B, L, W]``, 0 at padding. Backwards, what comes from padding is dropped: it must be 0."""
+        """``[T, W]`` to ``[B, L, W]``, 0 at padding."""
         if len(self.real) < len(self.place):
             tokens = _Pad.apply(tokens, self.real, self.place)  # type: ignore[no-untyped-call]
         return tokens.view(*self.shape, tokens.shape[1])

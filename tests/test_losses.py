@@ -146,3 +146,15 @@ def test_under_autocast_products_are_rounded_and_nothing_else():
     for one, other in zip(mine, true, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.01)
+
+
+def test_gradients_are_finite_in_float16_over_more_items_than_it_can_count():
+    torch.manual_seed(0)
+    hidden, items = torch.randn(2, 4), 0.02 * torch.randn(150_000, 4)  # flat logits: the norm is near the number of items
+    none = torch.empty(0, dtype=torch.int64)
+    leaves = [hidden.requires_grad_(), items.requires_grad_()]
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = losses.item_softmax_loss(
+            hidden, items, torch.tensor([1, 2]), torch.tensor(0.0), (none, none), torch.ones(len(items), dtype=torch.bool)
+        )
+    assert all(found.isfinite().all() for found in torch.autograd.grad(loss, leaves))

@@ -231,6 +231,13 @@ def test_grouping_by_length_changes_neither_loss_nor_gradient(view, loss, monkey
         close(grouped[name], value)
 
 
+def test_more_processes_than_rows_share_a_batch():
+    model = make()
+    sequences, lengths = batch([9, 2, 1])
+    whole = model.loss(sequences, lengths, VIEWS, TAIL)
+    close(sum(model.loss(sequences, lengths, VIEWS, TAIL, share=(process, 5)) for process in range(5)), whole)
+
+
 def test_groups_hold_every_row_of_two_or_more_items_once_and_only_like_lengths():
     lengths = torch.arange(61).repeat(2)[torch.randperm(122, generator=torch.Generator().manual_seed(0))]
     groups = [lengths[rows].sort().values.tolist() for rows in network._by_length(lengths)]

@@ -27,8 +27,7 @@ def test_tokens_are_padded_row_by_row_and_packed_again(width):
 def test_gradients_go_the_same_way_back():
     rows = Rows.of(LENGTHS, 5)
     tokens = torch.randn(13, 2, dtype=torch.float64, requires_grad=True)
-    where = torch.arange(5) < LENGTHS[:, None]
-    assert torch.autograd.gradcheck(lambda x: rows.pad(x)[where] ** 2, tokens)
+    assert torch.autograd.gradcheck(lambda x: (rows.pad(x) + 3) ** 2, tokens)
     padded = torch.randn(5, 5, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: rows.pack(x) ** 2, padded)
 

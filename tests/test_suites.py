@@ -127,6 +127,7 @@ def test_a_sweep_makes_a_row_a_value(tmp_path):
         ({"rows": {"a": {"model": "SASRec", "needs": ["prices"]}}}, "rows.a: needs has 'prices'"),
         ({"rows": {"a": {"model": "SASRec", "seeds": 0}}}, "rows.a: seeds is 0"),
         ({"rows": {"a": {"model": "S3Rec", "stages": [{"epochs": 1}, {}]}}}, "all but the last with checkpoint_as"),
+        ({"rows": {"a": {"model": "S3Rec", "stages": [{"checkpoint_as": "pretrained"}]}}}, "that without"),
         ({"sweep": {"key": "epochs", "values": [1]}}, "with a sweep, rows must hold base and nothing else; found default"),
         ({"sweep": {"key": "epochs", "value": [1]}}, "sweep: unknown key 'value' (did you mean 'values'?)"),
         ({"shared": "nowhere"}, "nowhere.yaml is missing"),
@@ -281,38 +282,59 @@ def test_stages_hand_over_their_checkpoint_and_one_may_be_kept(data, tmp_path):
     assert "Load pretrained model from" in "".join(path.read_text() for path in cell.folder.rglob("*.log"))
 
 
-@pytest.mark.parametrize("model", ["S3Rec", "QBERT4Rec"])
-def test_a_pretraining_that_has_ended_is_not_run_again(data, tmp_path, monkeypatch, model):
+@pytest.fixture
+def pretrained_row():
     stages = [
         {"train_stage": "pretrain", "pretrain_epochs": 2, "save_step": 2, "checkpoint_as": "pre_model_path"},
         {"train_stage": "finetune"},
     ]
     attributes = THEIRS | {"load_col": COLUMNS, "item_attribute": "categories"}
-    rows = {
-        "S3Rec": {"model": "S3Rec", "files": ["baseline/common.yaml"], "settings": attributes, "stages": stages},
-        "QBERT4Rec": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 2}},
-    }
-    whole = run_here(planned(tmp_path / "whole", data, {model: rows[model]})).cells[0]
-    train, trained = runs.train, []
+    return {"model": "S3Rec", "files": ["baseline/common.yaml"], "settings": attributes, "stages": stages}
 
-    def stopped_in_fine_tuning(config, **given):
-        trained.append(config["train_stage"])
-        if trained.count("finetune") == 1:
+
+@pytest.fixture
+def stop_in(monkeypatch):
+    """``stop_in(stage)``: the next training of it is stopped as Ctrl-C does; a list of all trainings begun."""
+    train, begun, due = runs.train, [], []
+
+    def one(config, **given):
+        begun.append(config["train_stage"])
+        if begun[-1] in due:
+            due.remove(begun[-1])
             raise KeyboardInterrupt
         return train(config, **given)
 
-    monkeypatch.setattr(work.runs, "train", stopped_in_fine_tuning)
-    plan = planned(tmp_path / "stopped", data, {model: rows[model]})
+    monkeypatch.setattr(work.runs, "train", one)
+    return lambda stage: (due.append(stage), begun)[1]
+
+
+def test_a_pretraining_that_has_ended_is_not_run_again(data, tmp_path, pretrained_row, stop_in):
+    whole = run_here(planned(tmp_path / "whole", data, {"S3Rec": pretrained_row})).cells[0]
+    begun = stop_in("finetune")
+    begun.clear()
+    plan = planned(tmp_path / "stopped", data, {"S3Rec": pretrained_row})
     with pytest.raises(KeyboardInterrupt):
         run_here(plan)
     cell = run_here(plan).cells[0]
-    assert trained == ["pretrain", "finetune", "finetune"]
+    assert begun == ["pretrain", "finetune", "finetune"]
     for name, ranks in whole.ranks().items():
         assert (cell.ranks()[name] == ranks).all(), name
     same = ("valid", "test", "epochs", "checkpoint", "sid", "prior")
     assert [cell.result()[key] for key in same] == [whole.result()[key] for key in same]
     found, wanted = ([{**epoch, "seconds": 0} for epoch in each.result()["curve"]] for each in (cell, whole))
     assert found == wanted
+
+
+def test_a_pretraining_that_was_stopped_begins_anew_whatever_an_earlier_run_left(data, tmp_path, pretrained_row, stop_in):
+    run_here(planned(tmp_path, data, {"S3Rec": pretrained_row}))
+    plan = planned(tmp_path, data, {"S3Rec": pretrained_row | {"keep": True}})  # the same cell, with its checkpoint
+    begun = stop_in("pretrain")
+    begun.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run_here(plan)
+    (plan.cells[0].folder / "work" / f"S3Rec-{NAME}-2.pth").write_bytes(b"half of a training")
+    run_here(plan)
+    assert begun == ["pretrain", "pretrain", "finetune"]
 
 
 def test_baselines_that_know_no_penalty_are_stopped_with_the_history_left_out(data, tmp_path, monkeypatch):

@@ -172,8 +172,11 @@ def _row(name: str, given: Any, path: Path) -> Row:
     if given.get("seeds", 1) < 1:
         raise ValueError(f"{where}: seeds is {given['seeds']}; it is how many of the suite's seeds are run, at least 1")
     stages = given.get("stages", [])
-    if not all(isinstance(stage, dict) for stage in stages) or any("checkpoint_as" not in stage for stage in stages[:-1]):
-        raise ValueError(f"{where}: stages must be mappings of properties, all but the last with checkpoint_as")
+    last = len(stages) - 1
+    if any(not isinstance(stage, dict) or ("checkpoint_as" in stage) == (n == last) for n, stage in enumerate(stages)):
+        raise ValueError(
+            f"{where}: stages must be mappings of properties, all but the last with checkpoint_as, that without"
+        )
     tuned = given.get("tuned", False)
     lists = {key: tuple(given.get(key, ())) for key in ("files", "stages", "needs")}
     given |= {**lists, "tuned": tuned if isinstance(tuned, str) else name if tuned else ""}

@@ -96,13 +96,14 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     seconds = {"data": 0.0, "model": 0.0}
     epochs: list[dict[str, Any]] = []
     carried: dict[str, Any] = {}
-    identifiers = None
+    identifiers, peak = None, 0
     for stage in _stages(asked, config, base):
         said = _said(here, stage)
         if said is None:
             config = runs.configure(asked["model"], stage.dataset, stage.data_path, base | stage.settings | carried, files)
             trained, said = _train(here, stage, config)
         epochs += said["epochs"]
+        peak = max(peak, said["peak_memory_mb"])
         for name in seconds:
             seconds[name] += said["seconds"][name]
         if identifiers is None or asked["sources"]:  # a later stage finds built what the first one has built
@@ -129,7 +130,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         "curve": epochs,
         "epochs": len(trained.trainer.train_loss_dict),
         "seconds": seconds,
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB),
+        "peak_memory_mb": max(peak, round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB)),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "items": rows.item_num - 1,
         "users": len(ranks["users"]),
@@ -145,7 +146,13 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
 
 
 def _train(here: Path, stage: Stage, config: Any) -> tuple[runs.Run, dict[str, Any]]:
-    """Run a stage, and say what the cell must know of it; kept where a later stage goes on from it."""
+    """Run a stage, and say what the cell must know of it.
+
+    That is kept where a later stage goes on from it; not of QBERT4Rec, whose trainer knows by itself that it has ended, and
+    whether it would start from the same.
+    """
+    kept = here / f"{stage.name}.json"
+    kept.unlink(missing_ok=True)  # of an earlier run of the cell: now its checkpoint will be written over
     with curve.watched(stage.name) as seen:
         prepare = None if _knows_history(config) else leave_history_out
         trained = runs.train(config, prepare=prepare, checkpoint_file=here / f"{stage.name}.pth")
@@ -155,9 +162,10 @@ def _train(here: Path, stage: Stage, config: Any) -> tuple[runs.Run, dict[str, A
         "seconds": trained.seconds,
         "identifiers": getattr(trained.model, "identifier_figures", None),
         "checkpoint": os.path.relpath(trained.trainer.saved_model_file, here),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB),
     }
-    if stage.checkpoint_as:
-        write_json(here / f"{stage.name}.json", said)
+    if stage.checkpoint_as and config["model"] != MODEL:
+        write_json(kept, said)
     return trained, said
 
 
