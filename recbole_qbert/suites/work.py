@@ -130,7 +130,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         "curve": epochs,
         "epochs": len(trained.trainer.train_loss_dict),
         "seconds": seconds,
-        "peak_memory_mb": max(peak, round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB)),
+        "peak_memory_mb": max(peak, _peak_mb()),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "items": rows.item_num - 1,
         "users": len(ranks["users"]),
@@ -162,11 +162,16 @@ def _train(here: Path, stage: Stage, config: Any) -> tuple[runs.Run, dict[str, A
         "seconds": trained.seconds,
         "identifiers": getattr(trained.model, "identifier_figures", None),
         "checkpoint": os.path.relpath(trained.trainer.saved_model_file, here),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB),
+        "peak_memory_mb": _peak_mb(),
     }
     if stage.checkpoint_as and config["model"] != MODEL:
         write_json(kept, said)
     return trained, said
+
+
+def _peak_mb() -> int:
+    """Peak of this process's memory so far; a stage that another process ran has its own."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB)
 
 
 def _said(here: Path, stage: Stage) -> dict[str, Any] | None:
