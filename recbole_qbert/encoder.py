@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_qbert.attention import Attention
 from recbole_qbert.dropout import dropout
-from recbole_qbert.packing import Rows
+from recbole_qbert.packing import Rows, pick
 
 # Biases live on the scale of attention logits (about 1), other weights on that of 0.02; see network.PENALTY_SCALE.
 BIAS_SCALE = 5.0
@@ -48,7 +49,7 @@ class SequenceEncoder(nn.Module):
         self.distance = nn.Parameter(torch.empty(heads, 2 * positions - 1))
         self.norm = nn.LayerNorm(width)
         self.rate = dropout
-        self.blocks = nn.ModuleList(_Block(width, heads, inner, dropout, attention_dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(_Block(width, inner, dropout, attention_dropout) for _ in range(layers))
 
     def forward(self, items: Tensor, lengths: Tensor, causal: bool) -> Tensor:
         """Encode left-aligned rows.
@@ -59,72 +60,46 @@ class SequenceEncoder(nn.Module):
             causal: position ``t`` sees positions up to ``t`` only; otherwise all of the row.
 
         Returns:
-            ``[B, L, D]``; positions behind a row's length hold no meaning.
+            ``[B, L, D]``, 0 behind a row's length.
         """
-        bias = self.bias(items.shape[1], lengths, causal)
-        return self.encode(items.flatten(0, 1), [(Rows.whole(items), bias)]).view_as(items)
+        rows = Rows.of(lengths, items.shape[1])
+        return rows.pad(self.encode(rows.pack(items), [(rows, causal)]))
 
-    def bias(self, width: int, lengths: Tensor, causal: bool) -> Tensor:
-        """What is added to attention logits: the bias of each distance, -inf where a position may not look.
-
-        Args:
-            width: ``L``.
-            lengths, causal: as for :meth:`forward`.
-
-        Returns:
-            ``[1, H, L, L]`` (causal: the same for all rows) or ``[B, H, L, L]``.
-        """
-        position = torch.arange(width, device=lengths.device)
-        offset = position[None, :] - position[:, None]
-        bias = BIAS_SCALE * self.distance[None, :, offset + self.distance.shape[1] // 2]
-        if causal:  # a real position never looks at the padding behind it: no other mask is needed
-            return bias.masked_fill(offset > 0, -torch.inf)
-        return bias.masked_fill((position >= lengths[:, None])[:, None, None, :], -torch.inf)
-
-    def encode(self, tokens: Tensor, groups: Sequence[tuple[Rows, Tensor]]) -> Tensor:
+    def encode(self, tokens: Tensor, groups: Sequence[tuple[Rows, bool]], asked: Tensor | None = None) -> Tensor:
         """Encode packed rows, of all lengths and both views at once; only attention looks at them group by group.
 
         Args:
             tokens: ``[T, D]`` item vectors of the rows of all groups, in their order.
-            groups: rows of like length, and their attention bias.
+            groups: rows of like length, and whether they are causal.
+            asked: ``[T]`` bool, tokens whose states are wanted: the last block computes no others. ``None``: all.
 
         Returns:
-            ``[T, D]``.
+            ``[P, D]`` states of the ``P`` tokens that are asked for, in their order.
         """
+        attention = Attention(groups, BIAS_SCALE * self.distance)
         hidden = dropout(self.norm(tokens), self.rate, self.training)
-        for block in self.blocks:
-            hidden = block(hidden, groups)
-        return hidden
+        for block in self.blocks[:-1]:
+            hidden = block(hidden, attention)
+        return self.blocks[-1](hidden, attention, asked)
 
 
 class _Block(nn.Module):
     """Post-norm transformer block, as in BERT4Rec and SASRec of RecBole."""
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(self, width: int, inner: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
-        self.heads, self.rate, self.attention_rate = heads, dropout, attention_dropout
+        self.rate, self.attention_rate = dropout, attention_dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
         self.grow, self.shrink = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, hidden: Tensor, groups: Sequence[tuple[Rows, Tensor]]) -> Tensor:
-        parts = self.qkv(hidden).split([len(rows.real) for rows, _ in groups])
-        seen = [rows.pack(self._attend(rows.pad(part), bias)) for part, (rows, bias) in zip(parts, groups, strict=True)]
-        hidden = self.norm_attention(hidden + self._drop(self.mix(torch.cat(seen))))
+    def forward(self, hidden: Tensor, attention: Attention, asked: Tensor | None = None) -> Tensor:
+        seen = attention(self.qkv(hidden), self.attention_rate if self.training else 0.0)
+        if asked is not None:  # every token is looked at, but not every one goes on
+            hidden, seen = pick(hidden, asked), pick(seen, asked)
+        hidden = self.norm_attention(hidden + self._drop(self.mix(seen)))
         return self.norm_feed(hidden + self._drop(self.shrink(self._drop(F.gelu(self.grow(hidden))))))
-
-    def _attend(self, joint: Tensor, bias: Tensor) -> Tensor:
-        size, length, width = joint.shape
-        query, key, value = joint.view(size, length, 3, self.heads, width // 3 // self.heads).permute(2, 0, 3, 1, 4)
-        if self.training and self.attention_rate > 0 and joint.device.type == "cpu":
-            # What torch does here too, it has no fused kernel with dropout for CPUs; but for the cheaper dropout.
-            weight = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3) + bias).softmax(3)
-            seen = dropout(weight, self.attention_rate, True) @ value
-        else:
-            rate = self.attention_rate if self.training else 0.0
-            seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate)
-        return seen.transpose(1, 2).reshape(size, length, width // 3)
 
     def _drop(self, values: Tensor) -> Tensor:
         return dropout(values, self.rate, self.training)

@@ -222,31 +222,30 @@ class SemanticSequenceModel(nn.Module):
             ``[]`` float; a view's loss is the mean over its supervised positions, 0 (with a gradient) if it has none.
         """
         views = (views,) if isinstance(views, str) else tuple(views)
-        table = self.item_table()
+        table = self.item_table() if self.config.loss == "item" else None  # the loss over codes needs few of its rows
         hidden = masking.draw(lengths, sequences.shape[1], ratios, generator) if "masked" in views else None
         own = torch.arange(len(lengths), device=lengths.device)[share[0] :: share[1]]
         groups = [_group(sequences, lengths, own[rows]) for rows in _by_length(lengths[own])]
-        losses = [table.sum() * 0.0]
+        losses = [(self.codebook.sum() + self.mask_vector.sum()) * 0.0]
         if groups:
-            vectors = F.embedding(torch.cat([group.items.flatten()[group.rows.real] for group in groups]), table)
-            tokens, asked, layout = [], [], []
+            items = torch.cat([group.items.flatten()[group.rows.real] for group in groups])
+            vectors = self.item_vectors(items) if table is None else F.embedding(items, table)
+            tokens, asked, wheres, layout = [], [], [], []
             for view in views:
                 asked.append(_causal(groups) if hidden is None or view == "causal" else _masked(groups, hidden))
-                where = torch.cat(asked[-1].where)[:, None]
-                tokens.append(vectors if view == "causal" else torch.where(where, self.mask_vector, vectors))
-                for group in groups:
-                    bias = self.encoder.bias(group.items.shape[1], group.lengths, causal=view == "causal")
-                    layout.append((group.rows, bias))
-            states = self.encoder.encode(torch.cat(tokens), layout).split(len(vectors))
-            for view, question, state in zip(views, asked, states, strict=True):
+                wheres.append(torch.cat(asked[-1].where))
+                tokens.append(vectors if view == "causal" else torch.where(wheres[-1][:, None], self.mask_vector, vectors))
+                layout += [(group.rows, view == "causal") for group in groups]
+            states = self.encoder.encode(torch.cat(tokens), layout, torch.cat(wheres))
+            for view, question, state in zip(views, asked, states.split([one.count for one in asked]), strict=True):
                 total = int((lengths - 1).clamp(min=0).sum() if view == "causal" or hidden is None else hidden.sum())
                 losses.append(self._loss_of(table, question, state) * (question.count / total))
         return torch.stack(losses).sum()
 
-    def _loss_of(self, table: Tensor, asked: _Question, state: Tensor) -> Tensor:
-        """Mean loss over the supervised tokens of a view; ``state`` ``[T, D]``."""
-        state, target = state[torch.cat(asked.where)], torch.cat(asked.wanted)
-        if self.config.loss == "code":
+    def _loss_of(self, table: Tensor | None, asked: _Question, state: Tensor) -> Tensor:
+        """Mean loss over the supervised tokens of a view, of which ``state [P, D]`` is; without a table, over codes."""
+        target = torch.cat(asked.wanted)
+        if table is None:
             tables = torch.einsum("pd,kmd->pkm", state, self.codebook)
             return code_loss(tables, self.codes[target].long())
         position, item = (torch.cat(part) for part in zip(*asked.seen, strict=True))
@@ -280,12 +279,14 @@ class SemanticSequenceModel(nn.Module):
             table: ``item_table()`` if it is at hand; without it, the vectors of the histories' items are made.
         """
         vectors = self.item_vectors(sequences) if table is None else table[sequences]
-        last = torch.arange(len(sequences), device=sequences.device)
-        if view == "causal":
-            return self.encoder(vectors, lengths, causal=True)[last, lengths - 1]
-        vectors = torch.cat([vectors, vectors.new_zeros(len(vectors), 1, vectors.shape[2])], 1)
-        vectors[last, lengths] = self.mask_vector
-        return self.encoder(vectors, lengths + 1, causal=False)[last, lengths]
+        if view == "masked":
+            vectors = torch.cat([vectors, vectors.new_zeros(len(vectors), 1, vectors.shape[2])], 1)
+            vectors[torch.arange(len(sequences), device=sequences.device), lengths] = self.mask_vector
+            lengths = lengths + 1
+        rows = Rows.of(lengths, vectors.shape[1])
+        last = torch.zeros(len(rows.real), dtype=torch.bool, device=lengths.device)
+        last[lengths.cumsum(0) - 1] = True
+        return self.encoder.encode(rows.pack(vectors), [(rows, view == "causal")], last)
 
     def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """Mean over the views of each view's log-probability of every item; ``[B, N]``, padding at -inf.

@@ -16,27 +16,21 @@ class Rows:
 
     Attributes:
         shape: ``(B, L)`` of the padded rows.
+        lengths: ``[B]`` int64.
         real: ``[T]`` int64, where each token stands in the flattened rows.
         place: ``[B * L]`` int64, the token at each place of the flattened rows; ``T`` at padding.
     """
 
     shape: tuple[int, int]
+    lengths: Tensor
     real: Tensor
     place: Tensor
 
     @classmethod
     def of(cls, lengths: Tensor, width: int) -> Rows:
         """Rows of ``lengths [B]``, padded to ``width`` (``L``), at least the longest."""
-        is_real = (torch.arange(width, device=lengths.device) < lengths[:, None]).flatten()
-        real = is_real.nonzero()[:, 0]
-        place = torch.where(is_real, is_real.cumsum(0) - 1, len(real))
-        return cls((len(lengths), width), real, place)
-
-    @classmethod
-    def whole(cls, rows: Tensor) -> Rows:
-        """``rows [B, L, ...]`` with every place taken for a token."""
-        every = torch.arange(rows.shape[0] * rows.shape[1], device=rows.device)
-        return cls((rows.shape[0], rows.shape[1]), every, every)
+        is_real = torch.arange(width, device=lengths.device) < lengths[:, None]
+        return cls((len(lengths), width), lengths, *_places(is_real.flatten()))
 
     def pad(self, tokens: Tensor) -> Tensor:
         """``[T, W]`` to ``[B, L, W]``, 0 at padding."""
@@ -48,6 +42,17 @@ class Rows:
         """``[B, L, W]`` to ``[T, W]``."""
         flat = rows.reshape(len(self.place), rows.shape[2])
         return _Pack.apply(flat, self.real, self.place) if len(self.real) < len(self.place) else flat  # type: ignore[no-untyped-call]
+
+
+def pick(tokens: Tensor, asked: Tensor) -> Tensor:
+    """Those of ``tokens [T, W]`` for which ``asked [T]`` is true, ``[P, W]`` in their order."""
+    return _Pack.apply(tokens, *_places(asked))  # type: ignore[no-untyped-call]
+
+
+def _places(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """``real`` and ``place`` of ``Rows``, for the true ones of ``kept``, ``[B * L]`` bool."""
+    real = kept.nonzero()[:, 0]
+    return real, torch.where(kept, kept.cumsum(0) - 1, len(real))
 
 
 # index_select and its inverse, which is one too: autograd's own would add up rows one by one.

@@ -1,6 +1,6 @@
 """Compiled kernels of ``topk_merged``: scan runs of items, keep the k best, skip what cannot be among them.
 
-Importing this module needs numba. There is one compiled version for each number of pairs and type of codes, made at the
+There is one compiled version for each number of pairs and type of codes, made at the
 first use (some seconds) and kept on disk. Loops over items take plain arrays: handing on a tuple of them counts references.
 
 Letters as in ``topk_layout``.
@@ -8,29 +8,16 @@ Letters as in ``topk_layout``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from numba import njit
 
+from recbole_qbert.compiled import compiled
 from recbole_qbert.topk_layout import Array, Blocks, Bounds, Items, Users
 
 # Items that are compared with the k-th best score in one go. The loop over them holds nothing but look-ups, additions and
 # a comparison, so that it becomes vector instructions; on a hit it is run again item by item.
 BLOCK = 128
 CORNER = 16  # the first look at the catalogue: items whose two leading codes are both among this many best ones
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile at the first call; kept beside this file, or in the user's cache folder, or nowhere if none can be written.
-
-    Kept code is made again when this file changes, not when another one does: all that is compiled stands here.
-    """
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba: 'no locator available'
-        return njit(nogil=True)(function)
 
 
 @compiled

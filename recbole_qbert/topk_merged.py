@@ -27,10 +27,6 @@ def unmergeable(codes: Tensor, size: int) -> str | None:
         return f"compiled ranking is for the CPU and the codes lie on {codes.device}; move them"
     if width_of(codes, size) > WIDEST:
         return f"{size} codes a level are too many to merge levels in pairs; use fewer"
-    try:
-        import numba  # noqa: F401
-    except ImportError as error:
-        return f"compiled ranking needs numba ({error}): pip install 'recbole-qbert[fast]'"
     return None
 
 

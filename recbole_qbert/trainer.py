@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,10 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         ):
             batch = at_hand[index].to(self.device)
             self.optimizer.zero_grad()
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
-                loss = self.model.batch_loss(batch, masks, (self.rank, self.world))
-            scaler.scale(loss).backward()
+            with _products(self.model.settings.matmul_precision):
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
+                    loss = self.model.batch_loss(batch, masks, (self.rank, self.world))
+                scaler.scale(loss).backward()
             value = self._sum_over_processes(loss.detach())
             self._check_nan(value)
             scaler.unscale_(self.optimizer)
@@ -254,6 +256,17 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             for value in model.prior.state_dict().values():
                 distributed.broadcast(value, 0)
         return found
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """Take float32 products in a precision, in the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _is_full_ranking(eval_data: Any) -> bool:

@@ -50,9 +50,7 @@ def test_packed_rows_are_encoded_as_each_alone_with_the_same_gradients(causal):
     def gradients(states):
         return [states, *torch.autograd.grad((states * goal).sum(), [tokens, *encoder.parameters()])]
 
-    layout = [
-        (Rows.of(lengths, int(lengths.max())), encoder.bias(int(lengths.max()), lengths, causal)) for lengths in groups
-    ]
+    layout = [(Rows.of(lengths, int(lengths.max())), causal) for lengths in groups]
     lengths = torch.cat(groups)
     alone = [encoder(row[None], torch.tensor([len(row)]), causal)[0] for row in tokens.split(lengths.tolist())]
     for mine, true in zip(gradients(encoder.encode(tokens, layout)), gradients(torch.cat(alone)), strict=True):

@@ -11,18 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_qbert import ranking, topk, topk_chunks, topk_merged
+from recbole_qbert import compiled, ranking, topk, topk_chunks, topk_kernels, topk_merged
 from recbole_qbert.network import SemanticSequenceModel
 from recbole_qbert.topk import DenseIndex, ItemIndex
 from tests.helpers import sequence_config
 
-try:
-    from recbole_qbert import topk_kernels
-except ImportError:  # the extra 'fast' is not there
-    topk_kernels = None  # type: ignore[assignment]
-
-METHODS = ["chunked"] if topk_kernels is None else ["chunked", "merged", "pruned"]
-compiled_only = pytest.mark.skipif(topk_kernels is None, reason="numba is not installed")
+METHODS = ["chunked", "merged", "pruned"]
 INF = float("inf")
 
 
@@ -154,7 +148,6 @@ def test_pruning_is_exact_where_rounding_is_coarse(missing):
         agrees(torch.randn(6, 4, 60, generator=generator) * size, codes, 60, 25, bias=some)
 
 
-@compiled_only
 def test_blocks_that_cannot_win_are_not_scored(monkeypatch):
     """The pruned way is that in fact: it looks at few of the runs of items."""
     generator = torch.Generator().manual_seed(0)
@@ -388,14 +381,6 @@ def test_dense_numbers_that_are_none_are_refused():
         index.top_k(torch.ones(1, 3), 1)
 
 
-def test_without_numba_torch_does_the_work(monkeypatch):
-    monkeypatch.setitem(sys.modules, "numba", None)
-    assert index_of().method == "chunked"
-    with pytest.raises(ValueError, match=r"recbole-qbert\[fast\].*chunked"):
-        index_of(method="pruned")
-
-
-@compiled_only
 def test_the_method_goes_with_the_size(monkeypatch):
     assert index_of().method == "merged"
     monkeypatch.setattr(topk, "PRUNED_FROM", 6)
@@ -404,7 +389,6 @@ def test_the_method_goes_with_the_size(monkeypatch):
     assert index_of().method == "chunked"
 
 
-@compiled_only
 def test_where_nothing_can_be_kept_on_disk_it_is_compiled_all_the_same(monkeypatch):
     asked = []
 
@@ -414,12 +398,11 @@ def test_where_nothing_can_be_kept_on_disk_it_is_compiled_all_the_same(monkeypat
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(topk_kernels, "njit", njit)
-    assert topk_kernels.compiled(len) is len
+    monkeypatch.setattr(compiled, "njit", njit)
+    assert compiled.compiled(len) is len
     assert asked == [{"nogil": True, "cache": True}, {"nogil": True}]
 
 
-@compiled_only
 def test_the_benchmark_writes_one_row_a_measurement_and_ratios(tmp_path, monkeypatch, capsys):
     from benchmarks import ranking as benchmark
 

@@ -1,0 +1,119 @@
+"""recbole_qbert.attention: the compiled kernels give what torch gives, and the gradients; dropout; threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recbole_qbert import attention, kernel_calls
+from recbole_qbert.attention import Attention
+from recbole_qbert.packing import Rows
+
+PARTS = [([2, 5, 1], False), ([9, 12, 10], False), ([4, 3], True), ([11], True)]
+TOKENS, HEADS, WIDTH = 57, 2, 8
+
+
+def made(dtype=torch.float64, seed=0):
+    """Queries, keys and values of all tokens, biases of distances, and a function of both that attends."""
+    torch.manual_seed(seed)
+    joint = torch.randn(TOKENS, 3 * WIDTH, dtype=dtype, requires_grad=True)
+    distance = torch.randn(HEADS, 2 * 12 - 1, dtype=dtype, requires_grad=True)
+    parts = [(Rows.of(torch.tensor(lengths), max(lengths)), causal) for lengths, causal in PARTS]
+    return joint, distance, lambda joint, distance, rate=0.0: Attention(parts, distance)(joint, rate)
+
+
+def by_hand(joint, distance):
+    """One token, one head and one key after the other."""
+    out, begin, size = [], 0, WIDTH // HEADS
+    for lengths, causal in PARTS:
+        for length in lengths:
+            query, key, value = joint[begin : begin + length].split(WIDTH, 1)
+            for i in range(length):
+                heads = []
+                for head in range(HEADS):
+                    part = slice(head * size, (head + 1) * size)
+                    seen = range(i + 1 if causal else length)
+                    logits = [query[i, part] @ key[j, part] / size**0.5 + distance[head, 11 + j - i] for j in seen]
+                    heads.append(torch.stack(logits).softmax(0) @ value[: len(seen), part])
+                out.append(torch.cat(heads))
+            begin += length
+    return torch.stack(out)
+
+
+def gradients(found, joint, distance):
+    goal = torch.linspace(-1, 1, found.numel(), dtype=found.dtype).view_as(found).sin()
+    return [found, *torch.autograd.grad((found * goal).sum(), [joint, distance])]
+
+
+@pytest.mark.parametrize("compilable", [True, False])
+def test_attention_and_its_gradients_are_those_by_hand(compilable, monkeypatch):
+    joint, distance, attend = made()
+    true = gradients(by_hand(joint, distance), joint, distance)
+    monkeypatch.setattr(attention, "compilable", lambda _: compilable)  # the other way is what a GPU gets
+    for mine, expected in zip(gradients(attend(joint, distance), joint, distance), true, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_single_precision_stays_close():
+    joint, distance, attend = made(torch.float32)
+    true = gradients(by_hand(joint.double(), distance.double()), joint, distance)
+    for mine, expected in zip(gradients(attend(joint, distance), joint, distance), true, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_has_its_gradient():
+    """With the same seed the same weights are dropped, so that the function can be differentiated numerically."""
+    joint, distance, attend = made()
+
+    def seeded(joint, distance):
+        torch.manual_seed(5)
+        return attend(joint, distance, 0.4)
+
+    assert not torch.equal(seeded(joint, distance), attend(joint, distance))
+    assert torch.autograd.gradcheck(seeded, (joint, distance))
+
+
+def test_dropout_keeps_the_mean_and_drops_each_weight_apart():
+    """Values that are 1 give the sum of the weights that are left, times ``1 / (1 - rate)``."""
+    joint, distance, attend = made()
+    joint = joint.detach().clone()
+    joint[:, 2 * WIDTH :] = 1
+    torch.manual_seed(1)
+    sums = torch.stack([attend(joint, distance, 0.3) for _ in range(4000)])
+    plain = attend(joint, distance)
+    torch.testing.assert_close(plain, torch.ones_like(plain))
+    alone = 7  # the only token of its row: one weight, of 1
+    assert sums[:, alone].unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    deviation = sums.std(0).amax() / 4000**0.5
+    assert float((sums.mean(0) - 1).abs().max()) < 5 * float(deviation)
+    one, two = sums[:, alone, 0], sums[:, alone, WIDTH // HEADS]
+    assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 0.08  # heads drop apart
+
+
+def test_threads_change_nothing(monkeypatch):
+    joint, distance, attend = made()
+
+    def seeded():
+        torch.manual_seed(2)
+        return gradients(attend(joint, distance, 0.2), joint, distance)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = seeded()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(kernel_calls, "WORTH", 8)
+    for mine, expected in zip(seeded(), alone, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_shares_hold_every_row_once_and_like_work(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(kernel_calls, "WORTH", 1)
+    work = torch.randint(1, 50, (300,), generator=torch.Generator().manual_seed(0)).cumsum(0).numpy()
+    bounds = kernel_calls.shares(work)
+    assert bounds[0] == 0 and bounds[-1] == 300 and len(bounds) == 5 and bounds == sorted(bounds)
+    done = [0, *(work[bound - 1] for bound in bounds[1:])]
+    assert max(b - a for a, b in zip(done, done[1:], strict=False)) < work[-1] / 4 + 50
+    assert kernel_calls.shares(work[:0]) == [0, 0]
+    monkeypatch.setattr(kernel_calls, "WORTH", int(work[-1]))
+    assert kernel_calls.shares(work) == [0, 300]
