@@ -68,22 +68,24 @@ def attend(
         first, last: rows.
     """
     heads, middle, width = distance.shape[0], distance.shape[1] // 2, out.shape[1]
-    size = width // heads
+    size, step = np.uint64(width // heads), np.uint64(3 * width)  # unsigned: no place is checked for being negative
     products, kept, nothing = scale[0], scale[1], scale[0] * 0
+    tokens, seen = joint.ravel(), out.ravel()
     for row in range(first, last):
-        count, begin = length[row], start[row]
+        count = length[row]
         for head in range(heads):
-            low_q, low_k, low_v = head * size, width + head * size, 2 * width + head * size
+            query = np.uint64(start[row]) * step + np.uint64(head) * size
+            into = np.uint64(start[row] * width) + np.uint64(head) * size
+            keys = query + np.uint64(width)
             for i in range(count):
                 end = i + 1 if causal[row] else count
                 place = at[row] + (head * count + i) * count
-                query = joint[begin + i, low_q : low_q + size]
-                top = nothing
+                key, top = keys, nothing
                 for j in range(end):
-                    key = joint[begin + j, low_k : low_k + size]
                     logit = nothing
                     for d in range(size):
-                        logit += query[d] * key[d]
+                        logit += tokens[query + d] * tokens[key + d]
+                    key += step
                     logit = logit * products + distance[head, middle + j - i]
                     weight[place + j] = logit
                     top = logit if j == 0 else max(top, logit)
@@ -92,16 +94,20 @@ def attend(
                     part = np.exp(weight[place + j] - top)
                     weight[place + j] = part
                     norm += part
-                seen = out[begin + i, low_q : low_q + size]
-                seen[:] = 0
+                inverse = 1 / norm
+                for d in range(size):
+                    seen[into + d] = 0
+                value = keys + np.uint64(width)
                 for j in range(end):
-                    part = weight[place + j] / norm
+                    part = weight[place + j] * inverse
                     weight[place + j] = part
                     if limit == 0 or _number(np.uint64(place + j), low, high) >= limit:
                         part *= kept
-                        value = joint[begin + j, low_v : low_v + size]
                         for d in range(size):
-                            seen[d] += part * value[d]
+                            seen[into + d] += part * tokens[value + d]
+                    value += step
+                query += step
+                into += np.uint64(width)
 
 
 @summing
@@ -119,38 +125,42 @@ def attend_backward(
         first, last: rows.
     """
     heads, middle, width = distance.shape[0], distance.shape[1] // 2, grad.shape[1]
-    size = width // heads
+    size, step = np.uint64(width // heads), np.uint64(3 * width)
     products, kept, nothing = scale[0], scale[1], scale[0] * 0
-    slope = np.empty(length.max(), joint.dtype)
+    tokens, given, slopes = joint.ravel(), grad.ravel(), out.ravel()
+    share = np.empty(length.max(), joint.dtype)  # the slope of each weight
     for row in range(first, last):
-        count, begin = length[row], start[row]
-        out[begin : begin + count] = 0
+        count = length[row]
+        out[start[row] : start[row] + count] = 0
         for head in range(heads):
-            low_q, low_k, low_v = head * size, width + head * size, 2 * width + head * size
+            query = np.uint64(start[row]) * step + np.uint64(head) * size
+            source = np.uint64(start[row] * width) + np.uint64(head) * size
+            keys = query + np.uint64(width)
             for i in range(count):
                 end = i + 1 if causal[row] else count
                 place = at[row] + (head * count + i) * count
-                given = grad[begin + i, low_q : low_q + size]
-                mean = nothing
+                mean, value = nothing, keys + np.uint64(width)
                 for j in range(end):
                     change = nothing
                     if limit == 0 or _number(np.uint64(place + j), low, high) >= limit:
                         part = weight[place + j] * kept
-                        value, value_out = joint[begin + j, low_v : low_v + size], out[begin + j, low_v : low_v + size]
                         for d in range(size):
-                            change += given[d] * value[d]
+                            change += given[source + d] * tokens[value + d]
                         for d in range(size):
-                            value_out[d] += part * given[d]
+                            slopes[value + d] += part * given[source + d]
                         change *= kept
-                    slope[j] = change
+                    share[j] = change
                     mean += weight[place + j] * change
-                query, query_out = joint[begin + i, low_q : low_q + size], out[begin + i, low_q : low_q + size]
+                    value += step
+                key = keys
                 for j in range(end):
-                    change = weight[place + j] * (slope[j] - mean)
+                    change = weight[place + j] * (share[j] - mean)
                     bias[head, middle + j - i] += change
                     change *= products
-                    key, key_out = joint[begin + j, low_k : low_k + size], out[begin + j, low_k : low_k + size]
                     for d in range(size):
-                        query_out[d] += change * key[d]
+                        slopes[query + d] += change * tokens[key + d]
                     for d in range(size):
-                        key_out[d] += change * query[d]
+                        slopes[key + d] += change * tokens[query + d]
+                    key += step
+                query += step
+                source += np.uint64(width)

@@ -17,8 +17,8 @@ Methods: ``chunked`` gathers and adds with torch, a chunk of items at a time, on
 covers two levels with one look-up in a table merged for the user. ``pruned`` skips, besides, blocks of items that share two
 leading codes and whose best imaginable score is below the k-th best, in the manner of RecJPQPrune and PQTopK (arXiv
 2505.00560, 2408.09992, 2312.06165). The fewer levels and the more the first two of them matter, the more it skips; of eight
-levels that matter alike, nothing, and looking costs some percent. ``auto`` is ``chunked`` on a GPU, otherwise ``merged``, for
-large catalogues ``pruned``.
+levels that matter alike, nothing, and looking costs some percent. ``auto`` is ``chunked`` on a GPU, otherwise ``merged``,
+for large catalogues ``pruned``.
 """
 
 from __future__ import annotations
