@@ -4,11 +4,13 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +20,7 @@ import yaml
 from recbole_qbert import runs
 from recbole_qbert.artifacts import alone, write_json
 from recbole_qbert.commands import benchmark
-from recbole_qbert.suites import cells, compare, curve, kinds, runner, spec, status, work
+from recbole_qbert.suites import archive, cells, compare, curve, kinds, runner, spec, status, work
 from recbole_qbert.suites.spec import Row, Suite
 from tests.helpers_recbole import QUICK, write_dataset
 
@@ -215,6 +217,11 @@ def test_tuned_settings_are_used_where_they_exist(data, tmp_path):
     assert before["tuned"] is None and after["tuned"] == f"tuned/{NAME}/mine.yaml" and before["key"] != after["key"]
     borrowed = planned(tmp_path, data, {"other": BASELINE | {"tuned": "mine"}}).cells[0].asked
     assert borrowed["key"] == after["key"]
+    loaded = spec.load(suite_file(tmp_path, {"mine": row}))
+    elsewhere = cells.plan(loaded, "Other", data, tmp_path / "out", {}, tuned_on=NAME).cells[0].asked
+    assert elsewhere["tuned"] == after["tuned"] and elsewhere["files"] == after["files"]
+    with pytest.raises(FileNotFoundError, match="nothing was tuned on Elsewhere; run tune --dataset Elsewhere first"):
+        cells.plan(loaded, NAME, data, tmp_path / "out", {}, tuned_on="Elsewhere")
 
 
 def test_a_row_that_the_data_cannot_serve_is_said_to_be_impossible(data, tmp_path):
@@ -578,8 +585,11 @@ def test_a_row_is_tuned_if_it_was_asked_for_so(tmp_path):
         finished(tmp_path, rows[0], 1, [1, 2, 3]),
         finished(tmp_path, rows[1], 1, [1, 1, 3], tuned="tuned/D/chosen.yaml"),
     ]
-    comparison = compare.compare(compared(tmp_path, made, rows))
-    assert [line.tuned for line in comparison.lines] == [False, True]
+    plan = compared(tmp_path, made, rows)
+    assert [line.tuned for line in compare.compare(plan).lines] == ["", "unknown trials on D"]
+    write_json(tmp_path / "tuned" / "D" / "chosen.json", [{"failed": None}, {"failed": "ValueError"}, {"failed": None}])
+    assert [line.tuned for line in compare.compare(plan).lines] == ["", "2 trials on D"]
+    assert "- Tuned by the command tune, 2 trials on D: chosen.\n" in kinds.make(plan)
 
 
 def test_the_comparison_is_what_a_hand_computes(tmp_path):
@@ -680,6 +690,69 @@ def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path, monke
     comparison = compare.compare(plan)
     assert [line.name for line in comparison.lines] == ["one", "two"] and comparison.lines[1].published == {"hit@1": 0.2}
     assert comparison.copied == {"three": {"hit@1": 0.3}}
+
+
+# -------------------------------------------------------------------------------------------------------- an archive
+def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypatch, capsys):
+    path = suite_file(tmp_path, {"SASRec": BASELINE, "again": BASELINE | {"settings": THEIRS | {"n_layers": 2}}})
+    trained = []
+
+    def run(found, **given):
+        for cell in found:
+            if cell.result() is None:
+                trained.append(cell.row.name)
+                write_json(cell.folder / "config.json", cell.asked)
+                work.run(cell.folder)
+        return runner.Outcome()
+
+    monkeypatch.setattr(runner, "run", run)
+    options = ["--suite", path, "--dataset", NAME, "--data_path", str(data), "--archive", "kept", "--output"]
+    command([*options, "one", "--rows", "SASRec"])
+    capsys.readouterr()
+    command([*options, "two"])  # of which "one" knows nothing
+    assert trained == ["SASRec", "again"] and "1 finished cells taken from kept" in capsys.readouterr().out
+    shutil.rmtree("one")
+    shutil.rmtree("two")
+    command([*options, "three", "--budget", "0s"])
+    assert trained == ["SASRec", "again"] and "| SASRec | 1/1 |" in (text := Path("kept/tiny-Tiny.md").read_text())
+    typed = f"benchmark --suite {path} --dataset {NAME} --data_path {data} --archive kept -->"
+    assert text.startswith(f"<!-- run_recbole_qbert.py {typed}\n")
+    kept = sorted(path.name for path in Path("kept").rglob("*") if path.is_file())
+    assert kept == ["cell.json", "cell.json", "ranks.npz", "ranks.npz", "tiny-Tiny.json", "tiny-Tiny.md"]
+    assert not any(str(tmp_path) in path.read_text() for path in Path("kept/cells").rglob("*.json"))
+    table = Path(f"three/suites/tiny/{NAME}/table.json").read_bytes()
+    assert table == Path("kept/tiny-Tiny.json").read_bytes()
+
+
+def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
+    ours, theirs = Row("ours", "QBERT4Rec"), Row("theirs", "SASRec", prior=True)
+    ranks = [1, 3, 11] * 20
+    made = [finished(tmp_path, ours, 1, ranks), finished(tmp_path, theirs, 1, [4, 3, 11] * 20, prior=ranks)]
+    made.append(finished(tmp_path, theirs, 2, [5, 3, 11] * 20, prior=ranks))
+    plan = compared(tmp_path, made, (ours, theirs), against="ours")
+    kinds.make(plan)
+    table = json.loads((plan.folder / "table.json").read_text())
+    known = {line["name"]: line for line in table["lines"]}
+
+    def now(cells, against="ours"):
+        made = compared(tmp_path, cells, (ours, theirs), against=against)
+        later = replace(made, rows=("ours", "theirs"), earlier=table)
+        return later, {line.name: json.loads(json.dumps(asdict(line))) for line in compare.compare(later).lines}
+
+    later, lines = now(made[:1])
+    assert list(lines) == ["ours", "theirs", "theirs + prior"]
+    assert lines["theirs + prior"] == known["theirs + prior"] | {"earlier": True} and not lines["ours"]["earlier"]
+    text = kinds.make(later)
+    assert "- Of an earlier table, with ranks that were not kept; their tests are against the ours of then: theirs, " in text
+    assert now(made[:2])[1]["theirs"]["earlier"]  # of one seed here, and of two then
+    assert now(made)[1] == known
+    assert not now(made[:1], "theirs")[1]["theirs + prior"]["tests"]  # they were against ours
+
+
+def test_an_archive_that_is_not_json_is_said_so(tmp_path):
+    (tmp_path / "tiny-D.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tiny-D\.json is not JSON .*; delete it"):
+        archive.earlier(tmp_path, "tiny", "D")
 
 
 # ------------------------------------------------------------------------------------------------------ the whole way

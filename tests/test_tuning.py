@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 from functools import partial
 
@@ -11,7 +12,7 @@ import yaml
 from recbole_qbert import tuning
 from recbole_qbert.commands import tune
 from recbole_qbert.paths import properties
-from recbole_qbert.suites import cells, runner, spec
+from recbole_qbert.suites import archive, cells, runner, spec
 from tests.helpers_recbole import write_dataset
 
 NAME = "Tiny"
@@ -28,7 +29,8 @@ if pathlib.Path("break").exists() and (rate, dropout) == (0.01, 0.5):
     (cell / "failed.json").write_text(json.dumps({"reason": "out of luck", "log": []}))
     sys.exit(1)
 test = {"plain": {"ndcg@10": 0.0}, "history_excluded": {"ndcg@10": 0.0}}
-result = {"valid": {"ndcg@10": dropout - rate}, "test": test, "epochs": 1, "checkpoint": None}
+result = {"valid": {"ndcg@10": dropout - rate}, "test": test, "epochs": 1, "checkpoint": None, "settings": {}}
+(cell / "ranks.npz").touch()
 (cell / "cell.json").write_text(json.dumps(result))
 """
 
@@ -141,6 +143,18 @@ def test_few_trials_are_part_of_many(files, data, fake):
     assert len(fake()) == 2
     command(files, data)
     assert len(fake()) == 2
+
+
+def test_trials_and_what_they_chose_are_taken_from_an_archive(files, data, fake):
+    figures = command(files, data, "--archive", str(files / "kept"))
+    assert len(fake()) == 4
+    shutil.rmtree(files / "out")
+    again = command(files, data, "--archive", str(files / "kept"))
+    assert again == figures and fake() == []
+    shutil.rmtree(files / "out")
+    assert archive.take(files / "kept", files / "out", NAME) == 4
+    chosen = (files / "out" / "tuned" / NAME / "my SASRec.yaml").read_text()
+    assert chosen == (files / "kept" / "tuned" / NAME / "my SASRec.yaml").read_text()
 
 
 def test_a_failed_trial_does_not_stop_the_others(files, data, fake):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from recbole_qbert.terminal import show_bars
 
 Figures = dict[str, Any]
 MODEL = "QBERT4Rec"
+ARCHIVE = "folder, small enough for a repository, that finished trainings are taken from and put into, and tables"
 
 
 def folder_of(args: argparse.Namespace) -> Path:
@@ -35,6 +38,15 @@ def refuse_properties(args: argparse.Namespace) -> None:
     """
     if args.properties:
         raise ValueError(f"{args.command} takes no properties; found {', '.join(args.properties)}")
+
+
+def typed(args: argparse.Namespace, options: Iterable[str]) -> str:
+    """What to type to give a command these options, and the properties it was given."""
+    words = ["run_recbole_qbert.py", args.command]
+    for option in options:
+        if value := getattr(args, option):
+            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join([*words, *(f"--{key}={value}" for key, value in args.properties.items())])
 
 
 def refuse_none_at_a_time(args: argparse.Namespace) -> None:

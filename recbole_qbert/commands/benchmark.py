@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from recbole_qbert.commands import Figures, refuse_none_at_a_time
+from recbole_qbert.commands import ARCHIVE, Figures, refuse_none_at_a_time, typed
 from recbole_qbert.config import nearest
-from recbole_qbert.suites import cells, kinds, runner, spec
+from recbole_qbert.suites import archive, cells, kinds, runner, spec
 from recbole_qbert.terminal import say
+
+TYPED = ("suite", "dataset", "sources", "data_path", "archive", "tuned_on", "against")  # what a table depends on
 
 
 def add_commands(add: Any) -> None:
@@ -29,6 +31,9 @@ def add_commands(add: Any) -> None:
     command.add_argument(
         "--rows", nargs="+", default=[], metavar="ROW", help="run only these; others are shown if they have results"
     )
+    command.add_argument("--archive", metavar="FOLDER", help=ARCHIVE)
+    text = "use what tune chose on this data set (default: on the one of --dataset)"
+    command.add_argument("--tuned_on", metavar="NAME", help=text)
     text = "line that paired tests compare all others with, in place of the suite's ('default + prior')"
     command.add_argument("--against", metavar="LINE", help=text)
     text = "pretrain on these data sets, with one vocabulary for them and the data set (table4)"
@@ -57,8 +62,13 @@ def benchmark(args: argparse.Namespace) -> Figures:
             _refuse_unknown([args.against], list(spec.lines(suite.rows)), "line")
         suites = [replace(suite, against=args.against) for suite in suites]
     place = (args.dataset, Path(args.data_path), Path(args.output))
-    chosen: Figures = {"seeds": args.seeds, "rows": args.rows, "sources": args.sources}
+    chosen: Figures = {"seeds": args.seeds, "rows": args.rows, "sources": args.sources, "tuned_on": args.tuned_on}
+    kept = Path(args.archive) if args.archive else None
+    if kept and (taken := archive.take(kept, Path(args.output), args.dataset)):
+        say(f"{taken} finished cells taken from {kept}")
     plans = [cells.plan(suite, *place, args.properties, **chosen) for suite in suites]
+    if kept:
+        plans = [replace(plan, earlier=archive.earlier(kept, plan.suite.name, plan.dataset)) for plan in plans]
     try:
         outcome = runner.run(
             [cell for plan in plans for cell in plan.cells if cell.row.name in plan.rows],
@@ -67,13 +77,18 @@ def benchmark(args: argparse.Namespace) -> Figures:
     except runner.Interrupted as signal:
         say(f"stopped by {signal}; the same command goes on with what is not finished (results: {args.output})")
         return {"exit_code": 130}
+    finally:
+        if kept:
+            archive.keep(kept, Path(args.output), [cell for plan in plans for cell in plan.shown])
     if args.threads:
         torch.set_num_threads(args.threads)  # for what is measured here: table6
     figures: Figures = {"suites": {}, "left": len(outcome.left), "exit_code": int(bool(outcome.failed))}
-    for plan in plans:
+    for name, plan in zip(args.suite, plans, strict=True):
         say(f"\n{kinds.make(plan)}")
         say(f"written to {plan.folder}")
         figures["suites"][plan.suite.name] = str(plan.folder)
+        if kept:
+            archive.keep_table(kept, plan, typed(argparse.Namespace(**vars(args) | {"suite": name}), TYPED))
         if args.report:
             from recbole_qbert import report
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
 from recbole_qbert import tuning
-from recbole_qbert.commands import Figures, refuse_none_at_a_time
-from recbole_qbert.suites import runner, spec
+from recbole_qbert.commands import ARCHIVE, Figures, refuse_none_at_a_time, typed
+from recbole_qbert.suites import archive, runner, spec
 from recbole_qbert.terminal import say
+
+# What the header of the file of settings tells to type: what a result depends on.
+TYPED = ("model", "suite", "dataset", "data_path", "output", "space", "trials", "files")
 
 
 def add_commands(add: Any) -> None:
@@ -23,6 +25,7 @@ def add_commands(add: Any) -> None:
     command.add_argument("--dataset", required=True, help="name of the data set")
     command.add_argument("--data_path", required=True, help="folder that holds the data set's folder")
     command.add_argument("--output", default="results", help="folder of all results, as of benchmark (default: results)")
+    command.add_argument("--archive", metavar="FOLDER", help=ARCHIVE)
     text = "lines 'property: [values]' (default: properties/tuning/<model>.yaml)"
     command.add_argument("--space", metavar="FILE", help=text)
     command.add_argument("--trials", type=int, help="only so many points of the space, drawn at random (default: all)")
@@ -43,6 +46,8 @@ def tune(args: argparse.Namespace) -> Figures:
     row = tuning.row_of(args.model, suite, args.files)
     space = tuning.read_space(Path(args.space) if args.space else tuning.space_file(row.model))
     grid = tuning.points(space, args.trials)
+    if args.archive:
+        archive.take(Path(args.archive), output, args.dataset)
     trials = tuning.plan(row, suite, grid, args.dataset, Path(args.data_path), output, args.properties)
     try:
         outcome = runner.run([trial.cell for trial in trials], jobs=args.jobs, threads=args.threads, retry=args.retry)
@@ -54,8 +59,10 @@ def tune(args: argparse.Namespace) -> Figures:
         reason = next(iter(outcome.failed.values()))
         raise ValueError(f"no trial came to a result; the first one ended with: {reason}")
     _print(trials, chosen)
-    path = tuning.write(row.name, trials, output, args.dataset, _command(args))
+    path = tuning.write(row.name, trials, output, args.dataset, f"python {typed(args, TYPED)}")
     say(f"written to {path}")
+    if args.archive:
+        archive.keep(Path(args.archive), output, [trial.cell for trial in trials], [path, path.with_suffix(".json")])
     return {
         "model": row.model,
         "dataset": args.dataset,
@@ -75,13 +82,3 @@ def _print(trials: list[tuning.Trial], chosen: tuning.Trial) -> None:
     for title, trial in zip(titles, trials, strict=True):
         score = "failed" if trial.score is None else f"{trial.score:.4f}"
         say(f"{title:<{width}}  {score}{'  <- chosen' if trial is chosen else ''}")
-
-
-def _command(args: argparse.Namespace) -> str:
-    """What to type to get this file again."""
-    words = ["python", "run_recbole_qbert.py", "tune"]
-    for option in ("model", "suite", "dataset", "data_path", "output", "space", "trials"):
-        if getattr(args, option) is not None:
-            words += [f"--{option}", str(getattr(args, option))]
-    words += ["--files", *args.files] if args.files else []
-    return shlex.join([*words, *(f"--{key}={value}" for key, value in args.properties.items())])

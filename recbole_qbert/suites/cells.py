@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Plan:
         cells: of all rows, in the order of running: all rows with the first seed, then with the second.
         impossible: row -> why it cannot be run on this data set.
         rows: the rows to run; others are in the tables if they were run before.
+        earlier: the suite's table of an archive, whose lines stand for rows without results; empty for none.
     """
 
     suite: Suite
@@ -80,6 +81,7 @@ class Plan:
     cells: tuple[Cell, ...]
     impossible: Mapping[str, str]
     rows: tuple[str, ...]
+    earlier: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shown(self) -> list[Cell]:
@@ -102,6 +104,7 @@ def plan(
     seeds: Sequence[int] = (),
     rows: Sequence[str] = (),
     sources: Sequence[str] = (),
+    tuned_on: str | None = None,
 ) -> Plan:
     """What has to be run for a suite; checks all of it before anything is.
 
@@ -114,9 +117,10 @@ def plan(
         seeds: in place of the suite's.
         rows: run only these.
         sources: data sets to pretrain on.
+        tuned_on: the data set whose tuned settings are used; by default this one.
 
     Raises:
-        FileNotFoundError: the data set, or a property file, is missing.
+        FileNotFoundError: the data set, a property file or every tuned setting of ``tuned_on`` is missing.
         ValueError: an unknown model or property, a property that a row sets itself, or ``sources`` for no purpose.
     """
     data_path, output = data_path.resolve(), output.resolve()
@@ -124,6 +128,9 @@ def plan(
         raise ValueError(f"suite {suite.name} does not pretrain on other data sets: leave out --sources")
     if suite.sweep and (fixed := [key for key in suite.rows[0].settings if key in given]):
         raise ValueError(f"--{fixed[0]} is what suite {suite.name} varies: leave it out")
+    tuned = output / "tuned" / (tuned_on or dataset)
+    if tuned_on and not tuned.is_dir():
+        raise FileNotFoundError(f"{tuned} is missing: nothing was tuned on {tuned_on}; run tune --dataset {tuned_on} first")
     fitted = [_fitted(row, data_path / dataset / dataset) for row in suite.rows]
     suite = replace(suite, rows=tuple(row for row, _ in fitted))
     impossible = {row.name: reason for row, reason in fitted if reason}
@@ -134,7 +141,7 @@ def plan(
             with _named(row, suite):
                 known = _known_properties(row, suite, dataset, data_path)
                 common = {key: value for key, value in {**suite.shared, **given}.items() if key in known}
-                asked[row.name] = _asked(row, common, dataset, data_path, output, sources)
+                asked[row.name] = _asked(row, common, dataset, data_path, output, sources, tuned)
             understood |= known
     if asked and (strange := [key for key in given if key not in understood]):
         raise ValueError(f"no row of suite {suite.name} knows the property {strange[0]!r}{nearest(strange[0], understood)}")
@@ -174,12 +181,18 @@ def _named(row: Row, suite: Suite) -> Iterator[None]:
 
 
 def _asked(
-    row: Row, common: Mapping[str, Any], dataset: str, data_path: Path, output: Path, sources: Sequence[str]
+    row: Row,
+    common: Mapping[str, Any],
+    dataset: str,
+    data_path: Path,
+    output: Path,
+    sources: Sequence[str],
+    tuned_settings: Path,
 ) -> dict[str, Any]:
     """``config.json`` of a row's cells, without the seed."""
     if sources and row.model != MODEL:
         raise ValueError(f"only {MODEL} is pretrained on --sources, not {row.model}")
-    tuned = output / "tuned" / dataset / f"{row.tuned}.yaml"
+    tuned = tuned_settings / f"{row.tuned}.yaml"
     files = [*row.files, *([str(tuned)] if row.tuned and tuned.exists() else [])]
     settings = {**common, **row.settings}
     settings |= {key: str(Path(settings[key]).resolve()) for key in _FILES if settings.get(key)}

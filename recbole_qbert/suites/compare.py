@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ class Line:
         name: of ``spec.lines``: the row's, with ``+ prior`` behind it where the co-occurrence prior is added.
         row: the suite's row.
         model: its model.
-        tuned: whether a file of the ``tune`` command was used.
+        tuned: where a file of the ``tune`` command was used, out of how many trials and on which data set; else empty.
         seeds: that have a result.
         asked: that were asked for.
         figures: setting -> metric -> spread; empty where no seed has a result.
@@ -36,12 +37,13 @@ class Line:
         failed: seed -> reason.
         impossible: why the row cannot be run on this data set.
         note: of the suite file.
+        earlier: of an earlier table, whose ranks are not at hand.
     """
 
     name: str
     row: str
     model: str
-    tuned: bool = False
+    tuned: str = ""
     seeds: tuple[int, ...] = ()
     asked: int = 0
     figures: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict)
@@ -56,6 +58,19 @@ class Line:
     failed: Mapping[int, str] = field(default_factory=dict)
     impossible: str | None = None
     note: str = ""
+    earlier: bool = False
+
+    @classmethod
+    def of(cls, known: Mapping[str, Any]) -> Line:
+        """A line of an earlier ``table.json``."""
+        figures = {
+            setting: {metric: Spread(**spread) for metric, spread in metrics.items()}
+            for setting, metrics in known["figures"].items()
+        }
+        tests = {setting: Paired(**test) for setting, test in known["tests"].items()}
+        lists = {name: tuple(known[name]) for name in ("seeds", "revisions")}
+        failed = {int(seed): reason for seed, reason in known["failed"].items()}
+        return cls(**{**known, **lists, "figures": figures, "tests": tests, "failed": failed, "earlier": True})
 
 
 @dataclass(frozen=True)
@@ -85,8 +100,11 @@ def compare(plan: Plan) -> Comparison:
     for row in suite.rows:
         common: dict[str, Any] = {"row": row.name, "model": row.model, "note": row.note}
         common["published"] = known.get(row.name, {})
+        before = _earlier(plan, row.name, sum(cell.result() is not None for cell in cells.get(row.name, [])))
         if row.name in plan.impossible:
             lines.append(Line(row.name, **common, impossible=plan.impossible[row.name]))
+        elif before:
+            lines += before
         elif row.name in cells:
             for name, (_, prefix) in spec.lines([row]).items():
                 line = _line(name, cells[row.name], prefix, common, plan, {} if name == suite.against else opponents)
@@ -97,6 +115,23 @@ def compare(plan: Plan) -> Comparison:
     return Comparison(
         suite.name, suite.title, suite.paper, plan.dataset, suite.metrics, suite.against, sources, tuple(lines), copied
     )
+
+
+def _earlier(plan: Plan, row: str, finished: int) -> list[Line]:
+    """Lines of a row in an earlier table, where they are of more seeds than have a result here."""
+    known = [line for line in plan.earlier.get("lines", []) if line["row"] == row and len(line["seeds"]) > finished]
+    same = plan.earlier.get("against") == plan.suite.against
+    return [Line.of(line if same else {**line, "tests": {}}) for line in known]
+
+
+def _tuned(plan: Plan, asked: Mapping[str, Any]) -> str:
+    """``4 trials on X`` for cells with settings of the ``tune`` command."""
+    if not asked["tuned"]:
+        return ""
+    path = plan.output / asked["tuned"]
+    trials = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) if path.with_suffix(".json").exists() else []
+    done = sum(trial["failed"] is None for trial in trials)
+    return f"{done or 'unknown'} trials on {path.parent.name}"
 
 
 def _line(
@@ -123,7 +158,7 @@ def _line(
     first = results[0][1]
     depths = [found["depth"] for _, r in results if (found := (r["identifiers"] or {}).get("injection"))]
     return Line(
-        name, **common, tuned=bool(cells[0].asked["tuned"]), seeds=tuple(cell.seed for cell, _ in results), asked=len(cells),
+        name, **common, tuned=_tuned(plan, cells[0].asked), seeds=tuple(cell.seed for cell, _ in results), asked=len(cells),
         figures=figures, tests=tests, depth=np.mean(depths, 0).tolist() if depths and not prefix else None, failed=failed,
         parameters=first["parameters"], items=first["items"], users=first["users"],
         epochs=float(np.mean([r["epochs"] for _, r in results])),

@@ -88,7 +88,10 @@ def _notes(comparison: Comparison) -> list[str]:
             each = ", ".join(f"{line.name} {getattr(line, what)}" for line in known)
             notes.append(f"**Not the same {what} for all rows, which are not comparable:** {each}.")
     notes += _revisions(known)
-    notes.append(f"Tuned by the command tune: {', '.join(line.name for line in known if line.tuned) or 'none'}.")
+    notes += _tuned(known)
+    if before := [line.name for line in known if line.earlier]:
+        tested = f"; their tests are against the {comparison.against} of then" if comparison.against else ""
+        notes.append(f"Of an earlier table, with ranks that were not kept{tested}: {', '.join(before)}.")
     for line in comparison.lines:
         notes += [f"{line.name}: {line.note}"] if line.note else []
         notes += [f"{line.name}: not possible on this data set: {line.impossible}"] if line.impossible else []
@@ -96,6 +99,17 @@ def _notes(comparison: Comparison) -> list[str]:
         if not (line.figures or line.impossible or line.failed):
             notes.append(f"{line.name}: not run yet.")
     return notes
+
+
+def _tuned(lines: Sequence[Line]) -> list[str]:
+    """How many trials the command ``tune`` had for which rows."""
+    rows: dict[str, list[str]] = {}
+    for line in lines:
+        if line.tuned:
+            rows.setdefault(line.tuned, []).append(line.name)
+    if not rows:
+        return ["Tuned by the command tune: none."]
+    return [f"Tuned by the command tune, {how}: {', '.join(names)}." for how, names in rows.items()]
 
 
 def _revisions(lines: Sequence[Line]) -> list[str]:
