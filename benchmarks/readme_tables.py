@@ -8,8 +8,8 @@ A table stands between two lines of a document, and all between them is rewritte
     <!-- table: ranking codes=4 tables=flat -->
     <!-- end -->
 
-First comes the kind: training, ranking, preparation or model_cost. `file=NAME` takes docs/results/NAME.json instead of
-that of the kind's name; every other `key=value` keeps the rows with that value only, `key=a|b` those with one of several;
+First comes the kind: training, steps, ranking, preparation or model_cost. `file=NAME` takes docs/results/NAME.json instead
+of that of the kind's name; every other `key=value` keeps the rows with that value only, `key=a|b` those with one of several;
 spaces in values are written as `_`. `quality file=NAME|NAME` puts the table.json files of suites, a data set each, side by
 side. Figures come from nowhere else: wrong ones are mended by running the benchmark again.
 """
@@ -179,6 +179,20 @@ def ranking(rows: Sequence[Row], report: Mapping[str, Any]) -> list[str]:
     return [*lines, *(["", f"In all rows {fixed}."] if fixed else [])]
 
 
+def steps(rows: Sequence[Row], report: Mapping[str, Any]) -> list[str]:
+    """A line a configuration and way."""
+
+    def line(row: Row) -> list[str]:
+        faster = report["ratios"][f"{row['model']}: torch / {row['way']}"]
+        return [
+            f"{row['model']}, {row['way']}",
+            number(row["ms_a_step"]),
+            "" if row["way"] == "torch" else f"{number(faster)} x",
+        ]
+
+    return aligned(["configuration, way", "ms of CPU a step", "times as fast as torch's"], [line(row) for row in rows])
+
+
 def preparation(rows: Sequence[Row], report: Mapping[str, Any]) -> list[str]:
     """A line a version, medians of the rounds, and their quotients."""
     columns = {"MB/s": "mb_per_second", "processor seconds": "cpu_seconds", "peak memory MB": "peak_rss_mb"}
@@ -226,6 +240,7 @@ def _of_model(row: Row) -> tuple[Any, ...]:
 
 TABLES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], list[str]]] = {
     "training": training,
+    "steps": steps,
     "ranking": ranking,
     "preparation": preparation,
     "model_cost": model_cost,

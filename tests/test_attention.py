@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
 import torch
 
+from benchmarks import readme_tables, steps
 from recbole_qbert import attention, kernel_calls
 from recbole_qbert.attention import Attention
 from recbole_qbert.packing import Rows
@@ -106,6 +108,18 @@ def test_threads_change_nothing(monkeypatch):
     monkeypatch.setattr(kernel_calls, "WORTH", 8)
     for mine, expected in zip(seeded(), alone, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_the_benchmark_writes_a_row_a_way_and_its_table(tmp_path, capsys):
+    path = tmp_path / "steps.json"
+    sizes = ["--items", "50", "--batch", "8", "--rounds", "1", "--max_length", "9"]
+    steps.main(["--configurations", "SASRec fast", "paper", *sizes, "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert [row["way"] for row in report["rows"]] == 2 * list(steps.WAYS)
+    assert all(row["ms_a_step"] > 0 for row in report["rows"]) and report["ratios"]["paper: torch / torch"] == 1
+    assert "x torch" in capsys.readouterr().out and torch.get_float32_matmul_precision() == "highest"
+    lines = readme_tables.table("steps", tmp_path)
+    assert len(lines) == 2 + 6 + 2 and lines[2].startswith("| SASRec fast, torch |") and lines[3].endswith(" x |")
 
 
 def test_shares_hold_every_row_once_and_like_work(monkeypatch):
