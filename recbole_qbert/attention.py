@@ -42,10 +42,16 @@ class Attention:
         parts: rows of like length, and whether their tokens see those up to themselves only (causal) or all of the row.
             Packed tokens are those of all parts, in their order.
         distance: ``[H, W]`` float bias of the distances ``-(W // 2) .. W // 2`` between key and query.
+
+    Raises:
+        ValueError: rows are longer than there are distances.
     """
 
     def __init__(self, parts: Sequence[tuple[Rows, bool]], distance: Tensor) -> None:
         self.parts, self.distance = parts, distance
+        longest, most = max(rows.shape[1] for rows, _ in parts), distance.shape[1] // 2 + 1
+        if longest > most:  # kernels look without looking whether they may
+            raise ValueError(f"a row has {longest} positions; the encoder was made for at most {most}")
 
     def __call__(self, joint: Tensor, rate: float) -> Tensor:
         """Attend.

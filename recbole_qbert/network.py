@@ -47,12 +47,16 @@ class _Question:
     """What a view asks about all groups, in their order.
 
     Attributes:
+        causal: which view it is.
+        total: supervised positions of the whole batch, those of other processes, too.
         where: supervised tokens, ``[T]`` bool a group.
         wanted: their items, ``[P]`` a group.
         seen: ``(number of the supervised token among all groups, item of its history)``, a group each.
         count: supervised tokens so far.
     """
 
+    causal: bool
+    total: int
     where: list[Tensor] = field(default_factory=list)
     wanted: list[Tensor] = field(default_factory=list)
     seen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -230,16 +234,18 @@ class SemanticSequenceModel(nn.Module):
         if groups:
             items = torch.cat([group.items.flatten()[group.rows.real] for group in groups])
             vectors = self.item_vectors(items) if table is None else F.embedding(items, table)
-            tokens, asked, wheres, layout = [], [], [], []
-            for view in views:
-                asked.append(_causal(groups) if hidden is None or view == "causal" else _masked(groups, hidden))
-                wheres.append(torch.cat(asked[-1].where))
-                tokens.append(vectors if view == "causal" else torch.where(wheres[-1][:, None], self.mask_vector, vectors))
-                layout += [(group.rows, view == "causal") for group in groups]
+            asked = [
+                _causal(groups, lengths) if hidden is None or view == "causal" else _masked(groups, hidden) for view in views
+            ]
+            wheres = [torch.cat(question.where) for question in asked]
+            tokens = [
+                vectors if question.causal else torch.where(where[:, None], self.mask_vector, vectors)
+                for question, where in zip(asked, wheres, strict=True)
+            ]
+            layout = [(group.rows, question.causal) for question in asked for group in groups]
             states = self.encoder.encode(torch.cat(tokens), layout, torch.cat(wheres))
-            for view, question, state in zip(views, asked, states.split([one.count for one in asked]), strict=True):
-                total = int((lengths - 1).clamp(min=0).sum() if view == "causal" or hidden is None else hidden.sum())
-                losses.append(self._loss_of(table, question, state) * (question.count / total))
+            for question, state in zip(asked, states.split([one.count for one in asked]), strict=True):
+                losses.append(self._loss_of(table, question, state) * (question.count / question.total))
         return torch.stack(losses).sum()
 
     def _loss_of(self, table: Tensor | None, asked: _Question, state: Tensor) -> Tensor:
@@ -335,9 +341,9 @@ def _group(sequences: Tensor, lengths: Tensor, numbers: Tensor) -> _Group:
     return _Group(numbers, length, items, Rows.of(length, items.shape[1]))
 
 
-def _causal(groups: Sequence[_Group]) -> _Question:
-    """Every item but the first, from those before it."""
-    asked = _Question()
+def _causal(groups: Sequence[_Group], lengths: Tensor) -> _Question:
+    """Every item but the first, from those before it; ``lengths`` of the whole batch."""
+    asked = _Question(True, int((lengths - 1).clamp(min=0).sum()))
     for group in groups:
         position = torch.arange(group.items.shape[1], device=group.items.device)
         where = position < (group.lengths - 1)[:, None]
@@ -348,7 +354,7 @@ def _causal(groups: Sequence[_Group]) -> _Question:
 
 def _masked(groups: Sequence[_Group], hidden: Tensor) -> _Question:
     """The items at ``hidden [B, L]`` of the batch, from the others of their row."""
-    asked = _Question()
+    asked = _Question(False, int(hidden.sum()))
     for group in groups:
         width = group.items.shape[1]
         where = hidden[group.numbers, :width]

@@ -110,6 +110,12 @@ def test_threads_change_nothing(monkeypatch):
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-13)
 
 
+def test_rows_that_are_too_long_are_refused():
+    distance = torch.zeros(HEADS, 2 * 3 - 1)
+    with pytest.raises(ValueError, match="a row has 4 positions; the encoder was made for at most 3"):
+        Attention([(Rows.of(torch.tensor([1, 4]), 4), True)], distance)
+
+
 def test_the_benchmark_writes_a_row_a_way_and_its_table(tmp_path, capsys):
     path = tmp_path / "steps.json"
     sizes = ["--items", "50", "--batch", "8", "--rounds", "1", "--max_length", "9"]

@@ -694,7 +694,8 @@ def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path, monke
 
 # -------------------------------------------------------------------------------------------------------- an archive
 def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypatch, capsys):
-    path = suite_file(tmp_path, {"SASRec": BASELINE, "again": BASELINE | {"settings": THEIRS | {"n_layers": 2}}})
+    ours = {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 0, "epochs": 1}}
+    path = suite_file(tmp_path, {"SASRec": BASELINE, "ours": ours})
     trained = []
 
     def run(found, **given):
@@ -710,11 +711,11 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
     command([*options, "one", "--rows", "SASRec"])
     capsys.readouterr()
     command([*options, "two"])  # of which "one" knows nothing
-    assert trained == ["SASRec", "again"] and "1 finished cells taken from kept" in capsys.readouterr().out
+    assert trained == ["SASRec", "ours"] and "1 finished cells taken from kept" in capsys.readouterr().out
     shutil.rmtree("one")
     shutil.rmtree("two")
     command([*options, "three", "--budget", "0s"])
-    assert trained == ["SASRec", "again"] and "| SASRec | 1/1 |" in (text := Path("kept/tiny-Tiny.md").read_text())
+    assert trained == ["SASRec", "ours"] and "| SASRec | 1/1 |" in (text := Path("kept/tiny-Tiny.md").read_text())
     typed = f"benchmark --suite {path} --dataset {NAME} --data_path {data} --archive kept -->"
     assert text.startswith(f"<!-- run_recbole_qbert.py {typed}\n")
     kept = sorted(path.name for path in Path("kept").rglob("*") if path.is_file())

@@ -47,7 +47,7 @@ def keep(archive: Path, output: Path, cells: Iterable[Cell], tuned: Iterable[Pat
         if result is not None and (cell.folder / RANKS).exists():
             folder = archive / cell.folder.relative_to(output)
             _copy(cell.folder / RANKS, folder / RANKS)
-            write_json(folder / RESULT, _portable(result))
+            write_json(folder / RESULT, _portable(result) | {"sid": None, "checkpoint": None})
     for file in tuned:
         _copy(file, archive / file.resolve().relative_to(output))
 
@@ -76,14 +76,13 @@ def earlier(archive: Path, suite: str, dataset: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); delete it, and the same command writes it anew") from error
 
 
-def _portable(result: dict[str, Any]) -> dict[str, Any]:
-    """Without what lies beside the cell on the machine that ran it, and without that machine's folders."""
-    settings = {key: Path(value).name if _is_place(value) else value for key, value in result["settings"].items()}
-    return result | {"settings": settings, "sid": None, "checkpoint": None}
-
-
-def _is_place(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
+def _portable(value: Any) -> Any:
+    """JSON without the folders of the machine that wrote it: of a whole path the name is left."""
+    if isinstance(value, dict):
+        return {key: _portable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_portable(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _copy(source: Path, target: Path) -> None:
