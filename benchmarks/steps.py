@@ -14,17 +14,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
 from benchmarks import facts
-from recbole_qbert import attention, dropout
 from recbole_qbert.config import SequenceConfig
+from recbole_qbert.kernel_calls import without_kernels
 from recbole_qbert.network import SemanticSequenceModel
 from recbole_qbert.paths import properties, read_yaml
 from recbole_qbert.trainer import WarmupAdamW
@@ -46,8 +46,8 @@ def config(name: str, max_length: int) -> tuple[SequenceConfig, int]:
     return SequenceConfig(**given), LEVELS[values["semantic_ids"]]
 
 
-def stepper(name: str, items: int, batch: int, length: float, max_length: int) -> Callable[[], None]:
-    """A function that takes one training step."""
+def stepper(name: str, items: int, batch: int, length: float, max_length: int) -> Callable[[int], None]:
+    """A function that takes one training step, on a batch of its number."""
     settings, levels = config(name, max_length)
     random = torch.Generator().manual_seed(0)
     codes = torch.randint(CODES, (items + 1, levels), generator=random)
@@ -56,7 +56,8 @@ def stepper(name: str, items: int, batch: int, length: float, max_length: int) -
     groups = [{"params": list(model.parameters()), "weight_decay": 0.01}]
     optimizer = WarmupAdamW(groups, lr=1e-3, betas=(0.9, 0.98), warmup_steps=100)
 
-    def step() -> None:
+    def step(number: int) -> None:
+        random.manual_seed(number)
         lengths = torch.empty(batch).geometric_(1 / (length - 1), generator=random).long() + 1
         lengths = lengths.clamp(max=max_length)
         real = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -91,11 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
             for way, (compiled, precision) in WAYS.items():
                 torch.set_float32_matmul_precision(precision)
                 before = time.process_time()
-                if compiled:
-                    step()
-                else:
-                    with mock.patch.multiple(attention, compilable=_never), mock.patch.multiple(dropout, compilable=_never):
-                        step()
+                with nullcontext() if compiled else without_kernels():
+                    step(number)
                 if number >= 2:
                     seconds[way].append(time.process_time() - before)
         for way, times in seconds.items():
@@ -106,10 +104,6 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("highest")
     if args.json:
         facts.write(args.json, vars(args), rows, ratios)
-
-
-def _never(values: torch.Tensor) -> bool:
-    return False
 
 
 if __name__ == "__main__":

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from recbole_qbert.kernel_calls import call, compilable, dropping, shares
 from recbole_qbert.packing import Rows
+
+# Rows of more positions than this are left to torch, whose fused kernel for CPUs has no dropout (measured; docs/speed.md).
+LONG, LONG_WITH_DROPOUT = 16, 64
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class Attention:
 
     def __init__(self, parts: Sequence[tuple[Rows, bool]], distance: Tensor) -> None:
         self.parts, self.distance = parts, distance
-        longest, most = max(rows.shape[1] for rows, _ in parts), distance.shape[1] // 2 + 1
-        if longest > most:  # kernels look without looking whether they may
-            raise ValueError(f"a row has {longest} positions; the encoder was made for at most {most}")
+        self.longest, most = max(rows.shape[1] for rows, _ in parts), distance.shape[1] // 2 + 1
+        if self.longest > most:  # kernels look without looking whether they may
+            raise ValueError(f"a row has {self.longest} positions; the encoder was made for at most {most}")
 
     def __call__(self, joint: Tensor, rate: float) -> Tensor:
         """Attend.
@@ -63,7 +67,8 @@ class Attention:
         Returns:
             ``[T, D]``.
         """
-        if compilable(joint) and joint.dtype == self.distance.dtype:
+        quicker = self.longest <= (LONG_WITH_DROPOUT if rate > 0 else LONG)
+        if quicker and compilable(joint) and joint.dtype == self.distance.dtype:
             return _Compiled.apply(joint, self.distance, self._layout, rate)  # type: ignore[no-untyped-call]
         split = joint.split([len(rows.real) for rows, _ in self.parts])
         seen = [
@@ -98,7 +103,8 @@ class Attention:
     def _layout(self) -> Layout:
         before = np.cumsum([0, *(len(rows.real) for rows, _ in self.parts)])
         starts = [
-            rows.place.view(rows.shape)[:, 0].numpy() + first for (rows, _), first in zip(self.parts, before, strict=False)
+            rows.place.view(rows.shape)[:, 0].numpy() + first
+            for (rows, _), first in zip(self.parts, before[:-1], strict=True)
         ]
         length = torch.cat([rows.lengths for rows, _ in self.parts]).numpy()
         causal = np.repeat([causal for _, causal in self.parts], [len(one) for one in starts])
@@ -112,7 +118,7 @@ class _Compiled(torch.autograd.Function):
         from recbole_qbert import network_kernels  # numba takes a moment to import
 
         width, end = joint.shape[1] // 3, layout.end
-        out, weight = joint.new_empty(len(joint), width), joint.new_empty(int(end[-1]))
+        out, weight = joint.new_empty(len(joint), width), joint.new_empty(int(end[-1]) if len(end) else 0)
         scale = np.array([(width // len(distance)) ** -0.5, 1 / (1 - rate)], out.numpy().dtype)
         ctx.rest = (layout.start, layout.length, layout.causal, layout.at, scale, *dropping(rate))
         ctx.bounds = shares(end)
@@ -122,6 +128,7 @@ class _Compiled(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
         from recbole_qbert import network_kernels
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from recbole_qbert.kernel_calls import call, compilable, dropping, shares
@@ -38,6 +39,7 @@ class _Dropout(torch.autograd.Function):
         return _dropped(values, *ctx.drawn)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
         return _dropped(grad[0], *ctx.drawn), None
 

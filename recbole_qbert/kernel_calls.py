@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -14,11 +15,23 @@ import torch
 from torch import Tensor
 
 WORTH = 1 << 15  # elements of work that a thread of its own is worth
+_switched_off = False
 
 
 def compilable(values: Tensor) -> bool:
     """Whether kernels can read a tensor: on a CPU, in a type that numpy has."""
-    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+    return not _switched_off and values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Let torch do the work in the block, as it does on a GPU: to compare, and to count its operations."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
 
 
 def dropping(rate: float) -> tuple[np.uint64, np.uint64, np.uint64]:

@@ -230,22 +230,24 @@ class SemanticSequenceModel(nn.Module):
         hidden = masking.draw(lengths, sequences.shape[1], ratios, generator) if "masked" in views else None
         own = torch.arange(len(lengths), device=lengths.device)[share[0] :: share[1]]
         groups = [_group(sequences, lengths, own[rows]) for rows in _by_length(lengths[own])]
-        losses = [(self.codebook.sum() + self.mask_vector.sum()) * 0.0]
-        if groups:
-            items = torch.cat([group.items.flatten()[group.rows.real] for group in groups])
-            vectors = self.item_vectors(items) if table is None else F.embedding(items, table)
-            asked = [
-                _causal(groups, lengths) if hidden is None or view == "causal" else _masked(groups, hidden) for view in views
-            ]
-            wheres = [torch.cat(question.where) for question in asked]
-            tokens = [
-                vectors if question.causal else torch.where(where[:, None], self.mask_vector, vectors)
-                for question, where in zip(asked, wheres, strict=True)
-            ]
-            layout = [(group.rows, question.causal) for question in asked for group in groups]
-            states = self.encoder.encode(torch.cat(tokens), layout, torch.cat(wheres))
-            for question, state in zip(asked, states.split([one.count for one in asked]), strict=True):
-                losses.append(self._loss_of(table, question, state) * (question.count / question.total))
+        if not groups:
+            return torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum() * 0.0
+        items = torch.cat([group.items.flatten()[group.rows.real] for group in groups])
+        vectors = self.item_vectors(items) if table is None else F.embedding(items, table)
+        asked = [
+            _causal(groups, lengths) if hidden is None or view == "causal" else _masked(groups, hidden) for view in views
+        ]
+        wheres = [torch.cat(question.where) for question in asked]
+        tokens = [
+            vectors if question.causal else torch.where(where[:, None], self.mask_vector, vectors)
+            for question, where in zip(asked, wheres, strict=True)
+        ]
+        layout = [(group.rows, question.causal) for question in asked for group in groups]
+        states = self.encoder.encode(torch.cat(tokens), layout, torch.cat(wheres))
+        losses = [
+            self._loss_of(table, question, state) * (question.count / question.total)
+            for question, state in zip(asked, states.split([one.count for one in asked]), strict=True)
+        ]
         return torch.stack(losses).sum()
 
     def _loss_of(self, table: Tensor | None, asked: _Question, state: Tensor) -> Tensor:
@@ -283,7 +285,12 @@ class SemanticSequenceModel(nn.Module):
             lengths: ``[B]`` int64, at least 1.
             view: ``causal`` reads the last item's position, ``masked`` that of a ``[MASK]`` put after it.
             table: ``item_table()`` if it is at hand; without it, the vectors of the histories' items are made.
+
+        Raises:
+            ValueError: a history is empty.
         """
+        if len(lengths) and int(lengths.min()) < 1:
+            raise ValueError("a history is empty; each needs at least 1 item")
         vectors = self.item_vectors(sequences) if table is None else table[sequences]
         if view == "masked":
             vectors = torch.cat([vectors, vectors.new_zeros(len(vectors), 1, vectors.shape[2])], 1)

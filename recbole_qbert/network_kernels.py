@@ -26,8 +26,8 @@ SUMS = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def summing(function: Callable[..., Any]) -> Any:
-    """``compiled``, with sums in any order; the same order in every call."""
-    return compiled(function, fastmath=SUMS)
+    """``compiled``, with sums in any order, the same in every call; a division by 0 is no error, as in numpy."""
+    return compiled(function, fastmath=SUMS, error_model="numpy")
 
 
 @njit(inline="always")
@@ -44,8 +44,9 @@ def _number(place: Any, low: Any, high: Any) -> Any:
 @compiled
 def drop(values: Array, limit: Any, low: Any, high: Any, factor: Any, out: Array, first: int, last: int) -> None:
     """Of ``values [n]``, runs ``first`` to ``last`` of ``RUN`` elements: dropped, or times ``factor``, into ``out [n]``."""
+    nothing = out.dtype.type(0)
     for place in range(first * RUN, min(last * RUN, len(out))):
-        out[place] = values[place] * factor if _number(np.uint64(place), low, high) >= limit else 0
+        out[place] = values[place] * factor if _number(np.uint64(place), low, high) >= limit else nothing
 
 
 @summing
@@ -69,7 +70,7 @@ def attend(
     """
     heads, middle, width = distance.shape[0], distance.shape[1] // 2, out.shape[1]
     size, step = np.uint64(width // heads), np.uint64(3 * width)  # unsigned: no place is checked for being negative
-    products, kept, nothing = scale[0], scale[1], scale[0] * 0
+    products, kept, nothing, one = scale[0], scale[1], joint.dtype.type(0), joint.dtype.type(1)  # no number is wider
     tokens, seen = joint.ravel(), out.ravel()
     for row in range(first, last):
         count = length[row]
@@ -94,7 +95,7 @@ def attend(
                     part = np.exp(weight[place + j] - top)
                     weight[place + j] = part
                     norm += part
-                inverse = 1 / norm
+                inverse = one / norm
                 for d in range(size):
                     seen[into + d] = 0
                 value = keys + np.uint64(width)
@@ -126,7 +127,7 @@ def attend_backward(
     """
     heads, middle, width = distance.shape[0], distance.shape[1] // 2, grad.shape[1]
     size, step = np.uint64(width // heads), np.uint64(3 * width)
-    products, kept, nothing = scale[0], scale[1], scale[0] * 0
+    products, kept, nothing = scale[0], scale[1], joint.dtype.type(0)
     tokens, given, slopes = joint.ravel(), grad.ravel(), out.ravel()
     share = np.empty(length.max(), joint.dtype)  # the slope of each weight
     for row in range(first, last):

@@ -1,4 +1,4 @@
-"""Rows of different length as packed tokens, which is how most layers take them, and padded, which attention needs."""
+"""Rows of different length as packed tokens, which is how layers take them, and padded, as torch's attention needs them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Rows:
 
     @classmethod
     def of(cls, lengths: Tensor, width: int) -> Rows:
-        """Rows of ``lengths [B]``, padded to ``width`` (``L``), at least the longest."""
+        """Rows of ``lengths [B]``, padded to ``width`` (``L``); of a longer one, the first ``L`` tokens."""
+        lengths = lengths.clamp(max=width)
         is_real = torch.arange(width, device=lengths.device) < lengths[:, None]
         return cls((len(lengths), width), lengths, *_places(is_real.flatten()))
 

@@ -31,6 +31,12 @@ class WarmupAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["full_lr"], group["warmup_steps"], group["taken"] = lr, warmup_steps, 0
 
+    def load_state_dict(self, state_dict: Any) -> None:
+        """As torch's; states of before this was one pass say otherwise."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["fused"] = True
+
     def step(self, closure: Any = None) -> Any:
         """One update at the learning rate that the warm-up allows."""
         for group in self.param_groups:

@@ -15,17 +15,22 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import recbole_qbert  # noqa: F401  sets up RecBole
 from benchmarks import model_cost
+from recbole_qbert.kernel_calls import without_kernels
 from recbole_qbert.suites import cost
 
 SMALL = cost.Sizes(items=37, width=16, layers=2, heads=2, inner=24, max_length=10)
 TABLE = SMALL.items + 1  # rows of the item table, the padding's among them
 
 
-def blocks(sizes: cost.Sizes, positions: int) -> int:
-    """Operations of a transformer's layers on one row: query, key, value and mixing; feed-forward; attention."""
+def blocks(sizes: cost.Sizes, positions: int, asked: int | None = None) -> int:
+    """Operations of a transformer's layers on one row: query, key, value; attention; mixing and feed-forward.
+
+    The last two are computed for ``asked`` positions only in the last layer, by ours.
+    """
     width, inner = sizes.width, sizes.inner
-    dense = 2 * positions * width * (3 * width + width + 2 * inner)
-    return sizes.layers * (dense + 4 * positions**2 * width)
+    seeing, going_on = 6 * positions * width**2 + 4 * positions**2 * width, 2 * width * (width + 2 * inner)
+    last = positions if asked is None else asked
+    return sizes.layers * seeing + going_on * ((sizes.layers - 1) * positions + last)
 
 
 def product(rows: int, sizes: cost.Sizes = SMALL) -> int:
@@ -36,7 +41,7 @@ def product(rows: int, sizes: cost.Sizes = SMALL) -> int:
 # -------------------------------------------------------------------------------------------------- operations
 def test_scoring_of_the_default_is_both_views_the_products_and_the_composition() -> None:
     found = cost.scoring(cost.build("QBERT4Rec default", SMALL))
-    assert found.row == blocks(SMALL, 10) + blocks(SMALL, 11) + 2 * product(1)
+    assert found.row == blocks(SMALL, 10, 1) + blocks(SMALL, 11, 1) + 2 * product(1)
     assert found.batch == TABLE * 12 * SMALL.width  # three code sets of four levels, one addition each
     assert found.a_row(4) == found.row + found.batch / 4
 
@@ -46,7 +51,7 @@ def test_scoring_of_the_paper_is_one_view_and_a_sum_of_code_scores() -> None:
     sizes = subject.sizes
     assert (sizes.width, sizes.layers, sizes.heads, sizes.inner, sizes.items) == (256, 4, 4, 512, 37)
     found = cost.scoring(subject)
-    assert found.row == blocks(sizes, 11) + 2 * 4 * 256 * 256 + 4 * TABLE
+    assert found.row == blocks(sizes, 11, 1) + 2 * 4 * 256 * 256 + 4 * TABLE
     assert found.batch == TABLE * 4 * 256
 
 
@@ -55,7 +60,7 @@ def test_training_of_the_default_is_three_times_its_products() -> None:
     found = cost.training(cost.build("QBERT4Rec default", SMALL))
     hidden = 3  # of 11 positions, the share 0.3
     # Both views read all 11 items, in one batch; the last of them predicts nothing in the causal view.
-    assert found.row == 3 * (2 * blocks(SMALL, 11) + product(10) + product(hidden))
+    assert found.row == 3 * (blocks(SMALL, 11, 10) + blocks(SMALL, 11, hidden) + product(10) + product(hidden))
     assert found.batch == 2 * TABLE * 12 * SMALL.width  # composed once for both views, and differentiated
 
 
@@ -94,7 +99,7 @@ def test_no_product_of_any_model_goes_uncounted(name: str) -> None:
             return func(*args, **(kwargs or {}))
 
     subject = cost.build(name, SMALL)
-    with sdpa_kernel(SDPBackend.MATH), Names():
+    with without_kernels(), sdpa_kernel(SDPBackend.MATH), Names():
         subject.loss(torch.ones(2, 11, dtype=torch.int64)).backward()
         subject.module.eval()
         with torch.no_grad():

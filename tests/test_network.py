@@ -338,6 +338,14 @@ def test_exclude_rules_out_the_history_and_leaves_the_rest(loss):
     close(strict.scores(sequences, lengths), free.scores(sequences, lengths).masked_fill(gone, -torch.inf))
 
 
+def test_no_histories_and_empty_ones():
+    model = make()
+    nothing = torch.zeros(0, 5, dtype=torch.long)
+    assert model.states(nothing, nothing[:, 0], "causal").shape == (0, model.config.hidden_size)
+    with pytest.raises(ValueError, match="a history is empty"):
+        model.states(torch.ones(2, 5, dtype=torch.long), torch.tensor([2, 0]), "masked")
+
+
 def test_weights_of_other_codes_are_refused():
     codes = make().codes.clone().long()
     other = make(codes=codes.roll(1, 1))

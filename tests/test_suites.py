@@ -715,7 +715,7 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
     shutil.rmtree("one")
     shutil.rmtree("two")
     command([*options, "three", "--budget", "0s"])
-    assert trained == ["SASRec", "ours"] and "| SASRec | 1/1 |" in (text := Path("kept/tiny-Tiny.md").read_text())
+    assert trained == ["SASRec", "ours"] and "| ours | 1/1 |" in (text := Path("kept/tiny-Tiny.md").read_text())
     typed = f"benchmark --suite {path} --dataset {NAME} --data_path {data} --archive kept -->"
     assert text.startswith(f"<!-- run_recbole_qbert.py {typed}\n")
     kept = sorted(path.name for path in Path("kept").rglob("*") if path.is_file())
@@ -724,12 +724,28 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
     table = Path(f"three/suites/tiny/{NAME}/table.json").read_bytes()
     assert table == Path("kept/tiny-Tiny.json").read_bytes()
 
+    ours = next(path for path in Path("kept/cells").rglob("cell.json") if "QBERT4Rec" in str(path))
+    before = ours.read_text()
+    local = Path("three") / ours.relative_to("kept")
+    local.write_text(local.read_text().replace('"epochs": 1', '"epochs": 7'))
+    command([*options, "three", "--seeds", "1"])
+    assert ours.read_text() == before  # what is there stays
+    assert Path("kept/tiny-Tiny.md").read_text() == text  # the table of other seeds is another one
+
+    plan = cells.plan(replace(spec.load(path), kind="embedding"), NAME, data, Path("three"), {})
+    assert [cell.result() for cell in plan.cells] == [None, None]  # an archive has no semantic IDs
+    with pytest.raises(ValueError, match="--archive and --output are both kept"):
+        command([*options, "kept"])
+    with pytest.raises(ValueError, match="one of kind statistics needs more"):
+        archive.refuse(Path("kept"), Path("three"), ["statistics"])
+
 
 def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
     ours, theirs = Row("ours", "QBERT4Rec"), Row("theirs", "SASRec", prior=True)
     ranks = [1, 3, 11] * 20
     made = [finished(tmp_path, ours, 1, ranks), finished(tmp_path, theirs, 1, [4, 3, 11] * 20, prior=ranks)]
     made.append(finished(tmp_path, theirs, 2, [5, 3, 11] * 20, prior=ranks))
+    unfinished = cells.Cell(theirs, 2, tmp_path / "nowhere", {"tuned": None})
     plan = compared(tmp_path, made, (ours, theirs), against="ours")
     kinds.make(plan)
     table = json.loads((plan.folder / "table.json").read_text())
@@ -740,20 +756,37 @@ def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
         later = replace(made, rows=("ours", "theirs"), earlier=table)
         return later, {line.name: json.loads(json.dumps(asdict(line))) for line in compare.compare(later).lines}
 
-    later, lines = now(made[:1])
+    later, lines = now([*made[:1], unfinished])
     assert list(lines) == ["ours", "theirs", "theirs + prior"]
     assert lines["theirs + prior"] == known["theirs + prior"] | {"earlier": True} and not lines["ours"]["earlier"]
-    text = kinds.make(later)
-    assert "- Of an earlier table, with ranks that were not kept; their tests are against the ours of then: theirs, " in text
-    assert now(made[:2])[1]["theirs"]["earlier"]  # of one seed here, and of two then
+    said = "- Of an earlier table, which had more seeds; tests are against the ours of then: theirs, theirs + prior.\n"
+    assert said in kinds.make(later)
+    assert now([*made[:2], unfinished])[1]["theirs"]["earlier"]  # one of two seeds here, two there
+    assert not now(made[:2])[1]["theirs"]["earlier"]  # all that were asked for
     assert now(made)[1] == known
-    assert not now(made[:1], "theirs")[1]["theirs + prior"]["tests"]  # they were against ours
+    later, lines = now(made[:1], "theirs")
+    assert not lines["theirs + prior"]["tests"] and "of then" not in kinds.make(later)  # they were against ours
+    assert not lines["ours"]["tests"]  # and the ranks of theirs are not here
+    lost = cells.Cell(ours, 2, tmp_path / "ours" / "seed-2", {"tuned": None})
+    table["lines"][0]["seeds"] = [1, 2]
+    lines = now([made[0], lost, *made[1:]])[1]
+    assert lines["ours"]["earlier"] and not lines["theirs"]["tests"]  # what is shown of ours is not what is here
 
 
-def test_an_archive_that_is_not_json_is_said_so(tmp_path):
-    (tmp_path / "tiny-D.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tiny-D\.json is not JSON .*; delete it"):
-        archive.earlier(tmp_path, "tiny", "D")
+def test_an_archive_of_another_question_is_refused(tmp_path):
+    plan = replace(compared(tmp_path, [], (Row("ours", "M"),)), given={"epochs": 3}, sources=("A",))
+    assert archive.earlier(tmp_path, plan) == {}
+    path = tmp_path / f"tiny-{NAME}.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"tiny-Tiny\.json is not JSON .*; delete it"):
+        archive.earlier(tmp_path, plan)
+    same = {"given": {"epochs": 3}, "sources": ["A"], "metrics": ["hit@1", "ndcg@10"], "lines": []}
+    for other in ({"given": {}}, {"sources": []}, {"metrics": ["hit@1"]}):
+        write_json(path, same | other)
+        with pytest.raises(ValueError, match=f"was made with {next(iter(other))} .*Ask as then, or use another --archive"):
+            archive.earlier(tmp_path, plan)
+    write_json(path, same)
+    assert archive.earlier(tmp_path, plan) == same
 
 
 # ------------------------------------------------------------------------------------------------------ the whole way

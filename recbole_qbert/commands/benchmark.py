@@ -14,7 +14,7 @@ from recbole_qbert.config import nearest
 from recbole_qbert.suites import archive, cells, kinds, runner, spec
 from recbole_qbert.terminal import say
 
-TYPED = ("suite", "dataset", "sources", "data_path", "archive", "tuned_on", "against")  # what a table depends on
+TYPED = ("suite", "dataset", "sources", "data_path", "archive", "tuned_on")  # what a table in an archive depends on
 
 
 def add_commands(add: Any) -> None:
@@ -61,14 +61,8 @@ def benchmark(args: argparse.Namespace) -> Figures:
         for suite in suites:
             _refuse_unknown([args.against], list(spec.lines(suite.rows)), "line")
         suites = [replace(suite, against=args.against) for suite in suites]
-    place = (args.dataset, Path(args.data_path), Path(args.output))
-    chosen: Figures = {"seeds": args.seeds, "rows": args.rows, "sources": args.sources, "tuned_on": args.tuned_on}
     kept = Path(args.archive) if args.archive else None
-    if kept and (taken := archive.take(kept, Path(args.output), args.dataset)):
-        say(f"{taken} finished cells taken from {kept}")
-    plans = [cells.plan(suite, *place, args.properties, **chosen) for suite in suites]
-    if kept:
-        plans = [replace(plan, earlier=archive.earlier(kept, plan.suite.name, plan.dataset)) for plan in plans]
+    plans = _plans(args, suites, kept)
     try:
         outcome = runner.run(
             [cell for plan in plans for cell in plan.cells if cell.row.name in plan.rows],
@@ -87,7 +81,7 @@ def benchmark(args: argparse.Namespace) -> Figures:
         say(f"\n{kinds.make(plan)}")
         say(f"written to {plan.folder}")
         figures["suites"][plan.suite.name] = str(plan.folder)
-        if kept:
+        if kept and not (args.against or args.seeds):  # the suite's own question only
             archive.keep_table(kept, plan, typed(argparse.Namespace(**vars(args) | {"suite": name}), TYPED))
         if args.report:
             from recbole_qbert import report
@@ -95,6 +89,18 @@ def benchmark(args: argparse.Namespace) -> Figures:
             say(f"report: {report.write(plan.folder, plan.data_path)}")
     figures["failed"] = {str(folder): reason for folder, reason in outcome.failed.items()}
     return figures
+
+
+def _plans(args: argparse.Namespace, suites: list[spec.Suite], kept: Path | None) -> list[cells.Plan]:
+    """Of all suites, with what the archive has of them."""
+    place = (args.dataset, Path(args.data_path), Path(args.output))
+    chosen: Figures = {"seeds": args.seeds, "rows": args.rows, "sources": args.sources, "tuned_on": args.tuned_on}
+    if kept:
+        archive.refuse(kept, Path(args.output), [suite.kind for suite in suites])
+        if taken := archive.take(kept, Path(args.output), args.dataset):
+            say(f"{taken} finished cells taken from {kept}")
+    plans = [cells.plan(suite, *place, args.properties, **chosen) for suite in suites]
+    return [replace(plan, earlier=archive.earlier(kept, plan)) for plan in plans] if kept else plans
 
 
 def _refuse_unknown(names: list[str], known: list[str], what: str) -> None:

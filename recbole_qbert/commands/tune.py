@@ -46,14 +46,19 @@ def tune(args: argparse.Namespace) -> Figures:
     row = tuning.row_of(args.model, suite, args.files)
     space = tuning.read_space(Path(args.space) if args.space else tuning.space_file(row.model))
     grid = tuning.points(space, args.trials)
-    if args.archive:
-        archive.take(Path(args.archive), output, args.dataset)
+    kept = Path(args.archive) if args.archive else None
+    if kept:
+        archive.refuse(kept, output, [])
+        archive.take(kept, output, args.dataset)
     trials = tuning.plan(row, suite, grid, args.dataset, Path(args.data_path), output, args.properties)
     try:
         outcome = runner.run([trial.cell for trial in trials], jobs=args.jobs, threads=args.threads, retry=args.retry)
     except runner.Interrupted as signal:
         say(f"stopped by {signal}; the same command goes on with the trials that are not finished (results: {output})")
         return {"exit_code": 130}
+    finally:
+        if kept:
+            archive.keep(kept, output, [trial.cell for trial in trials])
     chosen = tuning.best(trials)
     if chosen is None:
         reason = next(iter(outcome.failed.values()))
@@ -61,8 +66,8 @@ def tune(args: argparse.Namespace) -> Figures:
     _print(trials, chosen)
     path = tuning.write(row.name, trials, output, args.dataset, f"python {typed(args, TYPED)}")
     say(f"written to {path}")
-    if args.archive:
-        archive.keep(Path(args.archive), output, [trial.cell for trial in trials], [path, path.with_suffix(".json")])
+    if kept:
+        archive.keep(kept, output, [], [path])
     return {
         "model": row.model,
         "dataset": args.dataset,

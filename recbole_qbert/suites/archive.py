@@ -40,40 +40,73 @@ def take(archive: Path, output: Path, dataset: str) -> int:
 
 
 def keep(archive: Path, output: Path, cells: Iterable[Cell], tuned: Iterable[Path] = ()) -> None:
-    """Put the cells that have a result into the archive, and files of tuned settings."""
-    output = output.resolve()
+    """Put the cells that have a result into the archive, and the tuned settings (``.yaml``, ``.json``) that they name.
+
+    A cell that is there stays as it is: to have another one in its place, delete it.
+    """
+    output, settings = output.resolve(), {file.resolve() for file in tuned}
     for cell in cells:
         result = cell.result()
-        if result is not None and (cell.folder / RANKS).exists():
-            folder = archive / cell.folder.relative_to(output)
+        folder = archive / cell.folder.relative_to(output)
+        if result is None or not (cell.folder / RANKS).exists():
+            continue
+        if cell.asked["tuned"]:
+            settings.add(output / cell.asked["tuned"])
+        if not (folder / RESULT).exists():
             _copy(cell.folder / RANKS, folder / RANKS)
-            write_json(folder / RESULT, _portable(result) | {"sid": None, "checkpoint": None})
-    for file in tuned:
-        _copy(file, archive / file.resolve().relative_to(output))
+            write_json(folder / RESULT, _portable(result) | {"sid": None, "checkpoint": None, "archived": True})
+    for file in sorted(settings):
+        for part in filter(Path.exists, (file, file.with_suffix(".json"))):
+            _copy(part, archive / part.relative_to(output))
 
 
 def keep_table(archive: Path, plan: Plan, command: str) -> None:
     """Put a suite's table into the archive, under the command that makes it."""
-    name = f"{plan.suite.name}-{plan.dataset}"
-    _copy(plan.folder / "table.json", archive / f"{name}.json")
-    with whole(archive / f"{name}.md") as temporary:
-        table = (plan.folder / "table.md").read_text(encoding="utf-8")
-        temporary.write_text(f"<!-- {command} -->\n{table}", encoding="utf-8")
+    for end, head in ((".json", ""), (".md", f"<!-- {command} -->\n")):
+        table = (plan.folder / f"table{end}").read_text(encoding="utf-8")
+        for place in (plan.output, plan.data_path):  # which reasons of failures may name
+            table = table.replace(f"{place}/", "")
+        with whole(archive / f"{plan.suite.name}-{plan.dataset}{end}") as temporary:
+            temporary.write_text(head + table, encoding="utf-8")
 
 
-def earlier(archive: Path, suite: str, dataset: str) -> dict[str, Any]:
-    """The table of the archive as it is; empty where there is none.
+def refuse(archive: Path, output: Path, kinds: Iterable[str]) -> None:
+    """Refuse what an archive cannot serve, before anything runs.
 
     Raises:
-        ValueError: names the file, which is not JSON.
+        ValueError: the archive is the output, or a suite is not made of cells alone.
     """
-    path = archive / f"{suite}-{dataset}.json"
+    if archive.resolve() == output.resolve():
+        raise ValueError(
+            f"--archive and --output are both {archive}: an archive keeps less than the output, so it is another folder"
+        )
+    for kind in kinds:
+        if kind != "quality":
+            raise ValueError(
+                f"--archive serves suites of kind quality; one of kind {kind} needs more than results and ranks"
+            )
+
+
+def earlier(archive: Path, plan: Plan) -> dict[str, Any]:
+    """The archive's table of a suite; empty where there is none.
+
+    Raises:
+        ValueError: the file is not JSON, or the table was asked for with other properties, sources or metrics.
+    """
+    path = archive / f"{plan.suite.name}-{plan.dataset}.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        known = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); delete it, and the same command writes it anew") from error
+    for name, now in (("given", dict(plan.given)), ("sources", list(plan.sources)), ("metrics", list(plan.suite.metrics))):
+        if known.get(name) != now:
+            raise ValueError(
+                f"{path} was made with {name} {known.get(name)}, and this is {now}: its lines cannot stand beside these. "
+                "Ask as then, or use another --archive"
+            )
+    return known
 
 
 def _portable(value: Any) -> Any:

@@ -37,17 +37,20 @@ class Cell:
         seed: of everything random.
         folder: ``<output>/cells/<data set>/<model>-<12 digits of the key>/seed-<seed>``.
         asked: what ``config.json`` says.
+        with_ids: only a result will do whose semantic IDs lie beside it; those of an archive do not.
     """
 
     row: Row
     seed: int
     folder: Path
     asked: Mapping[str, Any]
+    with_ids: bool = False
 
     def result(self) -> dict[str, Any] | None:
-        """``cell.json``; ``None`` while it is not there, or without the checkpoint that the row wants kept."""
+        """``cell.json``; ``None`` while it is not there, or without the checkpoint or the IDs that are wanted."""
         found = _read_json(self.folder / "cell.json")
-        return None if found and self.row.keep and not found["checkpoint"] else found
+        lacks = found and ((self.row.keep and not found["checkpoint"]) or (self.with_ids and found.get("archived")))
+        return None if lacks else found
 
     def failure(self) -> dict[str, Any] | None:
         """``failed.json``: ``reason`` and the end of the ``log``."""
@@ -71,7 +74,9 @@ class Plan:
         cells: of all rows, in the order of running: all rows with the first seed, then with the second.
         impossible: row -> why it cannot be run on this data set.
         rows: the rows to run; others are in the tables if they were run before.
-        earlier: the suite's table of an archive, whose lines stand for rows without results; empty for none.
+        given: properties from the command line, for every row, and whose tuned settings are used.
+        sources: data sets to pretrain on.
+        earlier: the suite's table of an archive, whose lines stand for rows that lack seeds; empty for none.
     """
 
     suite: Suite
@@ -81,6 +86,8 @@ class Plan:
     cells: tuple[Cell, ...]
     impossible: Mapping[str, str]
     rows: tuple[str, ...]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
     earlier: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -151,8 +158,9 @@ def plan(
         for row in suite.rows:
             if row.name in asked and number < (row.seeds or len(all_seeds)):
                 folder = output / "cells" / dataset / f"{row.model}-{asked[row.name]['key'][:12]}" / f"seed-{seed}"
-                cells.append(Cell(row, seed, folder, asked[row.name] | {"seed": seed}))
-    return Plan(suite, dataset, data_path, output, tuple(cells), impossible, tuple(rows or asked))
+                cells.append(Cell(row, seed, folder, asked[row.name] | {"seed": seed}, suite.kind == "embedding"))
+    said = dict(given) | ({"tuned_on": tuned_on} if tuned_on else {})
+    return Plan(suite, dataset, data_path, output, tuple(cells), impossible, tuple(rows or asked), said, tuple(sources))
 
 
 def property_file(name: str) -> Path:

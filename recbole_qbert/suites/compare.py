@@ -37,7 +37,7 @@ class Line:
         failed: seed -> reason.
         impossible: why the row cannot be run on this data set.
         note: of the suite file.
-        earlier: of an earlier table, whose ranks are not at hand.
+        earlier: of an earlier table, which had more seeds than there are here.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table: what was run, and ``copied``, the paper's rows that were not (row -> metric -> number)."""
+    """The table: what was run, ``copied``, the paper's rows that were not (row -> metric -> number), what was ``given``."""
 
     suite: str
     title: str
@@ -86,6 +86,7 @@ class Comparison:
     sources: tuple[str, ...]
     lines: tuple[Line, ...]
     copied: Mapping[str, Mapping[str, float]]
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compare(plan: Plan) -> Comparison:
@@ -95,12 +96,12 @@ def compare(plan: Plan) -> Comparison:
     for cell in plan.shown:
         cells.setdefault(cell.row.name, []).append(cell)
     other, its_prefix = spec.lines(suite.rows).get(suite.against, ("", ""))
-    opponents = _users(cells.get(other, []), its_prefix)
+    opponents = {} if _earlier(plan, other, cells) else _users(cells.get(other, []), its_prefix)
     lines: list[Line] = []
     for row in suite.rows:
         common: dict[str, Any] = {"row": row.name, "model": row.model, "note": row.note}
         common["published"] = known.get(row.name, {})
-        before = _earlier(plan, row.name, sum(cell.result() is not None for cell in cells.get(row.name, [])))
+        before = _earlier(plan, row.name, cells)
         if row.name in plan.impossible:
             lines.append(Line(row.name, **common, impossible=plan.impossible[row.name]))
         elif before:
@@ -111,14 +112,15 @@ def compare(plan: Plan) -> Comparison:
                 if line.seeds or not prefix:
                     lines.append(line)
     copied = {name: figures for name, figures in known.items() if name not in {line.row for line in lines}}
-    sources = tuple(plan.cells[0].asked["sources"]) if plan.cells else ()
-    return Comparison(
-        suite.name, suite.title, suite.paper, plan.dataset, suite.metrics, suite.against, sources, tuple(lines), copied
-    )
+    about = (suite.name, suite.title, suite.paper, plan.dataset, suite.metrics, suite.against, plan.sources)
+    return Comparison(*about, tuple(lines), copied, plan.given)
 
 
-def _earlier(plan: Plan, row: str, finished: int) -> list[Line]:
-    """Lines of a row in an earlier table, where they are of more seeds than have a result here."""
+def _earlier(plan: Plan, row: str, cells: Mapping[str, Sequence[Cell]]) -> list[Line]:
+    """Lines of a row in an earlier table, while seeds are missing here and there are more of them there."""
+    finished = sum(cell.result() is not None for cell in cells.get(row, []))
+    if finished and finished == len(cells[row]):
+        return []
     known = [line for line in plan.earlier.get("lines", []) if line["row"] == row and len(line["seeds"]) > finished]
     same = plan.earlier.get("against") == plan.suite.against
     return [Line.of(line if same else {**line, "tests": {}}) for line in known]

@@ -6,10 +6,10 @@ full length, which is the most that they cost.
 *Operations.* A multiplication and an addition are two. Counted are matrix products, those of attention among them, and the
 additions that compose item vectors and scores from codes. Not counted, for any model: look-ups, element-wise work (norms,
 activations, softmax, dropout, penalties) and the optimizer's step. torch's own counter counts 0 for the fused attention that
-it takes on CPUs, for products added in place (a third of the item softmax) and for additions. So attention is counted on its
-plain kernel and the rest by formulas given here, and the result holds for every device. The paper's own FLOPs are 50 x
-parameters on all of its three data sets: one operation a parameter and position, rows of items that are only looked up
-included; attention is not counted.
+it takes on CPUs, for our compiled one, for products added in place (a third of the item softmax) and for additions. So
+attention is counted on torch's plain kernel and the rest by formulas given here, and the result holds for every device. The
+paper's own FLOPs are 50 x parameters on all of its three data sets: one operation a parameter and position, rows of items
+that are only looked up included; attention is not counted.
 
 *Scoring* is that of the whole catalogue for one history. QBERT4Rec's item vectors are composed from codes once for a trained
 network, and in training once a batch and view; this is told apart. *Latency* is that of the ten best items, by what the
@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from recbole_qbert import compat, runs
 from recbole_qbert.config import IdentifierConfig, QuantizerConfig, SequenceConfig, TrainConfig, read
 from recbole_qbert.facts import ratio, take_turns
+from recbole_qbert.kernel_calls import without_kernels
 from recbole_qbert.network import SemanticSequenceModel
 from recbole_qbert.paths import properties, read_yaml
 from recbole_qbert.ranker import CatalogueRanker
@@ -271,8 +272,8 @@ def _product(_: Any, left: Sequence[int], right: Sequence[int], *__: Any, **___:
     return 2 * left[0] * left[1] * right[1]
 
 
-def _looked_up(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    return out_shape[0] * out_shape[1]
+def _looked_up(_: Any, dim: int, *__: Any, out_shape: Sequence[int], **___: Any) -> int:
+    return out_shape[0] * out_shape[1] if dim == 1 else 0  # 0: whole rows, of packed tokens
 
 
 _COMPOSITION = {
@@ -283,13 +284,13 @@ _COMPOSITION = {
 _MISSING = {
     **_COMPOSITION,
     torch.ops.aten.addmm_: _product,
-    # ``ranking.code_scores`` adds what it looks up; nothing else here selects so (RecBole's models: ``aten.embedding``).
+    # ``ranking.code_scores`` adds the columns it looks up; nothing else here selects columns.
     torch.ops.aten.index_select: _looked_up,
 }
 
 
 def _count(run: Callable[[], Any], rows: int) -> Operations:
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
+    with without_kernels(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
         run()
     counts = counter.get_flop_counts().get("Global", {})
     batch = sum(counts.get(operation, 0) for operation in _COMPOSITION)

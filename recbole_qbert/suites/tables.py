@@ -89,9 +89,9 @@ def _notes(comparison: Comparison) -> list[str]:
             notes.append(f"**Not the same {what} for all rows, which are not comparable:** {each}.")
     notes += _revisions(known)
     notes += _tuned(known)
-    if before := [line.name for line in known if line.earlier]:
-        tested = f"; their tests are against the {comparison.against} of then" if comparison.against else ""
-        notes.append(f"Of an earlier table, with ranks that were not kept{tested}: {', '.join(before)}.")
+    if before := [line for line in known if line.earlier]:
+        tested = f"; tests are against the {comparison.against} of then" if any(line.tests for line in before) else ""
+        notes.append(f"Of an earlier table, which had more seeds{tested}: {', '.join(line.name for line in before)}.")
     for line in comparison.lines:
         notes += [f"{line.name}: {line.note}"] if line.note else []
         notes += [f"{line.name}: not possible on this data set: {line.impossible}"] if line.impossible else []
