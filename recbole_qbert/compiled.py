@@ -12,7 +12,8 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile at the first call; kept beside the function's file, or in the user's cache folder, or nowhere if none can be
     written.
 
-    Kept code is made again when that file changes, not when another one does: all that a function calls stands in its file.
+    Kept code is made again when that file changes, not when another one does (this one, for example): all that a function
+    calls stands in its file.
 
     Args:
         function: loops over arrays and numbers.
