@@ -121,7 +121,7 @@ class _Compiled(torch.autograd.Function):
         out, weight = joint.new_empty(len(joint), width), joint.new_empty(int(end[-1]) if len(end) else 0)
         scale = np.array([(width // len(distance)) ** -0.5, 1 / (1 - rate)], out.numpy().dtype)
         ctx.rest = (layout.start, layout.length, layout.causal, layout.at, scale, *dropping(rate))
-        ctx.bounds = shares(end)
+        ctx.bounds = shares(end * (width // len(distance)))  # a weight is work for each element of a head
         ctx.save_for_backward(joint, distance, weight)
         arguments = (*_arrays(joint, distance), *ctx.rest, weight.numpy(), out.numpy())
         call(network_kernels.attend, arguments, ctx.bounds)
