@@ -97,7 +97,7 @@ class _Block(nn.Module):
     def forward(self, hidden: Tensor, attention: Attention, asked: Tensor | None = None) -> Tensor:
         seen = attention(self.qkv(hidden), self.attention_rate if self.training else 0.0)
         if asked is not None:  # every token is looked at, but not every one goes on
-            hidden, seen = pick(hidden, asked), pick(seen, asked)
+            hidden, seen = pick(asked, hidden, seen)
         hidden = self.norm_attention(hidden + self._drop(self.mix(seen)))
         return self.norm_feed(hidden + self._drop(self.shrink(self._drop(F.gelu(self.grow(hidden))))))
 

@@ -45,9 +45,10 @@ class Rows:
         return _Pack.apply(flat, self.real, self.place) if len(self.real) < len(self.place) else flat  # type: ignore[no-untyped-call]
 
 
-def pick(tokens: Tensor, asked: Tensor) -> Tensor:
-    """Those of ``tokens [T, W]`` for which ``asked [T]`` is true, ``[P, W]`` in their order."""
-    return _Pack.apply(tokens, *_places(asked))  # type: ignore[no-untyped-call]
+def pick(asked: Tensor, *tokens: Tensor) -> list[Tensor]:
+    """Of each ``tokens [T, W]`` those for which ``asked [T]`` is true, ``[P, W]`` in their order."""
+    places = _places(asked)
+    return [_Pack.apply(each, *places) for each in tokens]  # type: ignore[no-untyped-call]
 
 
 def _places(kept: Tensor) -> tuple[Tensor, Tensor]:
