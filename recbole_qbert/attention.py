@@ -17,7 +17,7 @@ from recbole_qbert.kernel_calls import call, compilable, dropping, shares
 from recbole_qbert.packing import Rows
 
 # Rows of more positions than this are left to torch, whose fused kernel for CPUs has no dropout (measured; docs/speed.md).
-LONG, LONG_WITH_DROPOUT = 16, 64
+LONG, LONG_WITH_DROPOUT = 12, 64
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from benchmarks import attention as lengths
 from benchmarks import readme_tables, steps
 from recbole_qbert import attention, kernel_calls
 from recbole_qbert.attention import Attention
@@ -110,6 +111,15 @@ def test_threads_change_nothing(monkeypatch):
     monkeypatch.setattr(kernel_calls, "WORTH", 16)
     for mine, expected in zip(seeded(), alone, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_the_benchmark_of_lengths_prints_a_line_a_length(monkeypatch, capsys):
+    for limit in ("LONG", "LONG_WITH_DROPOUT"):
+        monkeypatch.setattr(attention, limit, 1)  # which it lifts
+    lengths.main(["--lengths", "2", "5", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [[k, "length", n] for k in ("ranking", "training") for n in "25"]
+    assert attention.LONG == 5
 
 
 def test_no_rows_and_long_rows(monkeypatch):
