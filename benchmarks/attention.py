@@ -2,8 +2,8 @@
 
     python benchmarks/attention.py
 
-Some 2,048 packed items in rows of `length`; without gradients or dropout as in ranking, and with both as in training. Times are
-of the process's CPU, medians; the ways take turns.
+Some 2,048 packed items in rows of `length`; without gradients or dropout as in ranking, and with both as in training. Times
+are of the process's CPU, medians; the ways take turns.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from benchmarks import attention as lengths
+from benchmarks import attention as measured
 from benchmarks import readme_tables, steps
 from recbole_qbert import attention, kernel_calls
 from recbole_qbert.attention import Attention
@@ -116,7 +116,7 @@ def test_threads_change_nothing(monkeypatch):
 def test_the_benchmark_of_lengths_prints_a_line_a_length(monkeypatch, capsys):
     for limit in ("LONG", "LONG_WITH_DROPOUT"):
         monkeypatch.setattr(attention, limit, 1)  # which it lifts
-    lengths.main(["--lengths", "2", "5", "--rounds", "1"])
+    measured.main(["--lengths", "2", "5", "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines] == [[k, "length", n] for k in ("ranking", "training") for n in "25"]
     assert attention.LONG == 5
