@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NUMBERS = 1 << 32  # of an element, by which a kernel drops it or not (``network_kernels._number``)
 WORTH = 1 << 15  # elements of work that a thread of its own is worth
 _switched_off = False
 
@@ -39,8 +40,8 @@ def dropping(rate: float) -> tuple[np.uint64, np.uint64, np.uint64]:
 
     The seeds come from torch's global generator; without dropout, none are drawn.
     """
-    limit = round(rate * 2**32)
-    low, high = torch.randint(1 << 32, (2,)).tolist() if limit else (0, 0)
+    limit = round(rate * NUMBERS)
+    low, high = torch.randint(NUMBERS, (2,)).tolist() if limit else (0, 0)
     return np.uint64(limit), np.uint64(low), np.uint64(high)
 
 

@@ -19,7 +19,6 @@ from recbole_qbert.compiled import compiled
 
 Array = np.ndarray
 RUN = 1 << 12  # elements that a thread takes at a time
-LIMIT = 1 << 32  # an element is dropped when its number, below this, is below ``limit``
 
 # Sums may be taken in another order, which is what makes them vector instructions; -inf and NaN stay what they are.
 SUMS = {"reassoc", "contract", "nsz", "arcp"}
@@ -32,7 +31,7 @@ def summing(function: Callable[..., Any]) -> Any:
 
 @njit(inline="always")
 def _number(place: Any, low: Any, high: Any) -> Any:
-    """A number below ``LIMIT`` that looks random: a 32-bit integer hash of the place, with a seed at either end."""
+    """A number below 2 ** 32 that looks random: a 32-bit integer hash of the place, with a seed at either end."""
     number = (place * 0x9E3779B1 + low) & 0xFFFFFFFF
     number ^= number >> 16
     number = (number * 0x7FEB352D) & 0xFFFFFFFF
