@@ -249,7 +249,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def fit_prior(self, valid_data: Any) -> dict[str, float]:
-        """Fit the prior by NDCG@10 on validation; returns the choice."""
+        """Fit the prior by NDCG@10 on validation, with the rule of ``evaluate`` for the history; returns the choice."""
         model, rows = self.model.eval(), valid_data._dataset
 
         def batches() -> Iterator[cooccurrence.Batch]:
@@ -259,7 +259,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
                 batch = self._at_hand(rows)[index].to(self.device)
                 lengths = batch[model.ITEM_SEQ_LEN]
                 sequences = batch[model.ITEM_SEQ][:, : int(lengths.max())]
-                scores = partial(model.network.scores, sequences, lengths)
+                scores = partial(_scores, model, sequences, lengths)
                 yield scores, sequences, lengths, batch[model.ITEM_ID]
 
         found = cooccurrence.fit(model.prior, batches)
@@ -278,6 +278,12 @@ def _products(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _scores(model: Any, sequences: Tensor, lengths: Tensor) -> Tensor:
+    """Of all items, ``[B, N]``; those of the history at -inf where they are left out. Padding is item 0, never an answer."""
+    scores: Tensor = model.network.scores(sequences, lengths)
+    return scores.scatter(1, sequences, -torch.inf) if model.history_left_out else scores
 
 
 def _is_full_ranking(eval_data: Any) -> bool:

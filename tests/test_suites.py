@@ -286,6 +286,7 @@ def test_stages_hand_over_their_checkpoint_and_one_may_be_kept(data, tmp_path):
     result = cell.result()
     assert [epoch["stage"] for epoch in result["curve"]] == ["stage-1", "stage-2", "stage-2"]
     assert [path.name for path in cell.folder.rglob("*.pth")] == [(cell.folder / result["checkpoint"]).name]
+    assert not list(cell.folder.rglob("*.progress"))
     assert "Load pretrained model from" in "".join(path.read_text() for path in cell.folder.rglob("*.log"))
 
 
@@ -332,16 +333,48 @@ def test_a_pretraining_that_has_ended_is_not_run_again(data, tmp_path, pretraine
     assert found == wanted
 
 
-def test_a_pretraining_that_was_stopped_begins_anew_whatever_an_earlier_run_left(data, tmp_path, pretrained_row, stop_in):
-    run_here(planned(tmp_path, data, {"S3Rec": pretrained_row}))
-    plan = planned(tmp_path, data, {"S3Rec": pretrained_row | {"keep": True}})  # the same cell, with its checkpoint
+def test_a_pretraining_that_was_stopped_or_lost_its_checkpoint_begins_anew(data, tmp_path, pretrained_row, stop_in):
+    plan = planned(tmp_path, data, {"S3Rec": pretrained_row})
     begun = stop_in("pretrain")
-    begun.clear()
     with pytest.raises(KeyboardInterrupt):
         run_here(plan)
-    (plan.cells[0].folder / "work" / f"S3Rec-{NAME}-2.pth").write_bytes(b"half of a training")
+    [place] = (tmp_path / "out" / "pretrained" / NAME).glob("S3Rec-*/seed-1")
+    (place / f"S3Rec-{NAME}-2.pth").write_bytes(b"half of a training")
     run_here(plan)
     assert begun == ["pretrain", "pretrain", "finetune"]
+    (place / f"S3Rec-{NAME}-2.pth").unlink()
+    run_here(planned(tmp_path, data, {"S3Rec": pretrained_row | {"keep": True}}))  # the same cell, with its checkpoint
+    assert begun[3:] == ["pretrain", "finetune"]
+
+
+def test_cells_share_the_pretraining_that_they_have_in_common(data, tmp_path, pretrained_row, stop_in):
+    begun = stop_in("nothing")
+    fixed = [dict(pretrained_row["stages"][0]) | {"learning_rate": 0.001}, pretrained_row["stages"][1]]
+    settings = pretrained_row["settings"]
+    rows = {
+        "one": pretrained_row | {"stages": fixed, "settings": settings | {"learning_rate": 0.001}},
+        "two": pretrained_row | {"stages": fixed, "settings": settings | {"learning_rate": 0.01}},
+        "other": pretrained_row | {"settings": settings | {"learning_rate": 0.01}},  # of both stages
+    }
+    one, two, other = run_here(planned(tmp_path, data, rows)).cells
+    assert begun == ["pretrain", "finetune", "finetune", "pretrain", "finetune"]
+    losses = [[e["train_loss"] for e in cell.result()["curve"] if e["stage"] == "stage-1"] for cell in (one, two, other)]
+    assert losses[0] == losses[1] != losses[2]
+    assert (one.ranks()["plain"] != two.ranks()["plain"]).any()
+    [again] = run_here(planned(tmp_path / "alone", data, {"two": rows["two"]})).cells
+    assert (again.ranks()["plain"] == two.ranks()["plain"]).all()  # as if it had trained all by itself
+
+
+def test_the_prior_is_chosen_under_the_rule_of_validation(data, tmp_path):
+    """Where the history is left out it is so for the prior's weight, too; else its evidence is paid for what it hides."""
+    rows = {
+        name: {"model": "QBERT4Rec", "settings": OURS | {"repeat_penalty": penalty}, "prior": True}
+        for name, penalty in (("without", "none"), ("learned", "learned"))
+    }
+    for cell in run_here(planned(tmp_path, data, rows, {"epochs": 1, "pretrain_epochs": 0})).cells:
+        result = cell.result()
+        assert result["prior"]["ndcg@10_without"] == pytest.approx(result["valid"]["ndcg@10"], abs=1e-6), cell.row.name
+        assert result["prior"]["ndcg@10"] >= result["prior"]["ndcg@10_without"]
 
 
 def test_baselines_that_know_no_penalty_are_stopped_with_the_history_left_out(data, tmp_path, monkeypatch):

@@ -178,6 +178,13 @@ def fingerprint(data_path: Path, dataset: str) -> str:
     return digest([{path.name: sha256(path) for path in files}, pictures])
 
 
+def identity(config: Any) -> dict[str, Any]:
+    """Of RecBole's configuration, what a training depends on besides data and seed; of files their content."""
+    final = compat.ConfigValues(config)
+    resolved = {key: value for key, value in final.items() if key not in _NOT_ASKED}
+    return resolved | {key: sha256(Path(final[key])) for key in _FILES if final[key]}
+
+
 @contextmanager
 def _named(row: Row, suite: Suite) -> Iterator[None]:
     """What is wrong with a row names it."""
@@ -205,9 +212,7 @@ def _asked(
     settings = {**common, **row.settings}
     settings |= {key: str(Path(settings[key]).resolve()) for key in _FILES if settings.get(key)}
     paths = [str(property_file(file)) for file in files]
-    final = compat.ConfigValues(runs.configure(row.model, dataset, data_path, settings, paths))
-    resolved = {key: value for key, value in final.items() if key not in _NOT_ASKED}
-    resolved |= {key: sha256(Path(final[key])) for key in _FILES if final[key]}
+    resolved = identity(runs.configure(row.model, dataset, data_path, settings, paths))
     data = [fingerprint(data_path, name) for name in (dataset, *sources)]
     return {
         "format": FORMAT,
@@ -221,6 +226,7 @@ def _asked(
         "stages": [dict(stage) for stage in row.stages],
         "tuned": str(tuned.relative_to(output)) if row.tuned and tuned.exists() else None,
         "vocabularies": str(output / "vocabularies" / dataset),
+        "pretrained": str(output / "pretrained" / dataset),
         "keep": row.keep,
     }
 

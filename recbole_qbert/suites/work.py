@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from recbole_qbert.artifacts import alone, digest, whole, write_json
 from recbole_qbert.commands import MODEL, vocabulary
 from recbole_qbert.models.qbert4rec import ids_file
 from recbole_qbert.suites import curve
-from recbole_qbert.suites.cells import FORMAT, fingerprint, property_file
+from recbole_qbert.suites.cells import FORMAT, fingerprint, identity, property_file
 from recbole_qbert.suites.spec import EVALUATIONS
 
 LOG_LINES = 40
@@ -67,11 +68,10 @@ def run(folder: Path) -> None:
         with whole(folder / "ranks.npz") as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, **ranks)
         checkpoint = Path(result["checkpoint"]) if asked["keep"] else None
-        for path in (folder / "work").rglob("*"):
+        write_json(done, result | {"checkpoint": checkpoint and str(checkpoint.relative_to(folder))})
+        for path in (folder / "work").rglob("*"):  # only now: whoever is killed before goes on from them
             if path.suffix in (".pth", ".progress") and path != checkpoint:
                 path.unlink()
-        result["checkpoint"] = checkpoint and str(checkpoint.relative_to(folder))
-        write_json(done, result)
 
 
 @dataclass
@@ -98,9 +98,11 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     carried: dict[str, Any] = {}
     identifiers, peak = None, 0
     for stage in _stages(asked, config, base):
-        said = _said(here, stage)
-        if said is None:
-            config = runs.configure(asked["model"], stage.dataset, stage.data_path, base | stage.settings | carried, files)
+        config = runs.configure(asked["model"], stage.dataset, stage.data_path, base | stage.settings | carried, files)
+        if stage.checkpoint_as and asked["model"] != MODEL:
+            said = _shared(asked, stage, config)
+            revision = _then(said["revision"], revision)
+        else:  # QBERT4Rec's trainer knows by itself that it has ended, and whether it would start from the same
             trained, said = _train(here, stage, config)
         epochs += said["epochs"]
         peak = max(peak, said["peak_memory_mb"])
@@ -108,14 +110,16 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
             seconds[name] += said["seconds"][name]
         if identifiers is None or asked["sources"]:  # a later stage finds built what the first one has built
             identifiers = said["identifiers"]
-        carried = {stage.checkpoint_as: str(here / said["checkpoint"])} if stage.checkpoint_as else {}
+        carried = {stage.checkpoint_as: said["checkpoint"]} if stage.checkpoint_as else {}
     take_history_back(trained.model)  # the tests do their own excluding
     started = time.perf_counter()
     ranks, test = tested(trained)
     seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
     prior = None
     if hasattr(trained.trainer, "fit_prior") and trained.model.prior is None:
+        _validated_as_others(config, trained.model)
         prior = runs.add_prior(trained)
+        take_history_back(trained.model)
         with_prior, figures = tested(trained)
         ranks |= {f"prior_{name}": found for name, found in with_prior.items()}
         test |= {f"prior_{name}": found for name, found in figures.items()}
@@ -145,42 +149,46 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     return result, ranks
 
 
-def _train(here: Path, stage: Stage, config: Any) -> tuple[runs.Run, dict[str, Any]]:
-    """Run a stage, and say what the cell must know of it.
+def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, Any]:
+    """What ``_train`` says of a stage that another one goes on from.
 
-    That is kept where a later stage goes on from it; not of QBERT4Rec, whose trainer knows by itself that it has ended, and
-    whether it would start from the same.
+    Cells of the same data and seed, and of the same settings in this stage, share it; the first one trains it.
     """
-    kept = here / f"{stage.name}.json"
-    kept.unlink(missing_ok=True)  # of an earlier run of the cell: now its checkpoint will be written over
+    key = digest([fingerprint(Path(stage.data_path), stage.dataset), identity(config)])
+    folder = Path(asked["pretrained"]) / f"{asked['model']}-{key[:12]}" / f"seed-{asked['seed']}"
+    done = folder / "stage.json"
+    with alone(folder):
+        if done.exists():
+            known: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+            known["checkpoint"] = str(folder / known["checkpoint"])
+            if Path(known["checkpoint"]).exists():
+                return known
+            done.unlink()
+        config["checkpoint_dir"] = str(folder)
+        with runs.inside(folder):
+            said = _train(folder, stage, config)[1] | {"revision": _revision(folder / "revisions.txt")}
+        write_json(done, said | {"checkpoint": os.path.relpath(said["checkpoint"], folder)})
+    return said
+
+
+def _train(here: Path, stage: Stage, config: Any) -> tuple[runs.Run, dict[str, Any]]:
+    """Run a stage, and say what the cell must know of it."""
     with curve.watched(stage.name) as seen:
-        prepare = None if _knows_history(config) else leave_history_out
+        prepare = partial(_validated_as_others, config)
         trained = runs.train(config, prepare=prepare, checkpoint_file=here / f"{stage.name}.pth")
     losses = trained.trainer.train_loss_dict
-    said = {
+    return trained, {
         "epochs": [{"stage": stage.name, **seen.get(n, {"epoch": n}), "train_loss": float(x)} for n, x in losses.items()],
         "seconds": trained.seconds,
         "identifiers": getattr(trained.model, "identifier_figures", None),
-        "checkpoint": os.path.relpath(trained.trainer.saved_model_file, here),
+        "checkpoint": os.path.abspath(trained.trainer.saved_model_file),
         "peak_memory_mb": _peak_mb(),
     }
-    if stage.checkpoint_as and config["model"] != MODEL:
-        write_json(kept, said)
-    return trained, said
 
 
 def _peak_mb() -> int:
-    """Peak of this process's memory so far; a stage that another process ran has its own."""
+    """Peak of this process's memory so far; a stage of another process has its own."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB)
-
-
-def _said(here: Path, stage: Stage) -> dict[str, Any] | None:
-    """What ``_train`` said of a stage that ended before the cell was stopped; the next sets the seed anew, as all do."""
-    file = here / f"{stage.name}.json"
-    if not file.exists():
-        return None
-    said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return said if (here / said["checkpoint"]).exists() else None
 
 
 def _revision(file: Path) -> str | None:
@@ -192,6 +200,11 @@ def _revision(file: Path) -> str | None:
         with whole(file) as temporary:
             temporary.write_text("".join(f"{revision}\n" for revision in known))
     return " then ".join(known) or None
+
+
+def _then(first: str | None, second: str | None) -> str | None:
+    """Revisions in the order in which they were at work."""
+    return " then ".join(dict.fromkeys(part for known in (first, second) if known for part in known.split(" then "))) or None
 
 
 def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> list[Stage]:
@@ -245,6 +258,12 @@ def tested(trained: runs.Run) -> tuple[dict[str, np.ndarray], dict[str, dict[str
     ranks = {name: runs.ranks(trained, trained.test_data, exclude_history=out) for name, out in EVALUATIONS.items()}
     figures = {name: runs.figures(found) for name, found in ranks.items()}
     return {name: found.astype(np.int32) for name, found in ranks.items()}, figures
+
+
+def _validated_as_others(config: Any, model: Any) -> None:
+    """Whatever is chosen on validation, epochs and the prior alike, is chosen under the rule that is fair to the model."""
+    if not _knows_history(config):
+        leave_history_out(model)
 
 
 def leave_history_out(model: Any) -> None:
