@@ -198,7 +198,8 @@ def ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
     Args:
         run: a trained model, ours or RecBole's.
         data: ``run.valid_data`` or ``run.test_data``.
-        exclude_history: put the items of the user's history last; the same right for every model.
+        exclude_history: put the items of the history that is read (the newest ``MAX_ITEM_LIST_LENGTH``) last; the same right
+            for every model. For general models, such as Pop, RecBole itself leaves the whole history out, in any case.
 
     Returns:
         ``[users]`` int64 in the order of the users' internal ids.
@@ -211,7 +212,7 @@ def ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
         interaction = interaction.to(model.device)
         scores = model.full_sort_predict(interaction).view(len(interaction), -1)[:, : run.valid_data._dataset.item_num]
         scores = scores.clone()
-        if exclude_history and seen is not None:  # RecBole's general models, such as Pop, get the history by the side
+        if seen is not None:  # general models get the history by the side
             scores[seen] = -torch.inf
         elif exclude_history:
             scores.scatter_(1, interaction[model.ITEM_SEQ], -torch.inf)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 LEVEL = 0.05
 DRAWS = 10_000
@@ -61,7 +62,8 @@ def paired(one: np.ndarray, other: np.ndarray, draws: int = DRAWS) -> Paired:
     What would other users and other seeds give? A draw of the bootstrap takes as many users, the same for both models, and
     adds the effects of as many seeds of each. The effect of a seed is what all users share of it: the variance of the seeds'
     means beyond what comes of users that differ by chance from seed to seed (two crossed random effects). A model with one
-    seed adds none: its spread is not known.
+    seed adds none: its spread is not known. The spread of few seeds is known badly: draws are stretched to the tails of
+    Student's t, with Satterthwaite's degrees of freedom for the variances of users and seeds together.
 
     Args:
         one: gains of the one, ``[S, U]``.
@@ -73,8 +75,15 @@ def paired(one: np.ndarray, other: np.ndarray, draws: int = DRAWS) -> Paired:
     users, some = len(difference), difference[difference != 0]  # most users are alike in both, and add nothing to a sum
     counts = random.binomial(users, len(some) / users, draws)
     means = np.array([some[random.integers(0, max(len(some), 1), count)].sum() for count in counts]) / users
+    variance, squares = difference.var() / users, 0.0
     for sign, effects in ((1, _effects_of_seeds(one)), (-1, _effects_of_seeds(other))):
         means += sign * random.choice(effects, (draws, len(effects))).mean(1)
+        own = (effects**2).mean() / len(effects)  # variance of what was just added
+        variance, squares = variance + own, squares + own**2 / max(len(effects) - 1, 1)
+    if squares:
+        tail = 1 - LEVEL / 2
+        stretch = stats.t.ppf(tail, variance**2 / squares) / stats.norm.ppf(tail)
+        means = difference.mean() + (means - difference.mean()) * stretch
     low, high = np.quantile(means, [0.025, 0.975])
     p = min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (draws + 1))
     return Paired(float(difference.mean()), float(low), float(high), float(p), bool(p < LEVEL))

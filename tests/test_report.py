@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from recbole_qbert.report import catalogue, explorer, figures, plots, tree
 from recbole_qbert.report.read import read
 from recbole_qbert.semantic_ids import SemanticIDs, load
 from recbole_qbert.significance import Paired, Spread
-from recbole_qbert.suites import embedding
+from recbole_qbert.suites import embedding, tables
 from recbole_qbert.suites.compare import Comparison, Line
 from recbole_qbert.suites.spec import Row, Suite
 from tests.helpers_recbole import QUICK, write_dataset
@@ -196,7 +196,8 @@ def write_suite(output: Path, suite: Suite, table: Any, cells: list[dict[str, An
     folder = output / "suites" / suite.name / "D"
     folder.mkdir(parents=True)
     about = {
-        "suite": asdict(suite), "dataset": "D", "data_path": str(output / "data"), "cells": cells,
+        "suite": asdict(suite), "given": {"MAX_ITEM_LIST_LENGTH": 7}, "dataset": "D", "data_path": str(output / "data"),
+        "cells": cells,
         "impossible": {"FDSA": "no column categories"}, "command": f"run {EVIL}", "versions": {"torch": "2"},
         "revision": "abc", "machine": {"processor": "P", "cores": 2, "load_1_min": 0.5},
     }  # fmt: skip
@@ -207,7 +208,8 @@ def write_suite(output: Path, suite: Suite, table: Any, cells: list[dict[str, An
 
 def comparison(lines: tuple[Line, ...], against: str = "default") -> Any:
     copied = {"TIGER": {"hit@10": 0.1221, "ndcg@10": 0.095}}
-    return asdict(Comparison("table2", "Overall", "Table 2", "D", METRICS, against, (), lines, copied))
+    made = Comparison("table2", "Overall", "Table 2", "D", METRICS, against, (), lines, copied)
+    return asdict(made) | {"remarks": tables.remarks(made)}
 
 
 @pytest.fixture(autouse=True)
@@ -276,6 +278,19 @@ def test_cost_health_and_depth_are_those_of_the_cells(folder: Path) -> None:
         ["default", "default", "2", "1,234", "3", "9", "3.00", "0.5", "500"],
         ["SASRec", "SASRec", "1", "1,234", "3", "9", "3.00", "0.5", "500"],
     ]
+
+
+def test_the_settings_are_those_that_were_run(folder: Path) -> None:
+    words = page_of(folder).words["environment"]
+    assert "MAX_ITEM_LIST_LENGTH 7" in words and "MAX_ITEM_LIST_LENGTH 20" not in words
+
+
+def test_a_line_of_an_earlier_table_is_marked(folder: Path) -> None:
+    earlier = tuple(replace(line, earlier=True, as_asked=False) if line.name == "Pop" else line for line in LINES)
+    (folder / "table.json").write_text(json.dumps(comparison(earlier)))
+    page = page_of(folder)
+    assert [row[0] for row in page.tables[0][1:4]] == ["default", "SASRec tuned", "Pop earlier"]
+    assert "maybe with other settings than are asked for now: Pop." in page.words["results"]
 
 
 def test_text_is_data(folder: Path) -> None:

@@ -23,7 +23,9 @@ def comparison(suite: Suite) -> Html:
     if not suite.lines:
         return Html("")
     tables = [_table(suite, setting) for setting in SETTINGS]
-    return join(*tables, _legend(suite), notes(_remarks(suite)))
+    best = tag("p", "Mean ± standard deviation over seeds; in colour: the best of the rows that were run.", class_="quiet")
+    said = [tag("span", text, class_="warn") if grave else join(text) for text, grave in suite.table.get("remarks", ())]
+    return join(*tables, best, notes(said))
 
 
 def _table(suite: Suite, setting: str) -> Html:
@@ -51,7 +53,8 @@ def _table(suite: Suite, setting: str) -> Html:
 
 def _line(each: Mapping[str, Any], setting: str, metrics: list[str], best: Mapping[str, float], against: str) -> Html:
     columns = len(metrics) + 1 + (2 if against else 0)
-    name = join(each["name"], " ", tag("span", "tuned", class_="mark")) if each["tuned"] else each["name"]
+    marks = [word for word, of_it in (("tuned", each["tuned"]), ("earlier", each.get("earlier"))) if of_it]
+    name = join(each["name"], *(part for word in marks for part in (" ", tag("span", word, class_="mark"))))
     figures = each["figures"].get(setting)
     if not figures:
         reason = tag("td", _no_result(each), colspan=columns, class_="words")
@@ -85,41 +88,3 @@ def _copied(name: str, figures: Mapping[str, float], metrics: list[str], tested:
     cells = [share(figures[metric]) if metric in figures else NOTHING for metric in metrics]
     mark = tag("td", tag("span", "copied from the paper", class_="mark"), colspan=3 if tested else 1, class_="words")
     return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), mark, class_="copied")
-
-
-def _legend(suite: Suite) -> Html:
-    against = suite.table.get("against")
-    parts = ["Mean ± standard deviation over seeds; in colour: the best of the rows that were run. "]
-    if against:
-        parts.append(
-            f"{against} - row: difference in NDCG@10 of the same users, with its 95 % interval; above 0 {against} is ahead. "
-            "Interval and p (two-sided, not corrected for the number of rows): bootstrap over users and over the seeds of "
-            "both; a row with one seed adds no spread of seeds. n.s.: not significant (p of .05 or more). "
-        )
-    if any(line["tuned"] for line in suite.lines):
-        parts.append("Tuned: settings chosen by the tune command; the other rows are as their files say. ")
-    else:
-        parts.append("No row was tuned. ")
-    if suite.table.get("copied") or any(line["published"] for line in suite.lines):
-        parts.append("Copied from the paper: printed there, not run here; of other features and another machine.")
-    return tag("p", *parts, class_="quiet")
-
-
-def _remarks(suite: Suite) -> list[Html]:
-    found = []
-    for what in ("items", "users"):
-        numbers = {each["name"]: each[what] for each in suite.lines if each["figures"]}
-        if len(set(numbers.values())) > 1:
-            shown = ", ".join(f"{name} {count:,}" for name, count in numbers.items())
-            found.append(tag("b", f"Not the same {what} for all rows, which are not comparable: {shown}.", class_="warn"))
-    if suite.table.get("sources"):
-        found.append(join(f"Pretrained on {', '.join(suite.table['sources'])}, in one vocabulary with {suite.dataset}."))
-    for each in suite.lines:
-        if each["note"]:
-            found.append(join(tag("b", each["row"]), f": {each['note']}"))
-        if each["figures"]:
-            found += [
-                tag("span", f"{each['name']}: seed {seed} failed: {reason}", class_="warn")
-                for seed, reason in each["failed"].items()
-            ]
-    return found

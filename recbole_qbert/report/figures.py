@@ -59,7 +59,10 @@ def curves(suite: Suite) -> list[Plot]:
             by_time.setdefault(cell.row, []).append(Curve(seconds, scores, stages))
     if not by_epoch:
         return []
-    how = "one line a seed, its best epoch marked; stages before the last (pretraining) are pale"
+    how = (
+        "one line a seed, its best epoch marked; stages before the last (pretraining) are pale. Each row is validated under "
+        "the rule by which its epoch is chosen, which the notes of the tables name"
+    )
     label = "validation NDCG@10"
     return [
         plots.learning_curves("curves_epochs", f"Validation by epoch: {how}.", by_epoch, "epoch", label),

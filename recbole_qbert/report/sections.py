@@ -189,8 +189,8 @@ def environment(suite: Suite) -> Html:
             f"{count} cell{'s' * (count > 1)} by revision": f"{revision}, on {machine}"
             for (revision, machine), count in made_by.items()
         },
-        "seeds": ", ".join(map(str, suite.spec.get("seeds") or ())),
-        "settings of every row": suite.spec.get("shared") or {},
+        "seeds": ", ".join(map(str, dict.fromkeys(cell.seed for cell in suite.cells))),
+        "settings of every row": (suite.spec.get("shared") or {}) | about.get("given", {}),
     }
     return facts(known)
 

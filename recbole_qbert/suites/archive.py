@@ -17,6 +17,7 @@ from typing import Any
 
 from recbole_qbert.artifacts import whole, write_json
 from recbole_qbert.suites.cells import Cell, Plan
+from recbole_qbert.terminal import say
 
 RESULT, RANKS = "cell.json", "ranks.npz"
 
@@ -42,9 +43,11 @@ def take(archive: Path, output: Path, dataset: str) -> int:
 def keep(archive: Path, output: Path, cells: Iterable[Cell], tuned: Iterable[Path] = ()) -> None:
     """Put the cells that have a result into the archive, and the tuned settings (``.yaml``, ``.json``) that they name.
 
-    A cell that is there stays as it is: to have another one in its place, delete it.
+    What is there stays as it is: to have another cell in its place, delete it. Only ``tuned``, what was chosen just now, is
+    written over what was chosen before.
     """
-    output, settings = output.resolve(), {file.resolve() for file in tuned}
+    output, new = output.resolve(), {file.resolve() for file in tuned}
+    settings = set(new)
     for cell in cells:
         result = cell.result()
         folder = archive / cell.folder.relative_to(output)
@@ -56,6 +59,11 @@ def keep(archive: Path, output: Path, cells: Iterable[Cell], tuned: Iterable[Pat
             _copy(cell.folder / RANKS, folder / RANKS)
             write_json(folder / RESULT, _portable(result) | {"sid": None, "checkpoint": None, "archived": True})
     for file in sorted(settings):
+        there = archive / file.relative_to(output)
+        if file not in new and there.exists():
+            if there.read_bytes() != file.read_bytes():
+                say(f"{there} stays as it is, and cells were run with other settings: those of {file}")
+            continue
         for part in filter(Path.exists, (file, file.with_suffix(".json"))):
             _copy(part, archive / part.relative_to(output))
 

@@ -74,7 +74,7 @@ class Plan:
         cells: of all rows, in the order of running: all rows with the first seed, then with the second.
         impossible: row -> why it cannot be run on this data set.
         rows: the rows to run; others are in the tables if they were run before.
-        given: properties from the command line, for every row, and whose tuned settings are used.
+        given: properties from the command line, for every row.
         sources: data sets to pretrain on.
         earlier: the suite's table of an archive, whose lines stand for rows that lack seeds; empty for none.
     """
@@ -128,11 +128,12 @@ def plan(
 
     Raises:
         FileNotFoundError: the data set, a property file or every tuned setting of ``tuned_on`` is missing.
-        ValueError: an unknown model or property, a property that a row sets itself, or ``sources`` for no purpose.
+        ValueError: an unknown model or property, one that a suite varies, a seed twice, or ``sources`` for no purpose.
     """
     data_path, output = data_path.resolve(), output.resolve()
     if sources and not suite.transfer:
         raise ValueError(f"suite {suite.name} does not pretrain on other data sets: leave out --sources")
+    _refuse_seeds(seeds, given)
     if suite.sweep and (fixed := [key for key in suite.rows[0].settings if key in given]):
         raise ValueError(f"--{fixed[0]} is what suite {suite.name} varies: leave it out")
     tuned = output / "tuned" / (tuned_on or dataset)
@@ -150,7 +151,9 @@ def plan(
                 common = {key: value for key, value in {**suite.shared, **given}.items() if key in known}
                 asked[row.name] = _asked(row, common, dataset, data_path, output, sources, tuned)
             understood |= known
-    if asked and (strange := [key for key in given if key not in understood]):
+    if not suite.rows:
+        understood = set(plugin.known_properties(MODEL))
+    if understood and (strange := [key for key in given if key not in understood]):
         raise ValueError(f"no row of suite {suite.name} knows the property {strange[0]!r}{nearest(strange[0], understood)}")
     cells = []
     all_seeds = tuple(seeds) or suite.seeds
@@ -159,8 +162,7 @@ def plan(
             if row.name in asked and number < (row.seeds or len(all_seeds)):
                 folder = output / "cells" / dataset / f"{row.model}-{asked[row.name]['key'][:12]}" / f"seed-{seed}"
                 cells.append(Cell(row, seed, folder, asked[row.name] | {"seed": seed}, suite.kind == "embedding"))
-    said = dict(given) | ({"tuned_on": tuned_on} if tuned_on else {})
-    return Plan(suite, dataset, data_path, output, tuple(cells), impossible, tuple(rows or asked), said, tuple(sources))
+    return Plan(suite, dataset, data_path, output, tuple(cells), impossible, tuple(rows or asked), given, tuple(sources))
 
 
 def property_file(name: str) -> Path:
@@ -183,6 +185,15 @@ def identity(config: Any) -> dict[str, Any]:
     final = compat.ConfigValues(config)
     resolved = {key: value for key, value in final.items() if key not in _NOT_ASKED}
     return resolved | {key: sha256(Path(final[key])) for key in _FILES if final[key]}
+
+
+def validated(config: Any) -> str:
+    """The evaluation, of ``spec.EVALUATIONS``, by which epochs, trials and the prior of a model are chosen on validation.
+
+    A model that learns that users do not repeat items is judged as it ranks; for one that cannot, the history is left out:
+    it is chosen under the rule under which it is compared.
+    """
+    return "plain" if config["repeat_penalty"] in ("learned", "exclude") else "history_excluded"
 
 
 @contextmanager
@@ -212,7 +223,8 @@ def _asked(
     settings = {**common, **row.settings}
     settings |= {key: str(Path(settings[key]).resolve()) for key in _FILES if settings.get(key)}
     paths = [str(property_file(file)) for file in files]
-    resolved = identity(runs.configure(row.model, dataset, data_path, settings, paths))
+    config = runs.configure(row.model, dataset, data_path, settings, paths)
+    resolved = identity(config)
     data = [fingerprint(data_path, name) for name in (dataset, *sources)]
     return {
         "format": FORMAT,
@@ -225,10 +237,18 @@ def _asked(
         "settings": settings,
         "stages": [dict(stage) for stage in row.stages],
         "tuned": str(tuned.relative_to(output)) if row.tuned and tuned.exists() else None,
+        "validated": validated(config),
         "vocabularies": str(output / "vocabularies" / dataset),
         "pretrained": str(output / "pretrained" / dataset),
         "keep": row.keep,
     }
+
+
+def _refuse_seeds(seeds: Sequence[int], given: Mapping[str, Any]) -> None:
+    if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
+        raise ValueError(f"--seeds is {' '.join(map(str, seeds))}; it must list different whole numbers from 0 on")
+    if "seed" in given:
+        raise ValueError("--seed is of no use here: cells have the seeds of --seeds, trials of tune all have the same")
 
 
 def _known_properties(row: Row, suite: Suite, dataset: str, data_path: Path) -> frozenset[str]:
@@ -262,3 +282,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); delete it, and the same command runs the cell anew") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ class Line:
         name: of ``spec.lines``: the row's, with ``+ prior`` behind it where the co-occurrence prior is added.
         row: the suite's row.
         model: its model.
-        tuned: where a file of the ``tune`` command was used, out of how many trials and on which data set; else empty.
+        tuned: where a file of the ``tune`` command was used, out of how many trials, on which data set, and of which row if
+            of another; else empty.
         seeds: that have a result.
         asked: that were asked for.
         figures: setting -> metric -> spread; empty where no seed has a result.
@@ -38,6 +39,10 @@ class Line:
         impossible: why the row cannot be run on this data set.
         note: of the suite file.
         earlier: of an earlier table, which had more seeds than there are here.
+        as_asked: its cells have the configuration that is asked for now; of an earlier line that is not sure.
+        key: of its cells' configuration and data; empty in tables of before it was kept.
+        validated: of ``spec.EVALUATIONS``, by which epochs and prior were chosen; empty in such tables.
+        kept: properties that were given for all rows, and have the row's own value here.
     """
 
     name: str
@@ -59,6 +64,10 @@ class Line:
     impossible: str | None = None
     note: str = ""
     earlier: bool = False
+    as_asked: bool = True
+    key: str = ""
+    validated: str = ""
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, known: Mapping[str, Any]) -> Line:
@@ -99,7 +108,9 @@ def compare(plan: Plan) -> Comparison:
     opponents = {} if _earlier(plan, other, cells) else _users(cells.get(other, []), its_prefix)
     lines: list[Line] = []
     for row in suite.rows:
-        common: dict[str, Any] = {"row": row.name, "model": row.model, "note": row.note}
+        own = {key: value for settings in (row.settings, *row.stages) for key, value in settings.items()}
+        kept = {key: own[key] for key, value in plan.given.items() if key in own and own[key] != value}
+        common: dict[str, Any] = {"row": row.name, "model": row.model, "note": row.note, "kept": kept}
         common["published"] = known.get(row.name, {})
         before = _earlier(plan, row.name, cells)
         if row.name in plan.impossible:
@@ -123,17 +134,19 @@ def _earlier(plan: Plan, row: str, cells: Mapping[str, Sequence[Cell]]) -> list[
         return []
     known = [line for line in plan.earlier.get("lines", []) if line["row"] == row and len(line["seeds"]) > finished]
     same = plan.earlier.get("against") == plan.suite.against
-    return [Line.of(line if same else {**line, "tests": {}}) for line in known]
+    now = {cell.asked["key"] for cell in cells.get(row, [])} if known else set()
+    return [replace(Line.of(line if same else {**line, "tests": {}}), as_asked=line.get("key") in now) for line in known]
 
 
-def _tuned(plan: Plan, asked: Mapping[str, Any]) -> str:
-    """``4 trials on X`` for cells with settings of the ``tune`` command."""
-    if not asked["tuned"]:
+def _tuned(plan: Plan, cell: Cell) -> str:
+    """``4 trials on X``, ``4 trials of the row default on X`` for cells with settings of the ``tune`` command."""
+    if not cell.asked["tuned"]:
         return ""
-    path = plan.output / asked["tuned"]
+    path = plan.output / cell.asked["tuned"]
     trials = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) if path.with_suffix(".json").exists() else []
-    done = sum(trial["failed"] is None for trial in trials)
-    return f"{done or 'unknown'} trials on {path.parent.name}"
+    done = sum(trial["ndcg@10"] is not None for trial in trials)
+    whose = "" if path.stem == cell.row.name else f" of the row {path.stem}"
+    return f"{done or 'unknown'} trials{whose} on {path.parent.name}"
 
 
 def _line(
@@ -144,7 +157,7 @@ def _line(
     failed = {cell.seed: found["reason"] for cell in cells if cell.result() is None and (found := cell.failure())}
     if prefix:
         results = [(cell, result) for cell, result in results if f"{prefix}plain" in result["test"]]
-        common, failed = {**common, "note": "", "published": {}}, {}
+        common, failed = {**common, "note": "", "published": {}, "kept": {}}, {}
     if not results:
         return Line(name, **common, asked=len(cells), failed=failed)
     figures = {
@@ -160,11 +173,12 @@ def _line(
     first = results[0][1]
     depths = [found["depth"] for _, r in results if (found := (r["identifiers"] or {}).get("injection"))]
     return Line(
-        name, **common, tuned=_tuned(plan, cells[0].asked), seeds=tuple(cell.seed for cell, _ in results), asked=len(cells),
+        name, **common, tuned=_tuned(plan, cells[0]), seeds=tuple(cell.seed for cell, _ in results), asked=len(cells),
         figures=figures, tests=tests, depth=np.mean(depths, 0).tolist() if depths and not prefix else None, failed=failed,
         parameters=first["parameters"], items=first["items"], users=first["users"],
         epochs=float(np.mean([r["epochs"] for _, r in results])),
-        revisions=tuple(sorted({r["revision"] for _, r in results if r["revision"]})),
+        revisions=tuple(sorted({r["revision"] for _, r in results if r["revision"]})), key=cells[0].asked["key"],
+        validated=cells[0].asked["validated"],
     )  # fmt: skip
 
 

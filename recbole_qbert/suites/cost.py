@@ -51,6 +51,7 @@ OURS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 THEIRS = ("SASRec", "BERT4Rec", "GRU4Rec")
 MODELS = (*OURS, *THEIRS)
+OPTIONS = ("models", "batches", "rounds", "device")  # of ``measure``
 
 # Parameters with an entry a catalogue item, ours and RecBole's.
 _PER_ITEM = ("rows", "item_embedding.weight", "output_bias")

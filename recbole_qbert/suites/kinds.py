@@ -19,6 +19,12 @@ from recbole_qbert.suites.compare import compare
 #: For ``table.json``, and lines of ``table.md`` under the title.
 Made = tuple[Any, list[str]]
 
+#: Property -> size of table 6 that it sets.
+_SIZES = {
+    "hidden_size": "width", "n_layers": "layers", "n_heads": "heads", "inner_size": "inner",
+    "MAX_ITEM_LIST_LENGTH": "max_length",
+}  # fmt: skip
+
 
 def make(plan: Plan) -> str:
     """Write ``suite.json``, ``table.json`` and ``table.md`` into the suite's folder; returns the Markdown."""
@@ -35,7 +41,9 @@ def make(plan: Plan) -> str:
 def quality(plan: Plan) -> Made:
     """Rows against rows."""
     comparison = compare(plan)
-    return asdict(comparison), tables.markdown(comparison, depth=bool(plan.suite.options.get("depth")))
+    return asdict(comparison) | {"remarks": tables.remarks(comparison)}, tables.markdown(
+        comparison, depth=bool(plan.suite.options.get("depth"))
+    )
 
 
 def statistics(plan: Plan) -> Made:
@@ -62,12 +70,19 @@ def embedding(plan: Plan) -> Made:
 
 
 def cost(plan: Plan) -> Made:
-    """Parameters, operations and latency of models over a catalogue as large as the data set's."""
+    """Parameters, operations and latency of models over a catalogue as large as the data set's.
+
+    Raises:
+        ValueError: ``options`` or its ``sizes`` has a name that is not known.
+    """
     from recbole_qbert.suites import cost as module
 
-    options = dict(plan.suite.options)
-    sizes = module.Sizes(_statistics(plan)["items"], **options.pop("sizes", {}))
-    rows, ratios = module.measure(sizes, **options)
+    options, given = dict(plan.suite.options), {_SIZES[key]: value for key, value in plan.given.items() if key in _SIZES}
+    sizes = {**options.pop("sizes", {}), **given}
+    for names, chosen in ((module.OPTIONS, options), (_SIZES.values(), sizes)):
+        if strange := [key for key in chosen if key not in names]:
+            raise ValueError(f"suite {plan.suite.name}: options has {strange[0]!r}; known are {', '.join(names)}")
+    rows, ratios = module.measure(module.Sizes(_statistics(plan)["items"], **sizes), **options)
     copied = spec.published(plan.suite.name, plan.dataset)
     shown = [["", "parameters", "FLOPs a user", "batch", "ms a user"]]
     for row in rows:
@@ -91,14 +106,15 @@ def _about(plan: Plan) -> dict[str, Any]:
         {"row": cell.row.name, "seed": cell.seed, "path": str(cell.folder.relative_to(plan.output))} for cell in plan.shown
     ]
     return {
-        "suite": asdict(plan.suite), "dataset": plan.dataset, "data_path": str(plan.data_path), "cells": cells,
+        "suite": asdict(plan.suite), "given": dict(plan.given), "dataset": plan.dataset, "data_path": str(plan.data_path),
+        "cells": cells,
         "impossible": dict(plan.impossible), "command": shlex.join(sys.argv), "versions": facts.versions(),
         "revision": facts.revision(), "machine": facts.machine(),
     }  # fmt: skip
 
 
 def _statistics(plan: Plan) -> dict[str, Any]:
-    config = runs.configure(MODEL, plan.dataset, plan.data_path, plan.suite.shared)
+    config = runs.configure(MODEL, plan.dataset, plan.data_path, {**plan.suite.shared, **plan.given})
     with runs.inside(plan.folder):
         data = compat.quick_start.create_dataset(config)
     users, items, interactions = data.user_num - 1, data.item_num - 1, data.inter_num  # RecBole counts the padding

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recbole_qbert.artifacts import write_json
@@ -134,11 +134,12 @@ def name_of(cell: Cell) -> str:
 
 
 def _once(cells: Iterable[Cell]) -> Iterable[Cell]:
-    """Of rows that share a cell, one: that which keeps its checkpoint, which asks for more."""
+    """Of rows that share a cell, one that asks for all that any of them does: its checkpoint, its IDs."""
     found: dict[Path, Cell] = {}
     for cell in cells:
-        if cell.folder not in found or cell.row.keep:
-            found[cell.folder] = cell
+        same = found.setdefault(cell.folder, cell)
+        more = cell if cell.row.keep and not same.row.keep else same
+        found[cell.folder] = replace(more, with_ids=cell.with_ids or same.with_ids)
     return found.values()
 
 

@@ -128,6 +128,8 @@ def load(name: str) -> Suite:
     given = _checked(_read(path), _SUITE, str(path), ("title", "kind"))
     for key, known in (("kind", KINDS), ("metrics", METRICS)):
         _known(given.get(key, ()), known, f"{path}: {key}")
+    if given.get("metrics", METRICS) == []:
+        raise ValueError(f"{path}: metrics is empty; name some of {', '.join(METRICS)}, or leave the key out for all")
     seeds = given.get("seeds", [2026])
     if not seeds or len(set(seeds)) != len(seeds) or not all(type(seed) is int for seed in seeds):
         raise ValueError(f"{path}: seeds is {seeds}; it must list different whole numbers")
@@ -139,8 +141,10 @@ def load(name: str) -> Suite:
     if against:
         _known(against, lines(rows.values()), f"{path}: against")
     shared = given.get("shared", {})
-    if isinstance(shared, str):  # as in that suite
-        shared = _checked(_read(other := path.with_name(f"{shared}.yaml")), _SUITE, str(other), ("shared",))["shared"]
+    if isinstance(shared, str):  # as in that suite, which lies beside this one or is the package's
+        other = path.with_name(f"{shared}.yaml")
+        other = other if other.exists() or shared not in names() else properties(f"benchmark/{shared}.yaml")
+        shared = _checked(_read(other), _SUITE, str(other), ("shared",))["shared"]
     taken = {key: given[key] for key in ("title", "kind", "paper", "transfer", "options") if key in given}
     metrics = tuple(given.get("metrics", METRICS))
     return Suite(

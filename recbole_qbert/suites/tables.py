@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from recbole_qbert.digits import share
 from recbole_qbert.significance import Paired
@@ -18,7 +18,7 @@ def markdown(comparison: Comparison, depth: bool) -> list[str]:
         lines += [f"## {title}", "", *_figures(comparison, setting), ""]
     if depth:
         lines += ["## Layers of stage 1 that items use", "", *_depth(comparison.lines), ""]
-    return [*lines, *(f"- {note}" for note in _notes(comparison))]
+    return [*lines, *(f"- **{text}**" if grave else f"- {text}" for text, grave in remarks(comparison))]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -69,47 +69,73 @@ def _depth(lines: Sequence[Line]) -> list[str]:
     return table(rows)
 
 
-def _notes(comparison: Comparison) -> list[str]:
-    """What a reader must know of the figures, and what is missing."""
+def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
+    """What a reader must know of the figures, and what is missing: text, and whether it is grave."""
     notes = ["Mean (standard deviation) over seeds; all items ranked, ties against the model."]
     known = [line for line in comparison.lines if line.figures]
+    if comparison.given:
+        notes.append(f"Given for every row: {_listed(comparison.given)}.")
+    notes += [f"{line.row} keeps its own {_listed(line.kept)}." for line in comparison.lines if line.kept]
     if comparison.sources:
         notes.append(f"Pretrained on {', '.join(comparison.sources)}; one vocabulary over these and {comparison.dataset}.")
     if comparison.against:
         notes.append(
             f"{comparison.against} - row: NDCG@10 of the same users; above 0 {comparison.against} is ahead. [95 %] and p "
             "(two-sided, not corrected for the number of rows): bootstrap over users and over the seeds of both; a row with "
-            "one seed adds no spread of seeds. *n.s.*: not significant at .05."
+            "one seed adds no spread of seeds. n.s.: not significant at .05."
         )
     if comparison.copied or any(line.published for line in comparison.lines):
-        notes.append("*(copied)*: printed in the paper, not run here.")
+        notes.append("Copied: printed in the paper, not run here; of other features and another machine.")
+    notes += _revisions(known)
+    notes += _tuned(known)
+    notes += _validated(known)
+    if before := [line for line in known if line.earlier]:
+        tested = f"; tests are against the {comparison.against} of then" if any(line.tests for line in before) else ""
+        notes.append(f"Of an earlier table, which had more seeds{tested}: {_names(before)}.")
+        if other := [line for line in before if not line.as_asked]:
+            notes.append(f"Of these, maybe with other settings than are asked for now: {_names(other)}.")
+    graves = []
     for what in ("items", "users"):
         if len({getattr(line, what) for line in known}) > 1:
             each = ", ".join(f"{line.name} {getattr(line, what)}" for line in known)
-            notes.append(f"**Not the same {what} for all rows, which are not comparable:** {each}.")
-    notes += _revisions(known)
-    notes += _tuned(known)
-    if before := [line for line in known if line.earlier]:
-        tested = f"; tests are against the {comparison.against} of then" if any(line.tests for line in before) else ""
-        notes.append(f"Of an earlier table, which had more seeds{tested}: {', '.join(line.name for line in before)}.")
+            graves.append(f"Not the same {what} for all rows, which are not comparable: {each}.")
     for line in comparison.lines:
         notes += [f"{line.name}: {line.note}"] if line.note else []
         notes += [f"{line.name}: not possible on this data set: {line.impossible}"] if line.impossible else []
-        notes += [f"{line.name}, seed {seed}: **failed**: {reason}" for seed, reason in line.failed.items()]
+        graves += [f"{line.name}, seed {seed}: failed: {reason}" for seed, reason in line.failed.items()]
         if not (line.figures or line.impossible or line.failed):
             notes.append(f"{line.name}: not run yet.")
-    return notes
+    return [*((text, True) for text in graves), *((text, False) for text in notes)]
+
+
+def _names(lines: Iterable[Line]) -> str:
+    return ", ".join(line.name for line in lines)
+
+
+def _listed(properties: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in properties.items())
 
 
 def _tuned(lines: Sequence[Line]) -> list[str]:
     """How many trials the command ``tune`` had for which rows."""
-    rows: dict[str, list[str]] = {}
+    rows: dict[str, list[Line]] = {}
     for line in lines:
         if line.tuned:
-            rows.setdefault(line.tuned, []).append(line.name)
+            rows.setdefault(line.tuned, []).append(line)
     if not rows:
         return ["Tuned by the command tune: none."]
-    return [f"Tuned by the command tune, {how}: {', '.join(names)}." for how, names in rows.items()]
+    return [f"Tuned by the command tune, {how}: {_names(some)}." for how, some in rows.items()]
+
+
+def _validated(lines: Sequence[Line]) -> list[str]:
+    """By which evaluation epochs and priors were chosen."""
+    rows = {way: [line for line in lines if line.validated == way] for way in TITLES}
+    how = {
+        "history_excluded": "with the history left out",
+        "plain": "as the model ranks, for it can learn that users do not repeat items",
+    }
+    each = "; ".join(f"{text}: {_names(rows[way])}" for way, text in how.items() if rows[way])
+    return [f"Epochs, trials and priors were chosen by validation NDCG@10, {each}."] if each else []
 
 
 def _revisions(lines: Sequence[Line]) -> list[str]:

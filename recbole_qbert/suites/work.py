@@ -28,7 +28,7 @@ from recbole_qbert.artifacts import alone, digest, whole, write_json
 from recbole_qbert.commands import MODEL, vocabulary
 from recbole_qbert.models.qbert4rec import ids_file
 from recbole_qbert.suites import curve
-from recbole_qbert.suites.cells import FORMAT, fingerprint, identity, property_file
+from recbole_qbert.suites.cells import FORMAT, fingerprint, identity, property_file, validated
 from recbole_qbert.suites.spec import EVALUATIONS
 
 LOG_LINES = 40
@@ -117,7 +117,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
     prior = None
     if hasattr(trained.trainer, "fit_prior") and trained.model.prior is None:
-        _validated_as_others(config, trained.model)
+        set_rule(config, trained.model)
         prior = runs.add_prior(trained)
         take_history_back(trained.model)
         with_prior, figures = tested(trained)
@@ -174,7 +174,7 @@ def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, An
 def _train(here: Path, stage: Stage, config: Any) -> tuple[runs.Run, dict[str, Any]]:
     """Run a stage, and say what the cell must know of it."""
     with curve.watched(stage.name) as seen:
-        prepare = partial(_validated_as_others, config)
+        prepare = partial(set_rule, config)
         trained = runs.train(config, prepare=prepare, checkpoint_file=here / f"{stage.name}.pth")
     losses = trained.trainer.train_loss_dict
     return trained, {
@@ -260,17 +260,14 @@ def tested(trained: runs.Run) -> tuple[dict[str, np.ndarray], dict[str, dict[str
     return {name: found.astype(np.int32) for name, found in ranks.items()}, figures
 
 
-def _validated_as_others(config: Any, model: Any) -> None:
-    """Whatever is chosen on validation, epochs and the prior alike, is chosen under the rule that is fair to the model."""
-    if not _knows_history(config):
+def set_rule(config: Any, model: Any) -> None:
+    """Make a model's validation that of ``cells.validated``."""
+    if validated(config) == "history_excluded":
         leave_history_out(model)
 
 
 def leave_history_out(model: Any) -> None:
-    """Make the validation of a sequential model rank the items of the history last.
-
-    QBERT4Rec can learn that users do not repeat items; whoever cannot is stopped under the rule under which it is compared.
-    """
+    """Make the validation of a sequential model rank the items of the history last."""
     model.history_left_out = True  # for QBERT4RecTrainer, which ranks without full_sort_predict
     if not hasattr(model, "ITEM_SEQ"):  # of RecBole's general models RecBole itself leaves the history out
         return
@@ -287,10 +284,6 @@ def take_history_back(model: Any) -> None:
     """Undo ``leave_history_out``."""
     for name in ("full_sort_predict", "history_left_out"):
         vars(model).pop(name, None)
-
-
-def _knows_history(config: Any) -> bool:
-    return config["repeat_penalty"] in ("learned", "exclude")
 
 
 def _end_with_parent() -> None:
