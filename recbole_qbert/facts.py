@@ -42,13 +42,21 @@ def versions() -> dict[str, str | None]:
 
 
 def revision() -> str | None:
-    """Commit of the checkout that this package runs from, ``+`` behind it where files differ; ``None`` outside of one."""
+    """Commit of the checkout that this package runs from; ``None`` outside of one.
+
+    With ``+`` behind it where code or property files differ from it; results in the repository (``--archive``) may.
+    """
     folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists():
         return None
-    try:
-        ask = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+
+    def git(*words: str) -> str:
+        ask = ["git", "-C", str(folder), *words]
         return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        changed = git("diff", "--name-only", "HEAD", "--", "recbole_qbert", "properties")
+        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.SubprocessError):
         return None
 
