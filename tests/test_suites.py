@@ -414,8 +414,8 @@ def test_general_models_are_evaluated_without_the_history_as_recbole_does(data, 
     given = {"model": row.model, "files": list(row.files), "settings": dict(row.settings)}
     cell = run_here(planned(tmp_path, data, {"Pop": given})).cells[0]
     assert (cell.ranks()["plain"] == cell.ranks()["history_excluded"]).all()
-    config = runs.configure("Pop", NAME, data, cell.asked["settings"], [str(cells.property_file(file)) for file in row.files])
-    trained = runs.train(config)
+    files = [str(cells.property_file(file)) for file in row.files]
+    trained = runs.train(runs.configure("Pop", NAME, data, cell.asked["settings"], files))
     found = trained.trainer.evaluate(trained.test_data, load_best_model=False)
     # Ties, of which Pop has many, are against the model here, and as they come there.
     assert 0.5 * found["hit@10"] < cell.result()["test"]["plain"]["hit@10"] <= found["hit@10"] + 1e-6
