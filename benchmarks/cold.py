@@ -137,7 +137,7 @@ def figures(scores: Any, asked: list[tuple[list[str], str]], new: Sequence[str])
 
 
 def ahead(results: Sequence[Mapping[str, Any]], model: str, other: str, setting: str) -> np.ndarray:
-    """By how much NDCG@10 of one is higher than of the other; ``[seeds]``: a seed chooses the held-out items and trains anew."""
+    """By how much NDCG@10 of one is higher than of the other; ``[seeds]``, each with items and a training of its own."""
     means = [[gains([r["models"][name][f"{setting}_ranks"]]).mean() for name in (model, other)] for r in results]
     return np.array([one - two for one, two in means])
 
