@@ -42,9 +42,9 @@ def versions() -> dict[str, str | None]:
 
 
 def revision() -> str | None:
-    """Commit of the checkout that this package runs from; ``None`` outside of one.
+    """Last commit of code or property files, of the checkout that this package runs from; ``None`` outside of one.
 
-    With ``+`` behind it where code or property files differ from it; results in the repository (``--archive``) may.
+    With ``+`` behind it where these differ from it. Results in the repository (``--archive``) change nothing.
     """
     folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists():
@@ -55,8 +55,8 @@ def revision() -> str | None:
         return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        changed = git("diff", "--name-only", "HEAD", "--", "recbole_qbert", "properties")
-        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
+        code = ("--", "recbole_qbert", "properties")
+        return git("log", "-1", "--format=%H", *code)[:12] + "+" * bool(git("diff", "--name-only", "HEAD", *code))
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.05
 DRAWS = 10_000
@@ -62,8 +61,8 @@ def paired(one: np.ndarray, other: np.ndarray, draws: int = DRAWS) -> Paired:
     What would other users and other seeds give? A draw of the bootstrap takes as many users, the same for both models, and
     adds the effects of as many seeds of each. The effect of a seed is what all users share of it: the variance of the seeds'
     means beyond what comes of users that differ by chance from seed to seed (two crossed random effects). A model with one
-    seed adds none: its spread is not known. The spread of few seeds is known badly: draws are stretched to the tails of
-    Student's t, with Satterthwaite's degrees of freedom for the variances of users and seeds together.
+    seed adds none: its spread is not known. The spread of few seeds is known badly: draws are scaled as Student's t scales
+    normal ones, with Satterthwaite's degrees of freedom for the variances of users and seeds together.
 
     Args:
         one: gains of the one, ``[S, U]``.
@@ -81,9 +80,8 @@ def paired(one: np.ndarray, other: np.ndarray, draws: int = DRAWS) -> Paired:
         own = (effects**2).mean() / len(effects)  # variance of what was just added
         variance, squares = variance + own, squares + own**2 / max(len(effects) - 1, 1)
     if squares:
-        tail = 1 - LEVEL / 2
-        stretch = stats.t.ppf(tail, variance**2 / squares) / stats.norm.ppf(tail)
-        means = difference.mean() + (means - difference.mean()) * stretch
+        freedom = variance**2 / squares
+        means = difference.mean() + (means - difference.mean()) * np.sqrt(freedom / random.chisquare(freedom, draws))
     low, high = np.quantile(means, [0.025, 0.975])
     p = min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (draws + 1))
     return Paired(float(difference.mean()), float(low), float(high), float(p), bool(p < LEVEL))

@@ -283,7 +283,7 @@ def _products(precision: str) -> Iterator[None]:
 def _scores(model: Any, sequences: Tensor, lengths: Tensor) -> Tensor:
     """Of all items, ``[B, N]``; those of the history at -inf where they are left out. Padding is item 0, never an answer."""
     scores: Tensor = model.network.scores(sequences, lengths)
-    return scores.scatter(1, sequences, -torch.inf) if model.history_left_out else scores
+    return scores.scatter_(1, sequences, -torch.inf) if model.history_left_out else scores
 
 
 def _is_full_ranking(eval_data: Any) -> bool:

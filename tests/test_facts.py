@@ -23,5 +23,7 @@ def test_the_revision_is_of_the_code_and_results_in_the_repository_do_not_change
     assert facts.revision() == first
     (tmp_path / "docs/results.json").write_text("{}")
     assert facts.revision() == first
+    git("commit", "-qam", "results")
+    assert facts.revision() == first
     (tmp_path / "recbole_qbert/facts.py").write_text("changed = True")
     assert facts.revision() == f"{first}+"

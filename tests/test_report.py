@@ -253,9 +253,9 @@ def test_tables_say_what_the_comparison_says(folder: Path) -> None:
         ["default", ".1600 ± .0012", ".1000 ± .0012", "2", "", ""],
         ["SASRec tuned", ".1500", ".0985", "1 of 2", "+.0015 [-.0010, +.0040]", "n.s. .270"],
         ["Pop", ".0200 ± .0012", ".0100 ± .0012", "2", "+.0900 [+.0800, +.1000]", " < .001"],
-        ["FDSA", "not possible on this data set: no column categories"],
-        ["S3Rec", "seed 1 failed: out of memory; seed 2 failed: out of memory"],
-        ["late", "not run yet; the same command goes on with it"],
+        ["FDSA", "not possible on this data set"],
+        ["S3Rec", "failed"],
+        ["late", "not run yet"],
     ]
     assert plain[1:3] == [
         ["default", ".1440 ± .0012", ".0900 ± .0012", "2", "", ""],

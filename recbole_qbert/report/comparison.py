@@ -23,7 +23,7 @@ def comparison(suite: Suite) -> Html:
     if not suite.lines:
         return Html("")
     tables = [_table(suite, setting) for setting in SETTINGS]
-    best = tag("p", "Mean ± standard deviation over seeds; in colour: the best of the rows that were run.", class_="quiet")
+    best = tag("p", "In colour: the best of the rows that were run.", class_="quiet")
     said = [tag("span", text, class_="warn") if grave else join(text) for text, grave in suite.table.get("remarks", ())]
     return join(*tables, best, notes(said))
 
@@ -77,11 +77,8 @@ def _test(test: Mapping[str, Any] | None, itself: bool) -> list[object]:
 
 
 def _no_result(each: Mapping[str, Any]) -> str:
-    if each["impossible"]:
-        return f"not possible on this data set: {each['impossible']}"
-    if each["failed"]:
-        return "; ".join(f"seed {seed} failed: {reason}" for seed, reason in each["failed"].items())
-    return "not run yet; the same command goes on with it"
+    """In a word; the reasons are in the notes."""
+    return "not possible on this data set" if each["impossible"] else "failed" if each["failed"] else "not run yet"
 
 
 def _copied(name: str, figures: Mapping[str, float], metrics: list[str], tested: bool) -> Html:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_qbert.artifacts import whole, write_json
+from recbole_qbert.paths import read_yaml
 from recbole_qbert.suites.cells import Cell, Plan
 from recbole_qbert.terminal import say
 
@@ -61,7 +62,7 @@ def keep(archive: Path, output: Path, cells: Iterable[Cell], tuned: Iterable[Pat
     for file in sorted(settings):
         there = archive / file.relative_to(output)
         if file not in new and there.exists():
-            if there.read_bytes() != file.read_bytes():
+            if read_yaml(there, "property") != read_yaml(file, "property"):
                 say(f"{there} stays as it is, and cells were run with other settings: those of {file}")
             continue
         for part in filter(Path.exists, (file, file.with_suffix(".json"))):

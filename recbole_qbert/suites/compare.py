@@ -12,6 +12,7 @@ import numpy as np
 from recbole_qbert.significance import Paired, Spread, gains, paired
 from recbole_qbert.suites import spec
 from recbole_qbert.suites.cells import Cell, Plan
+from recbole_qbert.suites.spec import Row
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Line:
         as_asked: its cells have the configuration that is asked for now; of an earlier line that is not sure.
         key: of its cells' configuration and data; empty in tables of before it was kept.
         validated: of ``spec.EVALUATIONS``, by which epochs and prior were chosen; empty in such tables.
-        kept: properties that were given for all rows, and have the row's own value here.
+        kept: properties that were given for all rows, and have the row's own value here, or in one of its stages.
+        without_prior: seeds whose results lack the prior that a line below this one is of.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Line:
     key: str = ""
     validated: str = ""
     kept: Mapping[str, Any] = field(default_factory=dict)
+    without_prior: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, known: Mapping[str, Any]) -> Line:
@@ -77,7 +80,7 @@ class Line:
             for setting, metrics in known["figures"].items()
         }
         tests = {setting: Paired(**test) for setting, test in known["tests"].items()}
-        lists = {name: tuple(known[name]) for name in ("seeds", "revisions")}
+        lists = {name: tuple(known.get(name, ())) for name in ("seeds", "revisions", "without_prior")}
         failed = {int(seed): reason for seed, reason in known["failed"].items()}
         return cls(**{**known, **lists, "figures": figures, "tests": tests, "failed": failed, "earlier": True})
 
@@ -108,8 +111,7 @@ def compare(plan: Plan) -> Comparison:
     opponents = {} if _earlier(plan, other, cells) else _users(cells.get(other, []), its_prefix)
     lines: list[Line] = []
     for row in suite.rows:
-        own = {key: value for settings in (row.settings, *row.stages) for key, value in settings.items()}
-        kept = {key: own[key] for key, value in plan.given.items() if key in own and own[key] != value}
+        kept = _kept(row, plan.given)
         common: dict[str, Any] = {"row": row.name, "model": row.model, "note": row.note, "kept": kept}
         common["published"] = known.get(row.name, {})
         before = _earlier(plan, row.name, cells)
@@ -134,8 +136,19 @@ def _earlier(plan: Plan, row: str, cells: Mapping[str, Sequence[Cell]]) -> list[
         return []
     known = [line for line in plan.earlier.get("lines", []) if line["row"] == row and len(line["seeds"]) > finished]
     same = plan.earlier.get("against") == plan.suite.against
-    now = {cell.asked["key"] for cell in cells.get(row, [])} if known else set()
+    now = {cell.asked["key"] for cell in plan.cells if cell.row.name == row} if known else set()
     return [replace(Line.of(line if same else {**line, "tests": {}}), as_asked=line.get("key") in now) for line in known]
+
+
+def _kept(row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that a row, or one of its stages, has in place of those that are given for all."""
+    own = [("", row.settings), *((f" (stage {number})", stage) for number, stage in enumerate(row.stages, 1))]
+    return {
+        f"{key}{where}": settings[key]
+        for where, settings in own
+        for key, value in given.items()
+        if key in settings and settings[key] != value
+    }
 
 
 def _tuned(plan: Plan, cell: Cell) -> str:
@@ -156,8 +169,11 @@ def _line(
     results = [(cell, result) for cell in cells if (result := cell.result()) is not None]
     failed = {cell.seed: found["reason"] for cell in cells if cell.result() is None and (found := cell.failure())}
     if prefix:
-        results = [(cell, result) for cell, result in results if f"{prefix}plain" in result["test"]]
+        results = [(cell, result) for cell, result in results if _has(cell, result, prefix)]
         common, failed = {**common, "note": "", "published": {}, "kept": {}}, {}
+    elif cells[0].row.prior:
+        without = tuple(cell.seed for cell, result in results if not _has(cell, result, "prior_"))
+        common = {**common, "without_prior": without}
     if not results:
         return Line(name, **common, asked=len(cells), failed=failed)
     figures = {
@@ -182,10 +198,18 @@ def _line(
     )  # fmt: skip
 
 
+def _has(cell: Cell, result: Mapping[str, Any], prefix: str) -> bool:
+    """Whether a result has a line's figures: a prior counts if it was fitted under the rule of the row's validation.
+
+    Once all priors were fitted with the history in the ranking, and no rule was kept.
+    """
+    there = f"{prefix}plain" in result["test"]
+    return there and (not prefix or (result.get("prior") or {}).get("rule", "plain") == cell.asked["validated"])
+
+
 def _users(cells: Sequence[Cell], prefix: str) -> dict[str, np.ndarray]:
     """Gains by setting, ``[S, U]``, and the ``users``; empty without a result."""
-    ranks = [cell.ranks() for cell in cells if cell.result() is not None]
-    ranks = [one for one in ranks if prefix + "plain" in one]
+    ranks = [cell.ranks() for cell in cells if (result := cell.result()) is not None and _has(cell, result, prefix)]
     if not ranks:
         return {}
     found = {setting: gains([one[prefix + setting].tolist() for one in ranks]) for setting in spec.EVALUATIONS}

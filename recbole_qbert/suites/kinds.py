@@ -30,7 +30,8 @@ def make(plan: Plan) -> str:
     """Write ``suite.json``, ``table.json`` and ``table.md`` into the suite's folder; returns the Markdown."""
     content, lines = KINDS[plan.suite.kind](plan)
     paper = f" ({plan.suite.paper} of the paper)" if plan.suite.paper else ""
-    text = "\n".join([f"# {plan.suite.title}: {plan.dataset}{paper}", "", *lines]) + "\n"
+    given = [] if plan.suite.kind == "quality" or not plan.given else ["", f"- {tables.of_every_row(plan.given)}"]
+    text = "\n".join([f"# {plan.suite.title}: {plan.dataset}{paper}", "", *lines, *given]) + "\n"
     write_json(plan.folder / "suite.json", _about(plan))
     write_json(plan.folder / "table.json", content)
     with whole(plan.folder / "table.md") as temporary:

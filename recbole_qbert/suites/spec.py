@@ -131,8 +131,8 @@ def load(name: str) -> Suite:
     if given.get("metrics", METRICS) == []:
         raise ValueError(f"{path}: metrics is empty; name some of {', '.join(METRICS)}, or leave the key out for all")
     seeds = given.get("seeds", [2026])
-    if not seeds or len(set(seeds)) != len(seeds) or not all(type(seed) is int for seed in seeds):
-        raise ValueError(f"{path}: seeds is {seeds}; it must list different whole numbers")
+    if not seeds or len(set(seeds)) != len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(f"{path}: seeds is {seeds}; it must list different whole numbers from 0 on")
     rows = {str(name): _row(str(name), row, path) for name, row in given.get("rows", {}).items()}
     if given["kind"] in ("quality", "embedding") and not rows:
         raise ValueError(f"{path}: rows is missing; a suite of kind {given['kind']} needs at least one")

@@ -74,8 +74,13 @@ def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
     notes = ["Mean (standard deviation) over seeds; all items ranked, ties against the model."]
     known = [line for line in comparison.lines if line.figures]
     if comparison.given:
-        notes.append(f"Given for every row: {_listed(comparison.given)}.")
+        notes.append(of_every_row(comparison.given))
     notes += [f"{line.row} keeps its own {_listed(line.kept)}." for line in comparison.lines if line.kept]
+    notes += [
+        f"{line.row}: no prior with the seeds {', '.join(map(str, line.without_prior))}, whose cells are of another version."
+        for line in comparison.lines
+        if line.without_prior
+    ]
     if comparison.sources:
         notes.append(f"Pretrained on {', '.join(comparison.sources)}; one vocabulary over these and {comparison.dataset}.")
     if comparison.against:
@@ -108,6 +113,11 @@ def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
     return [*((text, True) for text in graves), *((text, False) for text in notes)]
 
 
+def of_every_row(given: Mapping[str, object]) -> str:
+    """Which properties the command line gave."""
+    return f"Given for every row: {_listed(given)}."
+
+
 def _names(lines: Iterable[Line]) -> str:
     return ", ".join(line.name for line in lines)
 
@@ -135,7 +145,7 @@ def _validated(lines: Sequence[Line]) -> list[str]:
         "plain": "as the model ranks, for it can learn that users do not repeat items",
     }
     each = "; ".join(f"{text}: {_names(rows[way])}" for way, text in how.items() if rows[way])
-    return [f"Epochs, trials and priors were chosen by validation NDCG@10, {each}."] if each else []
+    return [f"Epochs, trials and priors were chosen on validation, {each}."] if each else []
 
 
 def _revisions(lines: Sequence[Line]) -> list[str]:

@@ -117,9 +117,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
     prior = None
     if hasattr(trained.trainer, "fit_prior") and trained.model.prior is None:
-        set_rule(config, trained.model)
-        prior = runs.add_prior(trained)
-        take_history_back(trained.model)
+        prior = runs.add_prior(trained) | {"rule": validated(config)}  # as in validation: the model still knows
         with_prior, figures = tested(trained)
         ranks |= {f"prior_{name}": found for name, found in with_prior.items()}
         test |= {f"prior_{name}": found for name, found in figures.items()}
@@ -152,7 +150,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
 def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, Any]:
     """What ``_train`` says of a stage that another one goes on from.
 
-    Cells of the same data and seed, and of the same settings in this stage, share it; the first one trains it.
+    Cells of the same data, seed and settings in this stage share it. The first one trains it and has its log.
     """
     key = digest([fingerprint(Path(stage.data_path), stage.dataset), identity(config)])
     folder = Path(asked["pretrained"]) / f"{asked['model']}-{key[:12]}" / f"seed-{asked['seed']}"
@@ -165,8 +163,8 @@ def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, An
                 return known
             done.unlink()
         config["checkpoint_dir"] = str(folder)
-        with runs.inside(folder):
-            said = _train(folder, stage, config)[1] | {"revision": _revision(folder / "revisions.txt")}
+        revision = _revision(folder / "revisions.txt")
+        said = _train(folder, stage, config)[1] | {"revision": revision}
         write_json(done, said | {"checkpoint": os.path.relpath(said["checkpoint"], folder)})
     return said
 
@@ -281,9 +279,8 @@ def leave_history_out(model: Any) -> None:
 
 
 def take_history_back(model: Any) -> None:
-    """Undo ``leave_history_out``."""
-    for name in ("full_sort_predict", "history_left_out"):
-        vars(model).pop(name, None)
+    """Let ``full_sort_predict`` rank the items of the history again."""
+    vars(model).pop("full_sort_predict", None)
 
 
 def _end_with_parent() -> None:
