@@ -1,6 +1,8 @@
-"""Metrics and counts as tables and pages print them."""
+"""Metrics, counts and properties as tables and pages print them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 def share(value: float) -> str:
@@ -11,3 +13,8 @@ def share(value: float) -> str:
 def count(value: float) -> str:
     """A count, a mean of counts or a share: ``1,585``, ``8.32``, ``99.67%``."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if value < 1 else f"{value:.2f}"
+
+
+def listed(properties: Mapping[str, object]) -> str:
+    """Properties and their values: ``epochs=3, seed=7``."""
+    return ", ".join(f"{key}={value}" for key, value in properties.items())

@@ -20,6 +20,7 @@ import yaml
 from recbole_qbert import plugin, runs
 from recbole_qbert.artifacts import whole, write_json
 from recbole_qbert.config import nearest
+from recbole_qbert.digits import listed
 from recbole_qbert.paths import properties, read_yaml
 from recbole_qbert.suites import cells
 from recbole_qbert.suites.spec import Row, Suite
@@ -140,8 +141,7 @@ def plan(
                 raise ValueError(f"{key} is in the space, and set by the {place}: leave it out of one of them")
     rows = []
     for point in grid:
-        title = ", ".join(f"{key}={value}" for key, value in point.items())
-        rows.append(replace(row, name=f"{row.name} ({title})", settings={**row.settings, **point}, tuned=""))
+        rows.append(replace(row, name=f"{row.name} ({listed(point)})", settings={**row.settings, **point}, tuned=""))
     made = cells.plan(replace(suite, rows=tuple(rows), sweep=""), dataset, data_path, output, given, seeds=[SEED])
     for name, reason in made.impossible.items():
         raise ValueError(f"{name} cannot be trained on {dataset}: it {reason}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from recbole_qbert import tuning
 from recbole_qbert.commands import ARCHIVE, Figures, refuse_none_at_a_time, typed
+from recbole_qbert.digits import listed
 from recbole_qbert.suites import archive, runner, spec
 from recbole_qbert.terminal import say
 
@@ -81,7 +82,7 @@ def tune(args: argparse.Namespace) -> Figures:
 
 def _print(trials: list[tuning.Trial], chosen: tuning.Trial) -> None:
     """A line a trial, in the order of running."""
-    titles = [", ".join(f"{key}={value}" for key, value in trial.point.items()) for trial in trials]
+    titles = [listed(trial.point) for trial in trials]
     width = max(map(len, titles))
     say(f"{'':<{width}}  validation {tuning.METRIC}")
     for title, trial in zip(titles, trials, strict=True):

@@ -20,7 +20,7 @@ from recbole_qbert.artifacts import digest, sha256
 from recbole_qbert.commands import MODEL
 from recbole_qbert.config import INCIDENTAL, nearest
 from recbole_qbert.paths import properties, read_yaml
-from recbole_qbert.suites.spec import Row, Suite
+from recbole_qbert.suites.spec import Row, Suite, are_seeds
 
 FORMAT = 1
 TITLE_WORDS = "baseline/title_words.yaml"  # item attributes where there are no categories
@@ -245,7 +245,7 @@ def _asked(
 
 
 def _refuse_seeds(seeds: Sequence[int], given: Mapping[str, Any]) -> None:
-    if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
+    if not are_seeds(seeds):
         raise ValueError(f"--seeds is {' '.join(map(str, seeds))}; it must list different whole numbers from 0 on")
     if "seed" in given:
         raise ValueError("--seed is of no use here: cells have the seeds of --seeds, trials of tune all have the same")

@@ -42,9 +42,9 @@ def make(plan: Plan) -> str:
 def quality(plan: Plan) -> Made:
     """Rows against rows."""
     comparison = compare(plan)
-    return asdict(comparison) | {"remarks": tables.remarks(comparison)}, tables.markdown(
-        comparison, depth=bool(plan.suite.options.get("depth"))
-    )
+    said = tables.remarks(comparison)
+    lines = tables.markdown(comparison, said, depth=bool(plan.suite.options.get("depth")))
+    return asdict(comparison) | {"remarks": said}, lines
 
 
 def statistics(plan: Plan) -> Made:

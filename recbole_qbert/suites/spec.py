@@ -131,7 +131,7 @@ def load(name: str) -> Suite:
     if given.get("metrics", METRICS) == []:
         raise ValueError(f"{path}: metrics is empty; name some of {', '.join(METRICS)}, or leave the key out for all")
     seeds = given.get("seeds", [2026])
-    if not seeds or len(set(seeds)) != len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+    if not seeds or not are_seeds(seeds):
         raise ValueError(f"{path}: seeds is {seeds}; it must list different whole numbers from 0 on")
     rows = {str(name): _row(str(name), row, path) for name, row in given.get("rows", {}).items()}
     if given["kind"] in ("quality", "embedding") and not rows:
@@ -151,6 +151,11 @@ def load(name: str) -> Suite:
         path.stem, **taken, metrics=metrics, seeds=tuple(seeds), against=against, shared=shared, rows=tuple(rows.values()),
         sweep=label,
     )  # fmt: skip
+
+
+def are_seeds(seeds: Sequence[Any]) -> bool:
+    """Whether they are different whole numbers from 0 on."""
+    return len(set(seeds)) == len(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)
 
 
 def published(suite: str, dataset: str) -> dict[str, dict[str, float]]:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from recbole_qbert.digits import share
+from recbole_qbert.digits import listed, share
 from recbole_qbert.significance import Paired
 from recbole_qbert.suites.compare import Comparison, Line
 
 TITLES = {"plain": "As RecBole evaluates", "history_excluded": "Items of the history left out, for every model"}
 
 
-def markdown(comparison: Comparison, depth: bool) -> list[str]:
-    """Lines of both settings' tables and of what a reader must know of them; ``depth``: and of the layers of stage 1."""
+def markdown(comparison: Comparison, said: Sequence[tuple[str, bool]], depth: bool) -> list[str]:
+    """Lines of both settings' tables and of what is ``said`` of them (``remarks``); ``depth``: also of stage 1's layers."""
     lines: list[str] = []
     for setting, title in TITLES.items():
         lines += [f"## {title}", "", *_figures(comparison, setting), ""]
     if depth:
         lines += ["## Layers of stage 1 that items use", "", *_depth(comparison.lines), ""]
-    return [*lines, *(f"- **{text}**" if grave else f"- {text}" for text, grave in remarks(comparison))]
+    return [*lines, *(f"- **{text}**" if grave else f"- {text}" for text, grave in said)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -75,7 +75,7 @@ def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
     known = [line for line in comparison.lines if line.figures]
     if comparison.given:
         notes.append(of_every_row(comparison.given))
-    notes += [f"{line.row} keeps its own {_listed(line.kept)}." for line in comparison.lines if line.kept]
+    notes += [f"{line.row} keeps its own {listed(line.kept)}." for line in comparison.lines if line.kept]
     notes += [
         f"{line.row}: no prior with the seeds {', '.join(map(str, line.without_prior))}, whose cells are of another version."
         for line in comparison.lines
@@ -115,15 +115,11 @@ def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
 
 def of_every_row(given: Mapping[str, object]) -> str:
     """Which properties the command line gave."""
-    return f"Given for every row: {_listed(given)}."
+    return f"Given for every row: {listed(given)}."
 
 
 def _names(lines: Iterable[Line]) -> str:
     return ", ".join(line.name for line in lines)
-
-
-def _listed(properties: Mapping[str, object]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in properties.items())
 
 
 def _tuned(lines: Sequence[Line]) -> list[str]:
