@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dataset_prep.ranks import Ranks
 from dataset_prep.shards import Shard, Shards
-from recbole_qbert.artifacts import alone, digest, sha256, whole, write_json
+from recbole_qbert.artifacts import alone, digest, read_json, sha256, whole, write_json
 from recbole_qbert.features import available, read_item_list
 
 log = logging.getLogger(__name__)
@@ -208,15 +208,7 @@ def _check_items(job: Job, rebuild: bool) -> None:
 
 def _records(job: Job) -> dict[str, Any]:
     """What made the matrices in the folder, by modality."""
-    if not job.record.exists():
-        return {}
-    try:
-        records = json.loads(job.record.read_text(encoding="utf-8"))
-    except ValueError:
-        records = None
-    if not isinstance(records, dict):
-        raise ValueError(f"{job.record} is not a JSON object; repair it or move it away")
-    return records
+    return read_json(job.record, "repair it or move it away") if job.record.exists() else {}
 
 
 def _intact(job: Job, record: Mapping[str, Any]) -> bool:

@@ -31,6 +31,22 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path, way_out: str) -> dict[str, Any]:
+    """The JSON object in a file that this software wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged; names the file and what is wrong, and ends in the way out.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {way_out}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not an object; {way_out}")
+    return found
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write one ``.npy``, whole or not at all."""
     with whole(path) as temporary, open(temporary, "wb") as handle:

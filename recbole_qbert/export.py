@@ -7,7 +7,6 @@ semantic IDs) beside ``items.sid.json`` (names and size of the levels, vocabular
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from recbole_qbert import semantic_ids
-from recbole_qbert.artifacts import digest, sha256, whole, write_json
+from recbole_qbert.artifacts import digest, read_json, sha256, whole, write_json
 from recbole_qbert.config import SequenceConfig, read
 from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.network import SemanticSequenceModel
@@ -269,11 +268,8 @@ def _read_config(folder: Path, any_format: bool = False) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {folder} is no exported model, or its export was interrupted; {_AGAIN}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {_AGAIN}") from error
-    if not isinstance(config, dict) or "recbole_qbert" not in config:
+    config = read_json(path, _AGAIN)
+    if "recbole_qbert" not in config:
         raise ValueError(f"{path} is not of an exported model of recbole_qbert; name another folder")
     if not any_format and config.get("format") != FORMAT:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import string
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_qbert.artifacts import sha256, whole, write_json
+from recbole_qbert.artifacts import read_json, sha256, whole, write_json
 from recbole_qbert.features import check_token
 
 HEADER = "item_id:token\tsemantic_id:token_seq"
@@ -147,10 +146,7 @@ def _known_of(path: Path) -> dict[str, Any]:
     known = _beside(path)
     if not known.exists():
         return {}
-    try:
-        beside: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{known} is not JSON ({error}); remove it") from error
+    beside = read_json(known, "remove it")
     return beside if beside.get("sha256") == sha256(path) else {}
 
 

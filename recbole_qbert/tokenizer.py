@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recbole_qbert import collisions, semantic_ids
-from recbole_qbert.artifacts import whole
+from recbole_qbert.artifacts import read_json, whole
 from recbole_qbert.config import InjectionConfig, QuantizerConfig
 from recbole_qbert.features import ItemFeatures
 from recbole_qbert.injection import DynamicInjection
@@ -176,5 +175,5 @@ def _injection(weights: dict[str, Tensor], config: InjectionConfig) -> DynamicIn
 def _made_from(manifest: Path) -> dict[str, Any]:
     if not manifest.exists():
         raise FileNotFoundError(f"{manifest} is missing; it says how the vocabulary was made. Run quantize again")
-    made: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["made_from"]
+    made: dict[str, Any] = read_json(manifest, "it says how the vocabulary was made. Run quantize again")["made_from"]
     return made

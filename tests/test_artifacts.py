@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_qbert.artifacts import Stage, digest, sha256, whole, write_array, write_json
+from recbole_qbert.artifacts import Stage, digest, read_json, sha256, whole, write_array, write_json
 
 # -------------------------------------------------------------------------------- writing
 
@@ -53,6 +53,26 @@ def test_a_value_that_is_not_json_leaves_the_old_file(tmp_path):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == [1]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_object_is_read_as_it_was_written(tmp_path):
+    write_json(tmp_path / "a.json", {"ü": [1, None]})
+    assert read_json(tmp_path / "a.json", "write it again") == {"ü": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [(b'{"a": 1', "is not JSON"), (b"\xff{}", "is not JSON"), (b"", "is not JSON"), (b"[1]", "holds a list, not an object")],
+)
+def test_a_damaged_file_is_named_with_what_is_wrong_and_the_way_out(tmp_path, content, wrong):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.json {wrong}.*; write it again$"):
+        read_json(tmp_path / "a.json", "write it again")
+
+
+def test_a_missing_file_is_no_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "a.json", "write it again")
 
 
 def test_arrays_keep_their_name_and_content(tmp_path):

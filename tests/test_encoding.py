@@ -338,7 +338,7 @@ def test_items_in_another_order_are_refused(tmp_path: Path) -> None:
 
 def test_a_broken_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "toy.features.json").write_text("[1")
-    with pytest.raises(ValueError, match=r"toy.features.json is not a JSON object"):
+    with pytest.raises(ValueError, match=r"toy.features.json is not JSON .*; repair it"):
         make(make_job(tmp_path))
 
 

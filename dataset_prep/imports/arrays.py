@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from dataset_prep.imports.build import (
     write_lines,
 )
 from recbole_qbert import features
-from recbole_qbert.artifacts import sha256, write_json
+from recbole_qbert.artifacts import read_json, sha256, write_json
 from recbole_qbert.features import check_token, open_matrix
 
 ID_COLUMNS = ("item_id", "item", "asin", "parent_asin", "id")
@@ -164,15 +163,7 @@ def _check_finished(folder: Path, new: set[str]) -> None:
 
 def _read_features_json(folder: Path, dataset: str) -> dict[str, Any]:
     path = folder / f"{dataset}.features.json"
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); repair or remove it") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}; repair or remove it")
-    return found
+    return read_json(path, "repair or remove it") if path.exists() else {}
 
 
 def _read_inter(path: Path) -> tuple[int, dict[str, None], int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_prep import cleaning
-from recbole_qbert.artifacts import sha256, write_json
+from recbole_qbert.artifacts import read_json, sha256, write_json
 
 FORMAT_VERSION = 1  # of the written files; raise it when the same source gives other bytes
 MANIFEST = "import.json"
@@ -157,17 +156,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
         return {"complete": True, "imports": [], "outputs": {}}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); remove it and the files it is about, and import again") from error
+    way_out = "remove it and the files it is about, and import again"
+    found = read_json(path, way_out)
     if not (
-        isinstance(found, dict)
-        and isinstance(found.get("outputs"), dict)
+        isinstance(found.get("outputs"), dict)
         and isinstance(found.get("imports"), list)
         and all(isinstance(entry, dict) for entry in found["imports"])
     ):
-        raise ValueError(f"{path} is no manifest of an import; remove it and the files it is about, and import again")
+        raise ValueError(f"{path} is no manifest of an import; {way_out}")
     found["complete"] = found.get("complete") is True
     found["outputs"] = {name: value for name, value in found["outputs"].items() if Path(name).name == name}
     return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from recbole_qbert.artifacts import read_json
 
 # What the paper's tables call an evaluation of every model; the fairer one first.
 SETTINGS = {"history_excluded": "history left out", "plain": "as RecBole evaluates"}
@@ -73,7 +74,7 @@ def read(folder: Path) -> Suite:
 
     Raises:
         FileNotFoundError: no ``suite.json`` there; names the folders that have one.
-        ValueError: a file is not JSON, or is no ``suite.json``.
+        ValueError: a file is damaged, or is no ``suite.json``.
     """
     folder = folder.resolve()
     if not (folder / "suite.json").exists():
@@ -100,7 +101,4 @@ def read(folder: Path) -> Suite:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); run the suite again to write it anew") from error
+    return read_json(path, "run the suite again to write it anew")

@@ -9,13 +9,12 @@ A cell is there with its result and its ranks, without logs and weights; a table
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from recbole_qbert.artifacts import whole, write_json
+from recbole_qbert.artifacts import read_json, whole, write_json
 from recbole_qbert.paths import read_yaml
 from recbole_qbert.suites.cells import Cell, Plan
 from recbole_qbert.terminal import say
@@ -100,15 +99,12 @@ def earlier(archive: Path, plan: Plan) -> dict[str, Any]:
     """The archive's table of a suite; empty where there is none.
 
     Raises:
-        ValueError: the file is not JSON, or the table was asked for with other properties, sources or metrics.
+        ValueError: the file is damaged, or the table was asked for with other properties, sources or metrics.
     """
     path = archive / f"{plan.suite.name}-{plan.dataset}.json"
-    try:
-        known = dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); delete it, and the same command writes it anew") from error
+    known = read_json(path, "delete it, and the same command writes it anew")
     for name, now in (("given", dict(plan.given)), ("sources", list(plan.sources)), ("metrics", list(plan.suite.metrics))):
         if known.get(name) != now:
             raise ValueError(

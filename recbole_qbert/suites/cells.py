@@ -6,7 +6,6 @@ A cell knows nothing of suites: rows of several suites that ask for the same tra
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from recbole_qbert import compat, plugin, runs
-from recbole_qbert.artifacts import digest, sha256
+from recbole_qbert.artifacts import digest, read_json, sha256
 from recbole_qbert.commands import MODEL
 from recbole_qbert.config import INCIDENTAL, nearest
 from recbole_qbert.paths import properties, read_yaml
@@ -279,8 +278,6 @@ def _fitted(row: Row, stem: Path) -> tuple[Row, str | None]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return read_json(path, "delete it, and the same command runs the cell anew")
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); delete it, and the same command runs the cell anew") from error

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from recbole_qbert import compat, facts, pipeline, runs
-from recbole_qbert.artifacts import alone, digest, whole, write_json
+from recbole_qbert.artifacts import alone, digest, read_json, whole, write_json
 from recbole_qbert.commands import MODEL, vocabulary
 from recbole_qbert.models.qbert4rec import ids_file
 from recbole_qbert.suites import curve
@@ -157,7 +157,7 @@ def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, An
     done = folder / "stage.json"
     with alone(folder):
         if done.exists():
-            known: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+            known = read_json(done, "delete it, and the stage goes on from its checkpoints")
             known["checkpoint"] = str(folder / known["checkpoint"])
             if Path(known["checkpoint"]).exists():
                 return known
@@ -197,12 +197,12 @@ def _revision(file: Path) -> str | None:
         known.append(now)
         with whole(file) as temporary:
             temporary.write_text("".join(f"{revision}\n" for revision in known))
-    return " then ".join(known) or None
+    return _then(*known)
 
 
-def _then(first: str | None, second: str | None) -> str | None:
-    """Revisions in the order in which they were at work."""
-    return " then ".join(dict.fromkeys(part for known in (first, second) if known for part in known.split(" then "))) or None
+def _then(*revisions: str | None) -> str | None:
+    """Revisions, or chains of them, in the order in which they were at work."""
+    return " then ".join(dict.fromkeys(part for known in revisions if known for part in known.split(" then "))) or None
 
 
 def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> list[Stage]:
