@@ -933,12 +933,15 @@ def test_an_archive_of_another_question_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tiny-Tiny\.json is not JSON .*; delete it"):
         archive.earlier(tmp_path, plan)
     same = {"given": {"epochs": 3}, "sources": ["A"], "metrics": ["hit@1", "ndcg@10"], "lines": []}
-    for other in ({"given": {}}, {"sources": []}, {"metrics": ["hit@1"]}):
+    for other in ({"given": {}}, {"sources": []}, {"metrics": ["hit@1"]}, {"metrics": None}):
         write_json(path, same | other)
         with pytest.raises(ValueError, match=f"was made with {next(iter(other))} .*Ask as then, or use another --archive"):
             archive.earlier(tmp_path, plan)
     write_json(path, same)
     assert archive.earlier(tmp_path, plan) == same
+    more = same | {"metrics": ["hit@1", "hit@5", "ndcg@10"]}
+    write_json(path, more)
+    assert archive.earlier(tmp_path, plan) == more
 
 
 # ------------------------------------------------------------------------------------------------------ the whole way

@@ -99,16 +99,19 @@ def earlier(archive: Path, plan: Plan) -> dict[str, Any]:
     """The archive's table of a suite; empty where there is none.
 
     Raises:
-        ValueError: the file is damaged, or the table was asked for with other properties, sources or metrics.
+        ValueError: the file is damaged, or of other properties or sources, or lacks one of the metrics.
     """
     path = archive / f"{plan.suite.name}-{plan.dataset}.json"
     if not path.exists():
         return {}
     known = read_json(path, "delete it, and the same command writes it anew")
-    for name, now in (("given", dict(plan.given)), ("sources", list(plan.sources)), ("metrics", list(plan.suite.metrics))):
-        if known.get(name) != now:
+    now: dict[str, Any] = {"given": dict(plan.given), "sources": list(plan.sources), "metrics": list(plan.suite.metrics)}
+    if set(now["metrics"]) <= set(known.get("metrics") or ()):
+        del now["metrics"]  # it may have more of them
+    for name, value in now.items():
+        if known.get(name) != value:
             raise ValueError(
-                f"{path} was made with {name} {known.get(name)}, and this is {now}: its lines cannot stand beside these. "
+                f"{path} was made with {name} {known.get(name)}, and this is {value}: its lines cannot stand beside these. "
                 "Ask as then, or use another --archive"
             )
     return known

@@ -12,7 +12,7 @@ from recbole_qbert.paths import properties, read_yaml
 
 PUBLISHED = "published"  # benchmark/published.yaml holds the paper's figures, and is no suite
 KINDS = ("quality", "statistics", "cost", "embedding")
-METRICS = tuple(f"{name}@{k}" for name in ("hit", "ndcg") for k in (1, 5, 10))
+METRICS = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10")  # those of the paper; NDCG@1 is HR@1, one item being right
 NEEDS = ("item_attributes",)
 PRIOR = " + prior"  # behind a row's name: its line with the co-occurrence prior added
 EVALUATIONS = {"plain": False, "history_excluded": True}  # name -> whether items of the history are put last
