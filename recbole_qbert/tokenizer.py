@@ -173,7 +173,8 @@ def _injection(weights: dict[str, Tensor], config: InjectionConfig) -> DynamicIn
 
 
 def _made_from(manifest: Path) -> dict[str, Any]:
+    way_out = "it says how the vocabulary was made. Run quantize again"
     if not manifest.exists():
-        raise FileNotFoundError(f"{manifest} is missing; it says how the vocabulary was made. Run quantize again")
-    made: dict[str, Any] = read_json(manifest, "it says how the vocabulary was made. Run quantize again")["made_from"]
+        raise FileNotFoundError(f"{manifest} is missing; {way_out}")
+    made: dict[str, Any] = read_json(manifest, way_out)["made_from"]
     return made
