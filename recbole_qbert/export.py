@@ -290,21 +290,24 @@ def _read_titles(path: Path) -> dict[str, str]:
 
 
 def _neighbours(near: Neighbours, old: Sequence[str], new: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Network rows and weights, ``[N_new, k]`` each, of the neighbours of new items that the model has."""
+    """Network rows and weights, ``[N_new, k]`` each, of the neighbours of new items that the model has; 0 for items that are
+    not in the file, which ``add`` leaves out where no feature says what they are like.
+    """
     row_of = {item: row for row, item in enumerate(old, 1)}
     place = {item: row for row, item in enumerate(near.items)}
     rows = np.zeros((len(new), near.weights.shape[1]), dtype=np.int64)
     weights = np.zeros(rows.shape, dtype=np.float32)
     for number, item in enumerate(new):
-        if item in place:
-            rows[number] = [row_of.get(other, 0) for other in near.nearest[place[item]].tolist()]
-            weights[number] = near.weights[place[item]] * (rows[number] > 0)
+        if item not in place:
+            continue
+        rows[number] = [row_of.get(other, 0) for other in near.nearest[place[item]].tolist()]
+        weights[number] = near.weights[place[item]] * (rows[number] > 0)
         if not weights[number].any():
             raise ValueError(
                 f"the .neighbours file has no item of the model for the new item {item}; write it again with "
                 "'run_recbole_qbert.py add' and features of the model's items"
             )
-    return torch.from_numpy(rows), torch.from_numpy(weights / weights.sum(1, keepdims=True))
+    return torch.from_numpy(rows), torch.from_numpy(weights / np.maximum(weights.sum(1, keepdims=True), 1e-9))
 
 
 def _codes(ids: SemanticIDs) -> Tensor:

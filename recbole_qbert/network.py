@@ -179,7 +179,7 @@ class SemanticSequenceModel(nn.Module):
         Args:
             codes: ``[N', K]`` codes of the old items, in their order, and then of the new ones.
             nearest: ``[N' - N, k]`` int64 rows of old items.
-            weights: ``[N' - N, k]`` float, rows sum to 1.
+            weights: ``[N' - N, k]`` float, rows sum to 1, or 0 for an item without neighbours.
 
         Raises:
             ValueError: the old items' codes differ.
@@ -198,7 +198,7 @@ class SemanticSequenceModel(nn.Module):
             length = (weights * theirs.norm(dim=2)).sum(1, keepdim=True)
             wanted = mean * (length / mean.norm(dim=1, keepdim=True).clamp(min=1e-9))
             assert larger.rows is not None
-            larger.rows[old:] += wanted - larger.item_table()[old:]
+            larger.rows[old:] += torch.where(weights.any(1, keepdim=True), wanted - larger.item_table()[old:], 0.0)
         return larger.eval()
 
     def loss(

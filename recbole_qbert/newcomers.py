@@ -25,7 +25,7 @@ class Neighbours:
     """Nearest old items of new ones.
 
     Attributes:
-        items: ``N`` new items.
+        items: ``N`` new items; those that share no modality with any old one are not among them.
         nearest: ``[N, k]`` tokens of old items, nearest first.
         weights: ``[N, k]`` float32, rows sum to 1.
     """
@@ -72,7 +72,8 @@ def load(path: Path) -> Neighbours:
             items.append(cells[0])
             nearest.append(near)
             weights.append([float(w) for w in weight])
-    return Neighbours(tuple(items), np.array(nearest), np.array(weights, dtype=np.float32))
+    shape = len(items), len(nearest[0]) if nearest else 0
+    return Neighbours(tuple(items), np.array(nearest).reshape(shape), np.array(weights, dtype=np.float32).reshape(shape))
 
 
 def neighbours(new: ItemFeatures, old: ItemFeatures, count: int = COUNT, temperature: float = TEMPERATURE) -> Neighbours:
@@ -98,11 +99,13 @@ def neighbours(new: ItemFeatures, old: ItemFeatures, count: int = COUNT, tempera
         both = np.outer(there, here).astype(np.float32)
         total += both * (_unit(query - centre) @ _unit(base - centre).T)
         shared += both
-    similar = np.where(shared > 0, total / np.maximum(shared, 1), -1.0)
+    there = shared.any(1)
+    similar = np.where(shared > 0, total / np.maximum(shared, 1), -1.0)[there]
     rows = np.argsort(-similar, axis=1, kind="stable")[:, :count]
     logits = np.take_along_axis(similar, rows, 1) / temperature
     weights = np.exp(logits - logits.max(1, keepdims=True))
-    return Neighbours(new.items, np.array(old.items)[rows], (weights / weights.sum(1, keepdims=True)).astype(np.float32))
+    items = tuple(item for item, has in zip(new.items, there, strict=True) if has)
+    return Neighbours(items, np.array(old.items)[rows], (weights / weights.sum(1, keepdims=True)).astype(np.float32))
 
 
 def _mean(features: ItemFeatures, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,27 @@ class Tokenizer:
             injection = _injection(load_file(folder / f"{name}.injection.safetensors"), settings)
         return cls(semantic_ids.load(folder / f"{name}.sid"), injection, quantizers)
 
+    def extended(self, more: SemanticIDs, source: str, domain: str = "") -> Tokenizer:
+        """The same vocabulary with the IDs that ``add`` gave before; they then count as existing ones.
+
+        Args:
+            more: what ``add`` gave.
+            source: what to call it in an error.
+            domain: data set of a union whose items it has, under the names they have there; empty for all.
+
+        Raises:
+            ValueError: it does not extend this vocabulary.
+        """
+        own = self.ids.of_domain(domain) if domain else self.ids
+        same = more.vocabulary == own.vocabulary and more.prefixes == own.prefixes
+        if not same or not np.array_equal(more.aligned(own.items, source), own.codes):
+            raise ValueError(f"{source} is of another vocabulary; name a file that 'add' wrote with this one")
+        known = set(own.items)
+        rows = [row for row, item in enumerate(more.items) if item not in known]
+        items = tuple(f"{domain}/{more.items[row]}" if domain else more.items[row] for row in rows)
+        ids = replace(self.ids, items=self.ids.items + items, codes=np.concatenate([self.ids.codes, more.codes[rows]]))
+        return replace(self, ids=ids)
+
     @torch.no_grad()
     def add(self, new: ItemFeatures) -> SemanticIDs:
         """IDs of new items, different from each other and from all that exist; what exists stays as it is.
@@ -155,7 +176,7 @@ class Tokenizer:
         real = new.present[code_set].any(1)
         vector = one_vector(new.vectors[code_set], new.present[code_set])
         if code_set == next(iter(self.quantizers)):  # an item without any modality stands where the average item stands
-            nothing = ~np.any([there.any(1) for there in new.present.values()], axis=0)
+            nothing = ~np.any([new.present[modality].any(1) for modality in self.quantizers], axis=0)
             vector[nothing] = mean.numpy()
             real = real | nothing
         return vector, real

@@ -34,6 +34,17 @@ def test_a_modality_that_one_item_lacks_does_not_count():
     assert newcomers.neighbours(new, old, count=3).nearest[0, 2] == "i1"
 
 
+def test_items_without_features_have_no_neighbours(tmp_path):
+    """Not the first ones of the list, which would look like an answer."""
+    old = described({"text": [[1, 0], [0, 1]]})
+    new = described({"text": [[0, 0], [1, 0]]}, {"text": np.array([[False], [True]])})
+    found = newcomers.neighbours(new, old)
+    assert found.items == ("i1",) and found.nearest.tolist() == [["i0", "i1"]]
+    none = newcomers.neighbours(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
+    none.save(tmp_path / "none.neighbours")
+    assert newcomers.load(tmp_path / "none.neighbours").items == none.items == ()
+
+
 def test_neighbours_survive_the_file_and_bad_files_are_named(tmp_path):
     random = np.random.default_rng(0)
     old, new = described({"text": random.normal(size=(9, 4))}), described({"text": random.normal(size=(3, 4))})

@@ -399,6 +399,24 @@ def test_neighbours_that_the_model_lacks_count_for_nothing(kept, extended, tmp_p
         Recommender.load(kept, semantic_ids=path)
 
 
+def test_new_items_without_neighbours_stand_where_their_codes_place_them(kept, extended, tmp_path):
+    near = newcomers.load(newcomers.beside(extended))
+    tables = []
+    for name, count in (("all", 2), ("one", 1), ("none", 0), ("no file", None)):
+        (tmp_path / name).mkdir()
+        path = Path(shutil.copy(extended, tmp_path / name / "more.sid"))
+        if count is not None:
+            replace(near, items=near.items[:count], nearest=near.nearest[:count], weights=near.weights[:count]).save(
+                newcomers.beside(path)
+            )
+        tables.append(Recommender.load(kept, semantic_ids=path).network.item_table())
+    every, one, none, without = tables
+    assert torch.equal(none, without)
+    torch.testing.assert_close(one[-2], every[-2])
+    torch.testing.assert_close(one[-1], without[-1])
+    assert not torch.allclose(every[-1], without[-1])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

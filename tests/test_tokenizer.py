@@ -1,11 +1,12 @@
 """IDs for new items: frozen weights, nothing that exists moves, all unique; the same item gets the ID it would have had."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from recbole_qbert import cli, collisions, features, semantic_ids
+from recbole_qbert import cli, collisions, features, newcomers, semantic_ids
 from recbole_qbert.features import ItemFeatures
 from recbole_qbert.tokenizer import Tokenizer
 from tests.helpers_recbole import QUICK, write_dataset
@@ -100,6 +101,57 @@ def test_the_command_writes_an_extended_file(made, tmp_path, capsys):
     features.save(tmp_path, "X", items, loaded, {})
     assert cli.main(["add", "--dataset=X", *options]) == 2
     assert "nothing to add" in capsys.readouterr().err
+
+
+def described(folder, items, loaded, late):
+    """Feature files of ``X`` with late items, each a little off an existing one: name -> its row."""
+    rows = list(late.values())
+    matrices = {n: np.concatenate([m, m[rows] + np.float16(0.01)]) for n, m in loaded.items()}
+    features.save(folder, "X", [*items, *late], matrices, {})
+
+
+def test_a_second_addition_goes_on_from_the_first(made, tmp_path, capsys):
+    """IDs are frozen: n1 keeps its own although n0, its twin, comes later, and would be ahead of it in one list."""
+    data, folder = made
+    items = list(features.read_item_list(data / "X.items.txt"))
+    loaded = {name: np.load(data / f"X.{name}.npy") for name in ("text", "image")}
+    more = tmp_path / "more.sid"
+    command = ["add", "--dataset=X", "--vocabulary", str(folder), "--features", str(tmp_path), "--to", str(more)]
+    described(tmp_path, items, loaded, {"n1": 4})
+    assert cli.main(command) == 0
+    first = semantic_ids.load(more)
+    assert cli.main(command) == 0, "the same again is the same"
+    described(tmp_path, items, loaded, {"n0": 4, "n1": 4, "n2": 4})
+    capsys.readouterr()
+    assert cli.main(command) == 2, "in one list n1 would get another ID than it has"
+    assert f"--sid {more}" in capsys.readouterr().err
+    assert cli.main([*command, "--sid", str(more)]) == 0
+    second = semantic_ids.load(more)
+    assert second.items == (*first.items, "n0", "n2")
+    assert np.array_equal(second.codes[: len(first.items)], first.codes)
+    assert set(newcomers.load(newcomers.beside(more)).items) == {"n0", "n1", "n2"}
+    described(tmp_path, items, loaded, {"n3": 5})
+    assert cli.main([*command, "--sid", str(more)]) == 2
+    assert "does not list (first: n0)" in capsys.readouterr().err
+    assert semantic_ids.load(more).items == second.items
+    replace(second, vocabulary="other").save(tmp_path / "other.sid")
+    assert cli.main([*command, "--sid", str(tmp_path / "other.sid")]) == 2
+    assert "of another vocabulary" in capsys.readouterr().err
+
+
+def test_an_item_without_the_modalities_of_the_vocabulary_stands_where_the_average_item_stands(made):
+    """An image is nothing to a vocabulary of texts."""
+    data, folder = made
+    tokenizer = Tokenizer.load(folder)
+    if "fused" in tokenizer.quantizers:
+        pytest.skip("every item has a fused vector")
+    text = replace(tokenizer, quantizers={"text": tokenizer.quantizers["text"]})
+    levels = len(text.ids.prefixes) // 2
+    text = replace(text, ids=replace(text.ids, codes=text.ids.codes[:, :levels], prefixes=text.ids.prefixes[:levels]))
+    new = renamed(data, [1, 2])
+    blind = replace(new, present={"text": np.zeros_like(new.present["text"]), "image": new.present["image"]})
+    ids = text.add(blind)
+    assert (ids.codes[-2:] >= 0).all()
 
 
 def test_taken_ids_stay_taken():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recbole_qbert import compat, newcomers, pipeline, runs
+from recbole_qbert import compat, newcomers, pipeline, runs, semantic_ids
 from recbole_qbert import features as features_files
 from recbole_qbert.commands import Figures, configuration, folder_of, refuse_properties
+from recbole_qbert.semantic_ids import SemanticIDs
 from recbole_qbert.terminal import say, show_bars, show_stages
 from recbole_qbert.tokenizer import Tokenizer
 
@@ -30,6 +32,7 @@ def add_commands(command: Any) -> None:
     new.add_argument("--features", required=True, metavar="DIR", help=text)
     text = ".sid file to write: the existing IDs, then the new ones; neighbours of the new items go beside it"
     new.add_argument("--to", required=True, metavar="FILE", help=text)
+    new.add_argument("--sid", metavar="FILE", help=".sid file of an earlier add to go on from; its IDs stay")
 
 
 def features(args: argparse.Namespace) -> Figures:
@@ -60,34 +63,72 @@ def add(args: argparse.Namespace) -> Figures:
     """IDs for items that came after the vocabulary was made; weights and existing IDs stay as they are."""
     refuse_properties(args)
     tokenizer = Tokenizer.load(Path(args.vocabulary))
-    folder = Path(args.features)
-    listed = tuple(features_files.read_item_list(folder / f"{args.dataset}.items.txt"))
-    of_union = any(item.startswith(f"{args.dataset}/") for item in tokenizer.ids.items)
-    known = tokenizer.ids.of_domain(args.dataset) if of_union else tokenizer.ids
-    already = set(known.items)
-    new = [item for item in listed if item not in already]
+    folder, target = Path(args.features), Path(args.to)
+    list_file = folder / f"{args.dataset}.items.txt"
+    listed = tuple(features_files.read_item_list(list_file))
+    domain = args.dataset if any(item.startswith(f"{args.dataset}/") for item in tokenizer.ids.items) else ""
+
+    def of_data_set(ids: SemanticIDs) -> SemanticIDs:
+        return ids.of_domain(domain) if domain else ids
+
+    trained = set(of_data_set(tokenizer.ids).items)
+    if args.sid:
+        tokenizer = tokenizer.extended(semantic_ids.load(Path(args.sid)), args.sid, domain)
+    known = of_data_set(tokenizer.ids).items
+    already = set(known)
+    new = tuple(item for item in listed if item not in already)
     if not new:
-        raise ValueError(f"{folder / args.dataset}.items.txt lists no item without a semantic ID: nothing to add")
+        raise ValueError(f"{list_file} lists no item without a semantic ID: nothing to add")
     loaded = features_files.load(folder, args.dataset, new, features_files.available(folder, args.dataset))
-    if of_union:
-        loaded = replace(loaded, items=tuple(f"{args.dataset}/{item}" for item in new))
-    ids = tokenizer.add(loaded)
-    ids = ids.of_domain(args.dataset) if of_union else ids
-    target = Path(args.to)
-    described = [item for item in listed if item in already]
-    if described:
-        old = features_files.load(folder, args.dataset, described, tuple(loaded.vectors))
-        near = newcomers.neighbours(replace(loaded, items=tuple(new)), old)
+    named = tuple(f"{domain}/{item}" for item in new) if domain else new
+    ids = of_data_set(tokenizer.add(replace(loaded, items=named)))
+    _require_kept(ids, target)
+    near = _neighbours(args, trained, listed, known, tuple(loaded.vectors))
+    if near is not None:
         near.save(newcomers.beside(target))
-    else:
+    ids.save(target)
+    say(f"{len(new)} new IDs after {len(known)}: {target}")
+    for item in new[:5]:
+        say(f"  {item}  {ids.text(ids.items.index(item))}")
+    return {"dataset": args.dataset, "existing": len(known), "new": len(new), "semantic_ids": str(target)}
+
+
+def _require_kept(ids: SemanticIDs, target: Path) -> None:
+    """Refuse to give an item another ID than it has in the file that would be replaced."""
+    if not target.exists():
+        return
+    there = semantic_ids.load(target)
+    row_of = {item: row for row, item in enumerate(ids.items)}
+    moved = [item for row, item in enumerate(there.items) if item in row_of and ids.text(row_of[item]) != there.text(row)]
+    if moved:
+        raise ValueError(
+            f"{target} gives {len(moved)} items another ID than this would (first: {moved[0]}): go on from it with "
+            f"--sid {target}, or name another file with --to"
+        )
+
+
+def _neighbours(
+    args: argparse.Namespace, trained: set[str], listed: Sequence[str], known: Sequence[str], modalities: Sequence[str]
+) -> newcomers.Neighbours | None:
+    """Of all items that came after training, also of those of an earlier ``add``; ``None`` without items of the training."""
+    folder, described = Path(args.features), [item for item in listed if item in trained]
+    if not described:
         log.warning(
             "%s lists none of the existing items: new items are ranked by their codes alone, which is coarser", folder
         )
-    ids.save(target)
-    say(f"{len(new)} new IDs after {len(known.items)}: {target}")
-    for item in new[:5]:
-        say(f"  {item}  {ids.text(ids.items.index(item))}")
-    return {"dataset": args.dataset, "existing": len(known.items), "new": len(new), "semantic_ids": str(target)}
+        return None
+    lost = sorted({*known} - trained - {*listed})
+    if lost:
+        raise ValueError(
+            f"{args.sid} has {len(lost)} items of an earlier add that {folder / args.dataset}.items.txt does not list "
+            f"(first: {lost[0]}): list them too, with their features, or their neighbours would be lost"
+        )
+    later = [item for item in listed if item not in trained]
+    new, old = (features_files.load(folder, args.dataset, items, modalities) for items in (later, described))
+    near = newcomers.neighbours(new, old)
+    if len(near.items) < len(later):
+        log.warning("%d new items have no features: they are ranked by their codes alone", len(later) - len(near.items))
+    return near
 
 
 def builder_of(args: argparse.Namespace) -> pipeline.Builder:
