@@ -273,6 +273,8 @@ def _rebuild_config(checkpoint: Mapping[str, Any], path: str) -> Config:
         for key, value in external.items()
         if key not in _DDP_KEYS
     }
+    if model == "QBERT4Rec":  # its weights are at hand: there are none to start from, and no stage is to run again
+        settings |= {"pretrained": None, "rebuild": False}
     with clean_argv():
         return Config(model=model, dataset=dataset, config_dict=settings)
 

@@ -73,11 +73,15 @@ class Builder:
         output: folder for everything written.
         rebuild: run every stage again.
         progress: show progress bars.
+
+    Raises:
+        ValueError: ``output`` is the data set's own folder.
     """
 
     def __init__(
         self, catalogue: Catalogue, settings: StageSettings, output: Path, *, rebuild: bool = False, progress: bool = False
     ) -> None:
+        require_apart(catalogue, output)
         self.catalogue, self.settings, self.output, self.rebuild = catalogue, settings, output, rebuild
         self.bars = Progress(progress)
 
@@ -266,6 +270,19 @@ class Builder:
         report, reason = Stage(output, f"{name}.sid", made_from, outputs).run(run, self.rebuild)
         _say("stage 2 quantization", reason)
         return semantic_ids.load(path, config.codes), report
+
+
+def require_apart(catalogue: Catalogue, output: Path) -> None:
+    """Refuse to write into the data set's own folder: the next run would take it for what came with the data.
+
+    Raises:
+        ValueError: it is that folder.
+    """
+    if output.resolve() == catalogue.folder.resolve():
+        raise ValueError(
+            f"{output} is the folder of the data set itself, where features and semantic IDs are taken as given and never "
+            "made anew: let --output (or semantic_id_dir) name another one"
+        )
 
 
 def _quantize_set(

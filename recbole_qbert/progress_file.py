@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import random
 import time
@@ -27,7 +28,7 @@ _VOLATILE = INCIDENTAL | {"pretrained", "semantic_id_file", "epochs"}
 class ProgressFile:
     """State of one training run in ``<checkpoint>.progress``, its log in ``<checkpoint>.jsonl``.
 
-    A file of another run (other settings, or another ``start``) is not gone on from: it is replaced.
+    A file of another run (other settings, another ``start``, other validation rows) is not gone on from: it is replaced.
 
     Args:
         checkpoint: where the best weights go.
@@ -41,21 +42,26 @@ class ProgressFile:
         self.checkpoint = checkpoint
         self.path, self.log = checkpoint.with_suffix(".progress"), checkpoint.with_suffix(".jsonl")
         settings = {k: str(v) for k, v in config.final_config_dict.items() if k not in _VOLATILE}
-        self.run = digest([settings, start])
+        self.run = digest([settings, start])  # and of the validation rows, from ``fit`` on
         self.started = time.perf_counter()
 
-    def fit(self, trainer: Any, fit: Callable[[Callback], Any], train_data: Any, callback: Callback | None) -> Any:
+    def fit(
+        self, trainer: Any, fit: Callable[[Callback], Any], train_data: Any, valid_data: Any, callback: Callback | None
+    ) -> Any:
         """Train from where the file says.
 
         Args:
             trainer: RecBole's, not yet trained.
             fit: its training, which calls back after every validation.
             train_data: loader of the training rows.
+            valid_data: of the validation rows, which choose the epoch; ``None`` without a validation.
             callback: is called then, too.
 
         Returns:
             What ``fit`` returns: best score and result on validation; those of the file where nothing is left to do.
         """
+        if valid_data:
+            self.run = digest([self.run, of_rows(valid_data._dataset)])
         if self.load(trainer):
             finished = trainer.cur_step > trainer.stopping_step or trainer.start_epoch >= trainer.epochs
             trainer.logger.info(f"{self.path}: {'finished' if finished else 'going on'} at epoch {trainer.start_epoch}")
@@ -129,6 +135,12 @@ class ProgressFile:
         lines = [line for line in json_lines(self.log) if line["epoch"] <= last]
         with whole(self.log) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def of_rows(dataset: Any) -> dict[str, str]:
+    """SHA-256 of every column of a RecBole data set."""
+    columns = dataset.inter_feat
+    return {name: hashlib.sha256(columns[name].cpu().numpy().tobytes()).hexdigest() for name in columns}
 
 
 def _random_state(order: torch.Generator) -> dict[str, Any]:

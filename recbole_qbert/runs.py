@@ -25,7 +25,7 @@ from recbole_qbert import checkpoints, compat
 from recbole_qbert.artifacts import digest
 from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.pipeline import Catalogue
-from recbole_qbert.progress_file import ProgressFile
+from recbole_qbert.progress_file import ProgressFile, of_rows
 from recbole_qbert.ranking import rank_of
 from recbole_qbert.trainer import QBERT4RecTrainer
 
@@ -160,7 +160,7 @@ def train(
 
         # RecBole's own bars, one an epoch and one a validation, would fight with this one for the line.
         fit = partial(trainer.fit, train_data, valid_data, True, True, False)
-        _, valid = progress.fit(trainer, fit, train_data, show) if progress else fit(show)
+        _, valid = progress.fit(trainer, fit, train_data, valid_data, show) if progress else fit(show)
     seconds["training"] = time.perf_counter() - started
     checkpoint = checkpoints.load_checkpoint(trainer.saved_model_file)
     model.load_state_dict(checkpoint["state_dict"])
@@ -181,8 +181,8 @@ def goes_on(trainer: Any) -> bool:
 
 def _start(model: torch.nn.Module, rows: Any) -> str:
     """What a training starts from: weights and data."""
-    tensors = {**model.state_dict(), **{f"data {name}": rows.inter_feat[name] for name in rows.inter_feat}}
-    return digest({name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in tensors.items()})
+    weights = {name: hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest() for name, x in model.state_dict().items()}
+    return digest([weights, of_rows(rows)])
 
 
 def add_prior(run: Run) -> dict[str, float]:

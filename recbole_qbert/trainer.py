@@ -92,13 +92,16 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         show_progress: bool = False,
         callback_fn: Callback | None = None,
     ) -> tuple[float, Any]:
-        """Train, or go on from the last whole epoch; then, with a structural prior, fit its weight on validation."""
+        """Train, or go on from the last whole epoch; then, with a structural prior, fit its weight on validation.
+
+        With ``saved=False``, where nothing holds the best weights, the prior is fitted to those of the last epoch.
+        """
         fit = partial(super().fit, train_data, valid_data, verbose, saved, show_progress)
-        result = self.progress.fit(self, fit, train_data, callback_fn) if self.progress else fit(callback_fn)
+        result = self.progress.fit(self, fit, train_data, valid_data, callback_fn) if self.progress else fit(callback_fn)
         wait_for_all()  # until the first one has written the best weights
-        if self.model.prior is None or not valid_data or not saved:
+        if self.model.prior is None or not valid_data:
             return result
-        return self._fit_and_keep_prior(valid_data)
+        return self._fit_and_keep_prior(valid_data, saved)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
         """One pass over all users; the summed loss of its batches."""
@@ -234,17 +237,19 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         return ranks.cpu()
 
     # ----------------------------------------------------------------------------------------- structural prior
-    def _fit_and_keep_prior(self, valid_data: Any) -> tuple[float, Any]:
-        checkpoint = checkpoints.load_checkpoint(self.saved_model_file)
-        self.model.load_state_dict(checkpoint["state_dict"])
+    def _fit_and_keep_prior(self, valid_data: Any, saved: bool) -> tuple[float, Any]:
+        checkpoint = checkpoints.load_checkpoint(self.saved_model_file) if saved else None
+        if checkpoint:
+            self.model.load_state_dict(checkpoint["state_dict"])
         found = self.fit_prior(valid_data)
         self.logger.info(f"structural prior fitted on validation: {found}")
-        checkpoint["state_dict"] = self.model.state_dict()
         self.best_valid_result = self.evaluate(valid_data, load_best_model=False)
         self.best_valid_score = self.best_valid_result[self.valid_metric]
-        checkpoint["best_valid_score"] = float(self.best_valid_score)
-        if self.rank == 0:
-            checkpoints.write_checkpoint(checkpoint, self.saved_model_file)
+        if checkpoint:
+            checkpoint |= {"state_dict": self.model.state_dict(), "best_valid_score": float(self.best_valid_score)}
+            if self.rank == 0:
+                checkpoints.write_checkpoint(checkpoint, self.saved_model_file)
+            wait_for_all()  # the others read it next
         return self.best_valid_score, self.best_valid_result
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import recbole_qbert
-from recbole_qbert import compat, export, paths, runs, semantic_ids
+from recbole_qbert import compat, cooccurrence, export, paths, runs, semantic_ids
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -194,6 +194,42 @@ def test_the_prior_is_fitted_on_validation_and_kept_in_the_checkpoint(data, tmp_
     run.model.prior.weight.zero_()
     plain = run.trainer.evaluate(run.valid_data, load_best_model=False)["ndcg@10"]
     assert best >= plain - 1e-9
+
+
+def test_without_a_file_the_prior_is_fitted_to_the_weights_at_hand(data, tmp_path, monkeypatch):
+    """RecBole's run_recbole(saved=False)."""
+    from recbole.quick_start import run_recbole
+
+    monkeypatch.chdir(tmp_path)
+    fitted = []
+    monkeypatch.setattr(cooccurrence, "fit", lambda prior, batches, fit=cooccurrence.fit: fitted.append(fit(prior, batches)))
+    settings = {**QUICK["QBERT4Rec"], "data_path": str(data), "structural_prior": "cooccurrence", "epochs": 2}
+    result = run_recbole(model="QBERT4Rec", dataset=NAME, config_dict=settings, saved=False)
+    assert len(fitted) == 1 and fitted[0]["weight"] > 0
+    assert result["best_valid_score"] == pytest.approx(fitted[0]["ndcg@10"], abs=1e-6)
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_a_checkpoint_alone_is_enough(data, tmp_path):
+    """Of a fine-tuned model the pretrained file may be gone, and nothing is built again."""
+    with runs.inside(tmp_path):
+        first = runs.train(configure(data, tmp_path, train_stage="pretrain", epochs=1))
+        given = {"pretrained": first.trainer.saved_model_file, "rebuild": True}
+        second = runs.train(configure(data, tmp_path, epochs=1, checkpoint_dir=str(tmp_path / "second"), **given))
+        Path(first.trainer.saved_model_file).unlink()
+        sid = Path(second.config["semantic_id_dir"]) / f"{NAME}.sid"
+        stamp = sid.stat().st_mtime_ns
+        _, model, *_ = recbole_qbert.load_data_and_model(second.trainer.saved_model_file)
+    assert sid.stat().st_mtime_ns == stamp
+    for name, value in second.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_the_folder_of_the_data_is_no_folder_for_ids(data, tmp_path):
+    """What lies there is taken as given, so a later run would take the first one's output for ready-made."""
+    with runs.inside(tmp_path), pytest.raises(ValueError, match="is the folder of the data set itself"):
+        runs.train(configure(data, tmp_path, semantic_id_dir=str(data / NAME)))
+    assert not (data / NAME / f"{NAME}.sid").exists()
 
 
 def test_excluded_history_never_comes_first(data, tmp_path):

@@ -160,6 +160,30 @@ def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize("model", ["QBERT4Rec", "SASRec"])
+def test_other_validation_items_are_another_training(tmp_path, model):
+    """The training part is the same, and the kept figures are of other answers."""
+    folder = write_dataset(tmp_path / "data", NAME)
+    inter = folder / NAME / f"{NAME}.inter"
+
+    def one():
+        given = {"checkpoint_dir": str(tmp_path / "run"), "semantic_id_dir": str(tmp_path / "ids")} | QUICK[model]
+        return train(runs.configure(model, NAME, folder, given), tmp_path, checkpoint_file=tmp_path / "kept.pth")
+
+    first = one()
+    rows = [line.split("\t") for line in inter.read_text().splitlines()]
+    last = {row[0]: number for number, row in enumerate(rows) if number}
+    for user, number in last.items():
+        before = {row[1] for row in rows[1 : number - 1]}
+        if int(user[1:]) > 30 and rows[number - 1][1] in before:  # items keep their order of appearance, RecBole's ids
+            rows[number - 1][1] = min(before - {rows[number - 1][1]})
+    inter.write_text("".join("\t".join(row) + "\n" for row in rows))
+    again = one()
+    assert again.valid != first.valid
+    evaluated = again.trainer.evaluate(again.valid_data, load_best_model=False)
+    assert {name: float(value) for name, value in evaluated.items()} == pytest.approx(again.valid)
+
+
 def test_a_damaged_progress_file_means_starting_anew(configure, tmp_path):
     file = tmp_path / "x.pth"
     first = train(configure(checkpoint_file=str(file)), tmp_path)
@@ -286,10 +310,18 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
 
 @pytest.mark.pipeline
 def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
-    """run(nproc=2) trains, evaluates and answers as one process does (dropout off, so that nothing differs)."""
+    """run(nproc=2) trains, evaluates and answers as one process does (dropout off, so that nothing differs).
+
+    Also with a prior, which goes into the checkpoint last, however long the disk takes.
+    """
     code = (
-        "import json, sys, recbole_qbert\n"
+        "import json, sys, time, recbole_qbert\n"
+        "from recbole_qbert import checkpoints\n"
         "from recbole.quick_start import run\n"
+        "def slow(checkpoint, path, write=checkpoints.write_checkpoint):\n"
+        "    time.sleep(0.5)\n"
+        "    write(checkpoint, path)\n"
+        "checkpoints.write_checkpoint = slow\n"
         "if __name__ == '__main__':\n"
         "    n, port, settings = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])\n"
         "    sys.argv = sys.argv[:1]\n"
@@ -298,6 +330,7 @@ def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
     )
     (tmp_path / "script.py").write_text(code)
     settings = {**QUICK["QBERT4Rec"], "data_path": str(data), "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
+    settings |= {"structural_prior": "cooccurrence", "epochs": 2}
     results, port = [], str(29_000 + os.getpid() % 1000)
     for processes in (1, 2):
         folder = tmp_path / str(processes)

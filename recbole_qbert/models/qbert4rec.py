@@ -163,6 +163,8 @@ def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[Seman
         return SemanticIDs(catalogue.items, nothing, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
     given, beside, built = id_places(config)
     path = given or beside
+    if not given:
+        pipeline.require_apart(catalogue, built.parent)
     if given or beside.exists():
         ids = semantic_ids.load(path)
         codes = ids.aligned(catalogue.items, str(path))
