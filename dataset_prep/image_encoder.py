@@ -20,7 +20,7 @@ from dataset_prep.encoding import Encoder, Job, encode
 from dataset_prep.item_table import read_items
 from dataset_prep.model_files import require_installed
 from dataset_prep.ranks import pick_device
-from dataset_prep.shards import Shard
+from dataset_prep.shards import Shard, computed
 from recbole_qbert.artifacts import digest
 from recbole_qbert.builtin_features import find_images
 
@@ -193,7 +193,7 @@ class ImageEncoder:
     @torch.inference_mode()
     def _encode(self, pictures: torch.Tensor) -> np.ndarray:
         made = self.network.encode_image(pictures.to(self.device, self.dtype), normalize=False)
-        return made.float().cpu().numpy()
+        return computed(made.float().cpu().numpy())
 
     def _width(self) -> int:
         """``D``, where there was no picture to tell it."""

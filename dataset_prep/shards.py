@@ -38,6 +38,11 @@ class Shard:
     problems: list[str] = field(default_factory=list)
 
 
+def computed(vectors: np.ndarray) -> np.ndarray:
+    """Vectors that a network has given, with infinity for NaN, so that a number that overflowed is not taken for none."""
+    return np.where(np.isnan(vectors), vectors.dtype.type(np.inf), vectors)
+
+
 @dataclass(frozen=True)
 class Shards:
     """The shards of one matrix.

@@ -19,7 +19,7 @@ from dataset_prep.encoding import Encoder, Job, encode
 from dataset_prep.item_table import DEFAULT_TEMPLATE, Template, read_texts
 from dataset_prep.model_files import hashes, hub_folder, require_installed
 from dataset_prep.ranks import pick_device
-from dataset_prep.shards import Shard
+from dataset_prep.shards import Shard, computed
 from recbole_qbert.artifacts import digest
 
 DEFAULT_MODEL = "huggyllama/llama-7b"  # LLaMA, the paper's choice (section 4.1)
@@ -187,7 +187,7 @@ class TextEncoder:
         device = next(self.network.parameters()).device
         hidden = self.network(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
         pooled = pool(hidden, mask.to(device), self.pooling)
-        return pooled.to(torch.float16 if hidden.dtype == torch.float16 else torch.float32).cpu().numpy()
+        return computed(pooled.to(torch.float16 if hidden.dtype == torch.float16 else torch.float32).cpu().numpy())
 
 
 def batches(lengths: Sequence[int], most: int) -> list[list[int]]:

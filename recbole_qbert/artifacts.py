@@ -100,7 +100,7 @@ class Stage:
             return "not built yet"
         try:
             kept = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
+        except ValueError:  # or not UTF-8
             return f"{self.manifest} is not JSON"
         if not (
             isinstance(kept, dict) and isinstance(kept.get("made_from"), dict) and isinstance(kept.get("outputs"), dict)

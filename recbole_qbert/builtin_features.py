@@ -114,7 +114,9 @@ def encode_images(
         for place, path in enumerate(files[:per_item]):
             try:
                 described[row, place] = describe_image(path)
-            except (OSError, ValueError) as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # damaged files make Pillow's readers fail in every way there is
                 broken.append(f"{path}: {error}")
     if not described:
         return np.full((len(images), 1, 1), np.nan, dtype=np.float32), broken
@@ -132,7 +134,7 @@ def describe_image(path: Path) -> np.ndarray:
     """Colour layout, hue / saturation / value histograms and an edge-direction histogram of one image; ``[D]`` float32.
 
     Raises:
-        OSError: the file cannot be read as an image.
+        Exception: whatever Pillow's readers fail with, where the file cannot be read as an image.
     """
     from PIL import Image
 

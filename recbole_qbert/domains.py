@@ -38,7 +38,7 @@ def union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> 
 
     Raises:
         FileNotFoundError: a data set is missing.
-        ValueError: fewer than two data sets, a name twice or with a '/', a header without user, item and timestamp, or
+        ValueError: no data set, a name twice or with a '/', a header without user, item and timestamp, or
             features that differ in modalities or shape.
     """
     if len(set(datasets)) != len(datasets) or not datasets or any("/" in dataset for dataset in datasets):
@@ -57,6 +57,9 @@ def union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> 
     made_from = {"datasets": list(datasets), "inputs": inputs}
 
     def build() -> dict[str, Any]:
+        parts = ["item", "items.txt", "features.json", *(f"{old}.npy" for old in features.available(target, name))]
+        for part in parts:  # of an earlier union, which had more
+            (target / f"{name}.{part}").unlink(missing_ok=True)
         count = _unite_interactions(folders, target / f"{name}.inter")
         if texts:
             _unite_items(folders, target / f"{name}.item")

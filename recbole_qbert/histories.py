@@ -111,7 +111,7 @@ class Histories:
     # --------------------------------------------------------------------------------------------------------- files
     def _names(self) -> list[str]:
         if self.path.suffix == ".parquet":
-            return list(_parquet(self.path).schema_arrow.names)
+            return [name.split(":")[0] for name in _parquet(self.path).schema_arrow.names]
         header = next(iter(self._lines()), (0, [""]))[1]
         return [name.strip().split(":")[0] for name in header]
 

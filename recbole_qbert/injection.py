@@ -252,14 +252,17 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         order = torch.randperm(count)
-        held = order[: int(count * config.holdout)]
+        described = torch.stack([some.any(1) for some in there.values()]).any(0) if there else torch.zeros(count) > 0
+        held = order[described[order]]  # an item without features would say nothing of the loss
+        held = held[: int(len(held) * config.holdout)]
+        rest = order[~torch.isin(order, held)]
         epochs = epochs or Epochs()
         found: dict[str, Any] = {"losses": [], "best": float("inf"), "epochs": config.epochs, "retrieval": None}
-        if len(widths) and len(held) >= 2:
+        if any(some[held].any(1).sum() >= 2 for some in there.values()):  # a loss over fewer than two is 0
             trial = DynamicInjection(count, widths, config, start)
             optimizer = _optimizer(trial)
             for epoch in epochs.count(config.epochs, {"model": trial, "optimizer": optimizer}, found):
-                _train_epoch(trial, optimizer, order[len(held) :], features, there)
+                _train_epoch(trial, optimizer, rest, features, there)
                 fused = _fuse(trial, held, features, there, with_id=False)
                 found["losses"].append(float(trial.contrast(fused)))
                 if found["losses"][-1] < found["best"]:

@@ -172,7 +172,7 @@ def health(before: np.ndarray, after: np.ndarray, size: int, prefixes: Sequence[
     """Figures of one code set.
 
     Args:
-        before: ``[N, K]`` codes before reallocation.
+        before: ``[N, K]`` codes before reallocation; -1 is no code.
         after: ``[N, K]`` codes after it.
         size: ``M``.
         prefixes: level names.
@@ -181,7 +181,7 @@ def health(before: np.ndarray, after: np.ndarray, size: int, prefixes: Sequence[
         items, distinct IDs before and after, collision rate (share of items whose ID is not theirs alone) before and
         after, moved items, and per level the share of codes in use and the perplexity of the final IDs.
     """
-    levels = range(after.shape[1])
+    used = [column[column >= 0] for column in after.T]
     return {
         "levels": list(prefixes),
         "codes_per_level": size,
@@ -191,8 +191,8 @@ def health(before: np.ndarray, after: np.ndarray, size: int, prefixes: Sequence[
         "collision_rate_before": _collision_rate(before),
         "collision_rate": _collision_rate(after),
         "moved": int((before != after).any(1).sum()),
-        "usage_per_level": [len(np.unique(after[:, level])) / size for level in levels],
-        "perplexity_per_level": [_perplexity(after[:, level]) for level in levels],
+        "usage_per_level": [len(np.unique(codes)) / size for codes in used],
+        "perplexity_per_level": [_perplexity(codes) for codes in used],
     }
 
 

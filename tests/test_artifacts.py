@@ -187,10 +187,10 @@ def test_rebuild_runs_it_in_any_case(tmp_path):
     assert step.runs == 1
 
 
-@pytest.mark.parametrize("content", ["{", "", "[]", "null", '{"made_from": 3}'])
+@pytest.mark.parametrize("content", ["{", "", "[]", "null", '{"made_from": 3}', '{"é": 1}'])
 def test_a_broken_manifest_runs_it_again(tmp_path, content):
     Step(tmp_path, SETTINGS).run()
-    (tmp_path / "step.manifest.json").write_text(content)
+    (tmp_path / "step.manifest.json").write_bytes(content.encode("latin-1"))
     step = Step(tmp_path, SETTINGS)
     assert step.run()[1] is not None
     assert step.runs == 1

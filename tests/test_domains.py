@@ -47,6 +47,18 @@ def test_a_union_is_kept_until_a_part_changes(two, tmp_path):
     assert (folder / "A+B.inter").read_text().endswith("B/u0\tB/i0\t99\n")
 
 
+def test_a_union_keeps_nothing_of_an_earlier_one_that_had_more(two, tmp_path):
+    """As the refusal of unlike features advises: without the files the built-in encoders serve."""
+    folder = union(["A", "B"], two, tmp_path / "unions", "A+B")
+    assert features.available(folder, "A+B")
+    for name in "AB":
+        for path in (two / name).glob(f"{name}.*"):
+            if path.suffix != ".inter":
+                path.unlink()
+    union(["A", "B"], two, tmp_path / "unions", "A+B")
+    assert {path.name for path in folder.iterdir()} == {"A+B.inter", "A+B.union.manifest.json"}
+
+
 def test_features_that_do_not_fit_together_are_refused(two, tmp_path):
     matrix = np.load(two / "B" / "B.text.npy")
     np.save(two / "B" / "B.text.npy", np.concatenate([matrix, matrix], 1))

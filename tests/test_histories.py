@@ -69,6 +69,13 @@ def test_numbers_in_parquet_are_tokens(tmp_path):
     assert list(Histories(path)) == [("7", ["11", "12"])]
 
 
+def test_parquet_with_recboles_column_names(tmp_path):
+    path = tmp_path / "x.parquet"
+    columns = {"user_id:token": ["u", "u"], "item_id:token": ["a", "b"], "timestamp:float": [2.0, 1.0]}
+    pd.DataFrame(columns).to_parquet(path)
+    assert list(Histories(path)) == [("u", ["b", "a"])]
+
+
 def test_quotes_byte_order_marks_and_blank_lines(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text('\ufeffuser_id,item_id\r\n"a, b",i1\r\n\r\n"a, b","i ""2"""\r\n', encoding="utf-8")

@@ -177,6 +177,13 @@ def test_health_by_hand():
     assert figures["codes_per_level"] == 4
 
 
+def test_levels_that_an_item_lacks_are_no_codes():
+    codes = np.array([[0, -1], [1, 0], [2, 1], [3, -1]])
+    figures = health(codes, codes, 4, ("a", "A"))
+    assert figures["usage_per_level"] == [1.0, 0.5]
+    assert figures["perplexity_per_level"] == pytest.approx([4.0, 2.0])
+
+
 def test_perplexity_is_the_number_of_codes_when_all_are_used_alike():
     codes = np.array([[a, b] for a in range(4) for b in range(8)])
     assert health(codes, codes, 8, "ab")["perplexity_per_level"] == pytest.approx([4, 8])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -243,11 +246,29 @@ def test_a_changed_title_list_leaves_no_image_matrix_behind(shop, tmp_path):
     assert not (output / "toy.image.npy").exists()
 
 
-def test_images_that_cannot_be_read_do_not_stop_the_build(shop, tmp_path):
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("kind", ["no image", "too many pixels", "a broken part"])
+def test_images_that_cannot_be_read_do_not_stop_the_build(shop, tmp_path, kind):
+    """Pillow's readers fail with OSError, and with others."""
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)).save(noise, "PNG")
+    whole = noise.getvalue()
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    head = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+    content = {
+        "no image": b"no image",
+        "too many pixels": whole[:8] + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b""),
+        "a broken part": whole[:second] + bytes(4) + whole[second + 4 :],
+    }
     for path in (shop.folder / "images").rglob("*.png"):
-        path.write_bytes(b"no image")
+        path.write_bytes(content[kind])
     ids, _ = Builder(shop, settings("per_modality"), tmp_path / "out").build()
     assert len(np.unique(ids.codes, axis=0)) == 30
+    unreadable = json.loads((tmp_path / "out" / "toy.features.json").read_text())["image"]["unreadable"]
+    assert unreadable and all(".png: " in line for line in unreadable)
 
 
 def test_items_without_title_and_image_still_get_ids(shop, tmp_path):

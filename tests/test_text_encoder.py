@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from dataset_prep import text_encoder, torchvision_ops
+from dataset_prep.encoding import Job, encode
 from dataset_prep.item_table import DEFAULT_TEMPLATE, Template, read_items, read_texts
 from dataset_prep.model_files import hub_folder, require_installed
 from dataset_prep.text_encoder import TextEncoder, batches, encode_texts, find_model, load_network, load_tokenizer, pool
@@ -236,6 +238,27 @@ def test_empty_unreadable_and_long_texts(llama: Path) -> None:
 
     mute = TextEncoder(network, Mute(), "mean", 5, 64)(["?", "red"])
     assert np.isnan(mute.vectors).all(1).tolist() == [True, False] and mute.counts["without tokens"] == 1
+
+
+def test_an_overflow_is_refused_and_not_taken_for_no_text(tmp_path: Path, llama: Path) -> None:
+    """Numbers beyond half precision become NaN, all of them, in a normalization or a softmax."""
+
+    class Overflow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            hidden = torch.full((*input_ids.shape, 8), 6e4).half() * 2
+            return SimpleNamespace(last_hidden_state=torch.nn.functional.layer_norm(hidden, (8,)))
+
+    _, tokenizer, _ = load_tokenizer(llama)
+    encoder = TextEncoder(Overflow(), tokenizer, "mean", 5, 64)
+    shard = encoder(["red", ""])
+    assert np.isinf(shard.vectors[0]).all() and np.isnan(shard.vectors[1]).all()
+    job = Job(tmp_path, "X", "text", ("a", "b"), {}, {}, {}, 2)
+    with pytest.raises(ValueError, match="the vector of item a is not finite"):
+        encode(job, lambda: lambda rows, advance: encoder(["red", ""], advance), progress=False)
 
 
 # ------------------------------------------------------------------------------------------------------- whole runs

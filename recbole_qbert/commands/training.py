@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recbole_qbert import runs
 from recbole_qbert.commands import MODEL, Figures, configuration, folder_of, vocabulary
 from recbole_qbert.paths import properties
@@ -118,7 +120,8 @@ def finish(args: argparse.Namespace, run: runs.Run, figures: Figures) -> Figures
     for name in args.baselines:
         lines += train_baseline(args, run.config, name, figures)
     if figures["semantic_ids"]["code_sets"]:
-        figures["semantic_ids"] = summarise(figures["semantic_ids"]["code_sets"]) | figures["semantic_ids"]
+        codes = run.model.network.codes[1:].cpu().numpy()
+        figures["semantic_ids"] = summarise(figures["semantic_ids"]["code_sets"], codes) | figures["semantic_ids"]
     show_stages(figures)
     print_table(lines)
     say(f"checkpoint: {figures['checkpoints']['finetune']}")
@@ -154,14 +157,12 @@ def train_baseline(
     return [(name, test), (f"{name}, history left out", excluded)]
 
 
-def summarise(code_sets: Sequence[Mapping[str, Any]]) -> Figures:
-    """Health of whole IDs: the per-level figures of all code sets in one list each."""
+def summarise(code_sets: Sequence[Mapping[str, Any]], codes: np.ndarray) -> Figures:
+    """Health of whole IDs, ``codes`` ``[N, K]``: the per-level figures of all code sets in one list each."""
     joined = {key: [x for s in code_sets for x in s[key]] for key in ("levels", "usage_per_level", "perplexity_per_level")}
-    # Codes are unique within every set, and one set covers every item: whole IDs are as many as that set's.
-    fullest = max(code_sets, key=lambda code_set: int(code_set["items"]))
     return {
-        "items": fullest["items"],
-        "unique": fullest["unique"],
+        "items": len(codes),
+        "unique": len(np.unique(codes, axis=0)),
         "unique_before_reallocation": [s["unique_before"] for s in code_sets],
         **joined,
     }
