@@ -170,10 +170,13 @@ def write(name: str, trials: Sequence[Trial], output: Path, dataset: str, comman
     """
     chosen = best(trials)
     assert chosen is not None
-    done = sum(trial.score is not None for trial in trials)
+    done = [trial for trial in trials if trial.score is not None]
+    failed = [trial for trial in trials if trial.score is None and trial.cell.failure()]
+    counts = {"failed": len(failed), "not run": len(trials) - len(done) - len(failed)}
+    rest = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     path = output / "tuned" / dataset / f"{name}.yaml"
     lines = [
-        f"Chosen for {name} on {dataset} out of {done} trials" + (f" ({len(trials) - done} failed)" * (done < len(trials))),
+        f"Chosen for {name} on {dataset} out of {len(done)} trials" + (f" ({rest})" if rest else ""),
         f"validation {METRIC} {chosen.score:.6f} with seed {SEED}; all trials: {name}.json",
         command.replace("\n", " "),
     ]

@@ -657,7 +657,15 @@ def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **giv
         ranks |= {"prior_plain": prior, "prior_history_excluded": prior}
     ranks = {name: np.array(found, dtype=np.int32) for name, found in ranks.items()}
     figures = {name: runs.figures(found) for name, found in ranks.items()}
-    asked = {"sources": [], "tuned": tuned, "key": row.name, "validated": "history_excluded"}
+    asked = {
+        "sources": [],
+        "tuned": tuned,
+        "key": row.name,
+        "validated": "history_excluded",
+        "overridden": [],
+        "unknown": [],
+    }
+    asked |= {"prior_inside": False, "most_epochs": 200}
     cell = cells.Cell(row, seed, folder / row.name / f"seed-{seed}", asked)
     result = {
         "test": figures,
@@ -788,6 +796,55 @@ def test_the_table_says_what_was_given_and_which_row_keeps_its_own(tmp_path):
     assert "- Given for every row: stopping_step=5, epochs=3.\n" in text
     assert "- one keeps its own stopping_step=25.\n- two keeps its own epochs (stage 1)=20.\n" in text
     assert "on validation, with the history left out: one, two.\n" in text
+
+
+def test_the_table_says_what_a_row_does_not_know_and_what_ended_it(tmp_path):
+    one, two, three = Row("one", "Pop"), Row("two", "M", prior=True), Row("three", "M")
+    made = [finished(tmp_path, row, seed, [1, 2]) for row in (one, two, three) for seed in (1, 3)]
+    changes = (
+        {"unknown": ["dropout"], "most_epochs": 1},
+        {"prior_inside": True, "most_epochs": 3},
+        {"tuned": "tuned/D/x.yaml"},
+    )
+    asked = {row.name: change for row, change in zip((one, two, three), changes, strict=True)}
+    asked["three"]["overridden"] = ["learning_rate"]
+    made = [replace(cell, asked={**cell.asked, **asked[cell.row.name]}) for cell in made]
+    text = kinds.make(replace(compared(tmp_path, made, (one, two, three)), given={"dropout": 0.3}))
+    assert "- Given for every row: dropout=0.3.\n- one knows no dropout.\n" in text
+    assert "- two: the property epochs ended the training, not early stopping, with the seeds 3.\n" in text
+    assert text.count("the property epochs") == 1 and "no prior" not in text
+    assert "unknown trials of the row x on D, but for learning_rate: three.\n" in text
+
+
+def test_what_a_plan_knows_of_its_rows(data, tmp_path):
+    tuned = tmp_path / "out" / "tuned" / NAME / "mine.yaml"
+    tuned.parent.mkdir(parents=True)
+    tuned.write_text("learning_rate: 0.0005\nattn_dropout_prob: 0.2\n")
+    mine = BASELINE | {"tuned": True}
+    ours = {"model": "QBERT4Rec", "settings": OURS | {"structural_prior": "cooccurrence", "epochs": 7}}
+    plan = planned(tmp_path, data, {"mine": mine, "ours": ours}, {"learning_rate": 0.1, "mask_ratio": 0.4})
+    mine, ours = (cell.asked for cell in plan.cells)
+    assert (mine["unknown"], ours["unknown"]) == (["mask_ratio"], [])
+    assert (mine["overridden"], ours["overridden"]) == (["learning_rate"], [])
+    assert (mine["prior_inside"], ours["prior_inside"]) == (False, True)
+    assert (mine["most_epochs"], ours["most_epochs"]) == (2, 7)
+
+
+def test_a_result_that_does_not_serve_stands_until_there_is_another(data, tmp_path):
+    """An archived result has no IDs beside it; whoever wants them runs the cell, and another command may be quicker."""
+    plan = planned(tmp_path, data, {"ours": {"model": "QBERT4Rec", "settings": OURS | {"epochs": 1, "pretrain_epochs": 0}}})
+    [cell] = run_here(plan).cells
+    before = cell.result()
+    write_json(cell.folder / "cell.json", before | {"archived": True})
+    wanting = replace(cell, with_ids=True)
+    assert cell.result() and not wanting.result()
+    work.run(cell.folder)  # asks for no IDs
+    assert cell.result()["archived"]
+    assert names(runner.run([wanting]).ran) == ["ours"]
+    assert "archived" not in wanting.result() and wanting.result()["test"] == before["test"]
+    stamp = (cell.folder / "cell.json").stat().st_mtime_ns
+    work.run(cell.folder)  # as a second command would, which waited
+    assert (cell.folder / "cell.json").stat().st_mtime_ns == stamp
 
 
 def test_priors_of_another_rule_do_not_count(tmp_path):

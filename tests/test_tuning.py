@@ -1,6 +1,7 @@
 """Tuning: declared spaces, trials that are kept and run once, the chosen point in the file that a suite then uses."""
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -166,6 +167,19 @@ def test_a_failed_trial_does_not_stop_the_others(files, data, fake):
     (files / "break").unlink()
     assert command(files, data)["exit_code"] == 1 and fake() == []
     assert command(files, data, "--retry")["exit_code"] == 0 and fake() == ["0.01 0.5"]
+
+
+def test_a_budget_ends_the_trials_and_the_best_so_far_is_written(files, data, fake, capsys, monkeypatch):
+    with pytest.raises(ValueError, match="no trial came to a result; the first one ended with: the budget of 0s"):
+        command(files, data, "--budget", "0s")
+    assert fake() == []
+    monkeypatch.setattr(runner.time, "monotonic", partial(next, itertools.count(0, 20)))  # 20 s a look
+    figures = command(files, data, "--budget", "1m")
+    done = len(fake())
+    assert 0 < done < 4 and figures["trials"] == 4
+    assert f"out of {done} trials ({4 - done} not run)" in (files / "out" / "tuned" / NAME / "my SASRec.yaml").read_text()
+    said = capsys.readouterr().out
+    assert f"{4 - done} cells left; the same command goes on" in said and said.count("not run") == 4 - done
 
 
 def test_without_any_result_nothing_is_written(files, data, fake):

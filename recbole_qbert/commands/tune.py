@@ -33,6 +33,7 @@ def add_commands(add: Any) -> None:
     command.add_argument("--files", nargs="+", default=[], metavar="FILE", help="property files in place of the row's")
     command.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
     command.add_argument("--threads", type=int, help="of each trial (default: the cores divided by --jobs)")
+    command.add_argument("--budget", metavar="TIME", help="start no further trial after 2h, 30m, 1h30m ...")
     command.add_argument("--retry", action="store_true", help="try again what failed before")
 
 
@@ -43,6 +44,7 @@ def tune(args: argparse.Namespace) -> Figures:
         ValueError: the space, a name or a property is refused, or no trial came to a result.
     """
     refuse_none_at_a_time(args)
+    budget = runner.duration(args.budget) if args.budget else None
     suite, output = spec.load(args.suite), Path(args.output)
     row = tuning.row_of(args.model, suite, args.files)
     space = tuning.read_space(Path(args.space) if args.space else tuning.space_file(row.model))
@@ -52,17 +54,18 @@ def tune(args: argparse.Namespace) -> Figures:
         archive.refuse(kept, output, [])
         archive.take(kept, output, args.dataset)
     trials = tuning.plan(row, suite, grid, args.dataset, Path(args.data_path), output, args.properties)
+    cells = [trial.cell for trial in trials]
     try:
-        outcome = runner.run([trial.cell for trial in trials], jobs=args.jobs, threads=args.threads, retry=args.retry)
+        outcome = runner.run(cells, jobs=args.jobs, threads=args.threads, retry=args.retry, budget=budget)
     except runner.Interrupted as signal:
         say(f"stopped by {signal}; the same command goes on with the trials that are not finished (results: {output})")
         return {"exit_code": 130}
     finally:
         if kept:
-            archive.keep(kept, output, [trial.cell for trial in trials])
+            archive.keep(kept, output, cells)
     chosen = tuning.best(trials)
     if chosen is None:
-        reason = next(iter(outcome.failed.values()))
+        reason = next(iter(outcome.failed.values()), f"the budget of {args.budget}, before it was started")
         raise ValueError(f"no trial came to a result; the first one ended with: {reason}")
     _print(trials, chosen)
     path = tuning.write(row.name, trials, output, args.dataset, f"python {typed(args, TYPED)}")
@@ -86,5 +89,5 @@ def _print(trials: list[tuning.Trial], chosen: tuning.Trial) -> None:
     width = max(map(len, titles))
     say(f"{'':<{width}}  validation {tuning.METRIC}")
     for title, trial in zip(titles, trials, strict=True):
-        score = "failed" if trial.score is None else f"{trial.score:.4f}"
+        score = f"{trial.score:.4f}" if trial.score is not None else "failed" if trial.cell.failure() else "not run"
         say(f"{title:<{width}}  {score}{'  <- chosen' if trial is chosen else ''}")

@@ -48,8 +48,7 @@ class Cell:
     def result(self) -> dict[str, Any] | None:
         """``cell.json``; ``None`` while it is not there, or without the checkpoint or the IDs that are wanted."""
         found = _read_json(self.folder / "cell.json")
-        lacks = found and ((self.row.keep and not found["checkpoint"]) or (self.with_ids and found.get("archived")))
-        return None if lacks else found
+        return found if found and serves(found, self.row.keep, self.with_ids) else None
 
     def failure(self) -> dict[str, Any] | None:
         """``failed.json``: ``reason`` and the end of the ``log``."""
@@ -59,6 +58,11 @@ class Cell:
         """Rank of every user's test item by setting, ``[U]`` int32 each, and the ``users`` (RecBole's ids)."""
         with np.load(self.folder / "ranks.npz", allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+
+
+def serves(result: Mapping[str, Any], keep: bool, with_ids: bool) -> bool:
+    """Whether a result has the checkpoint, and the IDs beside it, if they are wanted."""
+    return not (keep and not result["checkpoint"]) and not (with_ids and result.get("archived"))
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ def plan(
                 known = _known_properties(row, suite, dataset, data_path)
                 common = {key: value for key, value in {**suite.shared, **given}.items() if key in known}
                 asked[row.name] = _asked(row, common, dataset, data_path, output, sources, tuned)
+                asked[row.name]["unknown"] = [key for key in given if key not in known]
             understood |= known
     if not suite.rows:
         understood = set(plugin.known_properties(MODEL))
@@ -218,7 +223,8 @@ def _asked(
     if sources and row.model != MODEL:
         raise ValueError(f"only {MODEL} is pretrained on --sources, not {row.model}")
     tuned = tuned_settings / f"{row.tuned}.yaml"
-    files = [*row.files, *([str(tuned)] if row.tuned and tuned.exists() else [])]
+    tunes = bool(row.tuned) and tuned.exists()
+    files = [*row.files, *([str(tuned)] if tunes else [])]
     settings = {**common, **row.settings}
     settings |= {key: str(Path(settings[key]).resolve()) for key in _FILES if settings.get(key)}
     paths = [str(property_file(file)) for file in files]
@@ -235,8 +241,11 @@ def _asked(
         "files": files,
         "settings": settings,
         "stages": [dict(stage) for stage in row.stages],
-        "tuned": str(tuned.relative_to(output)) if row.tuned and tuned.exists() else None,
+        "tuned": str(tuned.relative_to(output)) if tunes else None,
+        "overridden": [key for key in read_yaml(tuned, "property") if key in settings] if tunes else [],
         "validated": validated(config),
+        "prior_inside": config["structural_prior"] == "cooccurrence",
+        "most_epochs": {**settings, **(row.stages[-1] if row.stages else {})}.get("epochs", config["epochs"]),
         "vocabularies": str(output / "vocabularies" / dataset),
         "pretrained": str(output / "pretrained" / dataset),
         "keep": row.keep,

@@ -45,6 +45,8 @@ class Line:
         validated: of ``spec.EVALUATIONS``, by which epochs and prior were chosen; empty in such tables.
         kept: properties that were given for all rows, and have the row's own value here, or in one of its stages.
         without_prior: seeds whose results lack the prior that a line below this one is of.
+        unknown: properties that were given for all rows, and mean nothing to the row's model.
+        capped: seeds whose training the property ``epochs`` ended, not early stopping.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Line:
     validated: str = ""
     kept: Mapping[str, Any] = field(default_factory=dict)
     without_prior: tuple[int, ...] = ()
+    unknown: tuple[str, ...] = ()
+    capped: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, known: Mapping[str, Any]) -> Line:
@@ -80,7 +84,7 @@ class Line:
             for setting, metrics in known["figures"].items()
         }
         tests = {setting: Paired(**test) for setting, test in known["tests"].items()}
-        lists = {name: tuple(known.get(name, ())) for name in ("seeds", "revisions", "without_prior")}
+        lists = {n: tuple(known.get(n, ())) for n in ("seeds", "revisions", "without_prior", "unknown", "capped")}
         failed = {int(seed): reason for seed, reason in known["failed"].items()}
         return cls(**{**known, **lists, "figures": figures, "tests": tests, "failed": failed, "earlier": True})
 
@@ -152,14 +156,15 @@ def _kept(row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tuned(plan: Plan, cell: Cell) -> str:
-    """``4 trials on X``, ``4 trials of the row default on X`` for cells with settings of the ``tune`` command."""
+    """``4 trials on X``, ``4 trials of the row default on X, but for KEY``: settings of the ``tune`` command; or empty."""
     if not cell.asked["tuned"]:
         return ""
     path = plan.output / cell.asked["tuned"]
     trials = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) if path.with_suffix(".json").exists() else []
     done = sum(trial["ndcg@10"] is not None for trial in trials)
     whose = "" if path.stem == cell.row.name else f" of the row {path.stem}"
-    return f"{done or 'unknown'} trials{whose} on {path.parent.name}"
+    but = f", but for {', '.join(cell.asked['overridden'])}" if cell.asked["overridden"] else ""
+    return f"{done or 'unknown'} trials{whose} on {path.parent.name}{but}"
 
 
 def _line(
@@ -171,11 +176,10 @@ def _line(
     if prefix:
         results = [(cell, result) for cell, result in results if _has(cell, result, prefix)]
         common, failed = {**common, "note": "", "published": {}, "kept": {}}, {}
-    elif cells[0].row.prior:
-        without = tuple(cell.seed for cell, result in results if not _has(cell, result, "prior_"))
-        common = {**common, "without_prior": without}
     if not results:
         return Line(name, **common, asked=len(cells), failed=failed)
+    if not prefix:
+        common = {**common, **_remarkable(cells[0], results)}
     figures = {
         setting: {
             metric: Spread.of(r["test"][prefix + setting][metric] for _, r in results) for metric in plan.suite.metrics
@@ -196,6 +200,16 @@ def _line(
         revisions=tuple(sorted({r["revision"] for _, r in results if r["revision"]})), key=cells[0].asked["key"],
         validated=cells[0].asked["validated"],
     )  # fmt: skip
+
+
+def _remarkable(first: Cell, results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> dict[str, tuple[Any, ...]]:
+    """Of a row's line, what a reader must know besides its figures."""
+    lacks_prior = first.row.prior and not first.asked["prior_inside"]
+    return {
+        "unknown": tuple(first.asked["unknown"]),
+        "capped": tuple(cell.seed for cell, result in results if result["epochs"] >= first.asked["most_epochs"] > 1),
+        "without_prior": tuple(cell.seed for cell, r in results if lacks_prior and not _has(cell, r, "prior_")),
+    }
 
 
 def _has(cell: Cell, result: Mapping[str, Any], prefix: str) -> bool:

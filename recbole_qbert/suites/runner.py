@@ -145,9 +145,8 @@ def _once(cells: Iterable[Cell]) -> Iterable[Cell]:
 
 def _start(cell: Cell, threads: int, worker: Sequence[str]) -> _Child:
     cell.folder.mkdir(parents=True, exist_ok=True)
-    for name in ("failed.json", "cell.json"):  # the latter: without the checkpoint that is to be kept
-        (cell.folder / name).unlink(missing_ok=True)
-    write_json(cell.folder / "config.json", cell.asked)
+    (cell.folder / "failed.json").unlink(missing_ok=True)
+    write_json(cell.folder / "config.json", {**cell.asked, "with_ids": cell.with_ids})
     environment = dict(os.environ)
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     # The same code wherever the child stands; the same order of sets in every run.

@@ -76,8 +76,14 @@ def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
     if comparison.given:
         notes.append(of_every_row(comparison.given))
     notes += [f"{line.row} keeps its own {listed(line.kept)}." for line in comparison.lines if line.kept]
+    notes += [f"{line.row} knows no {', '.join(line.unknown)}." for line in comparison.lines if line.unknown]
     notes += [
-        f"{line.row}: no prior with the seeds {', '.join(map(str, line.without_prior))}, whose cells are of another version."
+        f"{line.row}: the property epochs ended the training, not early stopping, with the seeds {_list(line.capped)}."
+        for line in comparison.lines
+        if line.capped
+    ]
+    notes += [
+        f"{line.row}: no prior with the seeds {_list(line.without_prior)}, whose cells are of another version."
         for line in comparison.lines
         if line.without_prior
     ]
@@ -116,6 +122,10 @@ def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
 def of_every_row(given: Mapping[str, object]) -> str:
     """Which properties the command line gave."""
     return f"Given for every row: {listed(given)}."
+
+
+def _list(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _names(lines: Iterable[Line]) -> str:

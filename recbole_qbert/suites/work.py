@@ -28,7 +28,7 @@ from recbole_qbert.artifacts import alone, digest, read_json, whole, write_json
 from recbole_qbert.commands import MODEL, vocabulary
 from recbole_qbert.models.qbert4rec import ids_file
 from recbole_qbert.suites import curve
-from recbole_qbert.suites.cells import FORMAT, fingerprint, identity, property_file, validated
+from recbole_qbert.suites.cells import FORMAT, fingerprint, identity, property_file, serves, validated
 from recbole_qbert.suites.spec import EVALUATIONS
 
 LOG_LINES = 40
@@ -61,7 +61,9 @@ def run(folder: Path) -> None:
     asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with alone(folder):
         done = folder / "cell.json"
-        if done.exists() and (not asked["keep"] or json.loads(done.read_text(encoding="utf-8"))["checkpoint"]):
+        if done.exists() and serves(
+            json.loads(done.read_text(encoding="utf-8")), asked["keep"], asked.get("with_ids", False)
+        ):
             return  # another process was quicker
         with runs.inside(folder / "work"):
             result, ranks = _run(asked)
@@ -157,7 +159,7 @@ def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, An
     done = folder / "stage.json"
     with alone(folder):
         if done.exists():
-            known = read_json(done, "delete it, and the stage goes on from its checkpoints")
+            known = read_json(done, "delete it, and the stage is trained anew")
             known["checkpoint"] = str(folder / known["checkpoint"])
             if Path(known["checkpoint"]).exists():
                 return known
