@@ -275,6 +275,9 @@ def _rebuild_config(checkpoint: Mapping[str, Any], path: str) -> Config:
     }
     if model == "QBERT4Rec":  # its weights are at hand: there are none to start from, and no stage is to run again
         settings |= {"pretrained": None, "rebuild": False}
+        folder, data = (external.get(key) for key in ("semantic_id_dir", "data_path"))
+        if folder and data and Path(folder).resolve() == (Path(data) / dataset).resolve():  # was not refused once
+            settings["semantic_id_dir"] = None
     with clean_argv():
         return Config(model=model, dataset=dataset, config_dict=settings)
 

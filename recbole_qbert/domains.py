@@ -57,9 +57,6 @@ def union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> 
     made_from = {"datasets": list(datasets), "inputs": inputs}
 
     def build() -> dict[str, Any]:
-        parts = ["item", "items.txt", "features.json", *(f"{old}.npy" for old in features.available(target, name))]
-        for part in parts:  # of an earlier union, which had more
-            (target / f"{name}.{part}").unlink(missing_ok=True)
         count = _unite_interactions(folders, target / f"{name}.inter")
         if texts:
             _unite_items(folders, target / f"{name}.item")
@@ -67,6 +64,10 @@ def union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> 
             _unite_features(folders, target, name, modalities)
         return {"interactions": count, "modalities": list(modalities), "texts": texts}
 
+    parts = [".item", ".items.txt", *(f".{old}.npy" for old in features.available(target, name))]
+    left = {*parts, ".features.json"} - {*ends, *([".features.json"] if modalities else [])}
+    for end in left:  # of an earlier union, which had more
+        (target / f"{name}{end}").unlink(missing_ok=True)
     Stage(target, f"{name}.union", made_from, [target / f"{name}{end}" for end in ends]).run(build)
     _link_images(folders, target / "images")
     return target

@@ -34,6 +34,16 @@ class Neighbours:
     nearest: np.ndarray
     weights: np.ndarray
 
+    def and_of(self, others: Neighbours) -> Neighbours:
+        """These, and behind them those of other items; of two lengths ``k`` the shorter rows end in weights of 0."""
+        width = max(self.nearest.shape[1], others.nearest.shape[1])
+        nearest, weights = [], []
+        for part in (self, others):
+            more = ((0, 0), (0, width - part.nearest.shape[1]))
+            nearest.append(np.pad(part.nearest, more, "edge") if part.items else np.empty((0, width), dtype="U1"))
+            weights.append(np.pad(part.weights, more) if part.items else np.empty((0, width), dtype=np.float32))
+        return Neighbours(self.items + others.items, np.concatenate(nearest), np.concatenate(weights))
+
     def save(self, path: Path) -> None:
         """Write an atomic file, one row a new item; whole or not at all."""
         with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:

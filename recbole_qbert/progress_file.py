@@ -42,7 +42,8 @@ class ProgressFile:
         self.checkpoint = checkpoint
         self.path, self.log = checkpoint.with_suffix(".progress"), checkpoint.with_suffix(".jsonl")
         settings = {k: str(v) for k, v in config.final_config_dict.items() if k not in _VOLATILE}
-        self.run = digest([settings, start])  # and of the validation rows, from ``fit`` on
+        self.start = digest([settings, start])
+        self.run = self.start  # and the validation rows, from ``fit`` on
         self.started = time.perf_counter()
 
     def fit(
@@ -61,7 +62,7 @@ class ProgressFile:
             What ``fit`` returns: best score and result on validation; those of the file where nothing is left to do.
         """
         if valid_data:
-            self.run = digest([self.run, of_rows(valid_data._dataset)])
+            self.run = digest([self.start, of_rows(valid_data._dataset)])
         if self.load(trainer):
             finished = trainer.cur_step > trainer.stopping_step or trainer.start_epoch >= trainer.epochs
             trainer.logger.info(f"{self.path}: {'finished' if finished else 'going on'} at epoch {trainer.start_epoch}")

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from recbole_qbert import cli, semantic_ids
+from recbole_qbert.commands import training
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -54,6 +56,19 @@ def test_train_runs_all_stages_and_writes_its_figures(call, tmp_path, monkeypatc
     assert not list(elsewhere.iterdir()), "everything goes under --output"
     for stage in ("pretrain", "finetune"):
         assert torch.load(figures["checkpoints"][stage], weights_only=True)["state_dict"]
+
+
+def test_figures_of_whole_ids_count_every_item():
+    """Also where no code set has them all: two items have text, two others an image."""
+    codes = np.array([[0, -1], [1, -1], [-1, 0], [-1, 1]])
+    half = {
+        "unique_before": 2,
+        "levels": ["a"],
+        "usage_per_level": [1.0],
+        "perplexity_per_level": [2.0],
+    }
+    figures = training.summarise([half, half | {"levels": ["A"]}], codes)
+    assert figures["items"] == figures["unique"] == 4 and figures["levels"] == ["a", "A"]
 
 
 def test_stages_are_kept_and_built_anew_when_something_changed(call, tmp_path, caplog):

@@ -98,6 +98,20 @@ def test_one_image_an_item(tmp_path: Path, weights: Path) -> None:
     assert json.loads((folder / "toy.features.json").read_text()) == {"image": record}
 
 
+def test_an_overflow_is_not_taken_for_no_image(tmp_path: Path) -> None:
+    class Overflow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def encode_image(self, pictures: torch.Tensor, normalize: bool) -> torch.Tensor:
+            return torch.full((len(pictures), 4), torch.nan)
+
+    encoder = ImageEncoder(Overflow(), lambda image: torch.zeros(3, 8, 8), "fp32", 1, 2)
+    vectors = encoder([[draw(tmp_path / "a.png")], []]).vectors
+    assert np.isinf(vectors[0]).all() and np.isnan(vectors[1]).all()
+
+
 def test_several_images_an_item(tmp_path: Path, weights: Path) -> None:
     folder = shop(tmp_path)
     for batch_size in (1, 2, 64):

@@ -45,6 +45,19 @@ def test_items_without_features_have_no_neighbours(tmp_path):
     assert newcomers.load(tmp_path / "none.neighbours").items == none.items == ()
 
 
+def test_neighbours_of_two_additions_are_joined():
+    old = described({"text": [[1, 0], [0, 1], [-1, 0]]})
+    new = described({"text": [[1, 0.1], [0, 1]]})
+    many, few = newcomers.neighbours(new, old, count=3), newcomers.neighbours(new, old, count=1)
+    for first, second in ((many, few), (few, many)):
+        both = first.and_of(second)
+        assert both.items == first.items + second.items and both.nearest.shape == both.weights.shape == (4, 3)
+        np.testing.assert_allclose(both.weights.sum(1), 1, rtol=1e-6)
+        assert both.nearest[:, 0].tolist() == [*first.nearest[:, 0], *second.nearest[:, 0]]
+    none = newcomers.neighbours(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
+    assert none.and_of(many).nearest.tolist() == many.and_of(none).nearest.tolist() == many.nearest.tolist()
+
+
 def test_neighbours_survive_the_file_and_bad_files_are_named(tmp_path):
     random = np.random.default_rng(0)
     old, new = described({"text": random.normal(size=(9, 4))}), described({"text": random.normal(size=(3, 4))})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import recbole_qbert
-from recbole_qbert import compat, cooccurrence, export, paths, runs, semantic_ids
+from recbole_qbert import checkpoints, compat, cooccurrence, export, paths, runs, semantic_ids
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -230,6 +230,20 @@ def test_the_folder_of_the_data_is_no_folder_for_ids(data, tmp_path):
     with runs.inside(tmp_path), pytest.raises(ValueError, match="is the folder of the data set itself"):
         runs.train(configure(data, tmp_path, semantic_id_dir=str(data / NAME)))
     assert not (data / NAME / f"{NAME}.sid").exists()
+
+
+def test_a_checkpoint_of_when_that_was_allowed_is_read(tmp_path):
+    folder = write_dataset(tmp_path / "data", NAME)
+    with runs.inside(tmp_path):
+        trained = runs.train(configure(folder, tmp_path, epochs=1))
+        built, path = Path(trained.config["semantic_id_dir"]), trained.trainer.saved_model_file
+        for name in (f"{NAME}.sid", f"{NAME}.sid.json"):
+            (built / name).rename(folder / NAME / name)
+        checkpoint = checkpoints.load_checkpoint(path)
+        checkpoint["config"]["external"]["semantic_id_dir"] = str(folder / NAME)
+        checkpoints.write_checkpoint(checkpoint, Path(path))
+        _, model, *_ = recbole_qbert.load_data_and_model(path)
+    assert torch.equal(model.network.codes, trained.model.network.codes)
 
 
 def test_excluded_history_never_comes_first(data, tmp_path):

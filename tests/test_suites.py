@@ -811,7 +811,7 @@ def test_the_table_says_what_a_row_does_not_know_and_what_ended_it(tmp_path):
     made = [replace(cell, asked={**cell.asked, **asked[cell.row.name]}) for cell in made]
     text = kinds.make(replace(compared(tmp_path, made, (one, two, three)), given={"dropout": 0.3}))
     assert "- Given for every row: dropout=0.3.\n- one knows no dropout.\n" in text
-    assert "- two: the property epochs ended the training, not early stopping, with the seeds 3.\n" in text
+    assert "- two: with the seeds 3 all epochs were run that the property epochs allows.\n" in text
     assert text.count("the property epochs") == 1 and "no prior" not in text
     assert "unknown trials of the row x on D, but for learning_rate: three.\n" in text
 

@@ -130,13 +130,37 @@ def test_a_second_addition_goes_on_from_the_first(made, tmp_path, capsys):
     assert second.items == (*first.items, "n0", "n2")
     assert np.array_equal(second.codes[: len(first.items)], first.codes)
     assert set(newcomers.load(newcomers.beside(more)).items) == {"n0", "n1", "n2"}
+    near = newcomers.load(newcomers.beside(more))
     described(tmp_path, items, loaded, {"n3": 5})
-    assert cli.main([*command, "--sid", str(more)]) == 2
-    assert "does not list (first: n0)" in capsys.readouterr().err
+    assert cli.main(command) == 2, "n0 to n2 would lose their IDs"
+    assert "3 items would lose the ID" in capsys.readouterr().err
     assert semantic_ids.load(more).items == second.items
+    assert cli.main([*command, "--sid", str(more)]) == 0
+    third = newcomers.load(newcomers.beside(more))
+    assert third.items == (*near.items, "n3") and third.nearest[:3].tolist() == near.nearest.tolist()
+    features.save(tmp_path, "X", ["n4"], {name: matrix[:1] for name, matrix in loaded.items()}, {})
+    assert cli.main([*command, "--sid", str(more)]) == 0, "none of the old items is listed"
+    assert newcomers.load(newcomers.beside(more)).items == third.items
+    assert semantic_ids.load(more).items == (*second.items, "n3", "n4")
     replace(second, vocabulary="other").save(tmp_path / "other.sid")
     assert cli.main([*command, "--sid", str(tmp_path / "other.sid")]) == 2
     assert "of another vocabulary" in capsys.readouterr().err
+
+
+def test_a_data_set_of_a_union_goes_on_under_its_own_names(made):
+    """Its files lack the other data sets, whose IDs stay taken."""
+    data, folder = made
+    tokenizer = Tokenizer.load(folder)
+    items = tuple(f"{'AX'[row % 2]}/{item}" for row, item in enumerate(tokenizer.ids.items))
+    tokenizer = replace(tokenizer, ids=replace(tokenizer.ids, items=items))
+    new = renamed(data, [1, 2, 3])
+    first = tokenizer.add(replace(new, items=("X/n1", "X/n2", "X/n3"))).of_domain("X")
+    extended = tokenizer.extended(first, "more.sid", "X")
+    assert extended.ids.items == (*items, "X/n1", "X/n2", "X/n3")
+    second = extended.add(replace(new, items=("X/n4", "X/n5", "X/n6")))
+    assert np.array_equal(second.of_domain("X").aligned(first.items, "second"), first.codes)
+    with pytest.raises(ValueError, match=r"more.sid .* 20 of 20 items"):
+        tokenizer.extended(first, "more.sid", "A")
 
 
 def test_an_item_without_the_modalities_of_the_vocabulary_stands_where_the_average_item_stands(made):

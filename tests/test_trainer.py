@@ -152,6 +152,9 @@ def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_
     again = train(configure(checkpoint_file=file), tmp_path)
     assert Path(file).stat().st_mtime_ns == stamp
     assert again.valid == first.valid and again.test() == first.test()
+    rows = again.valid_data
+    twice = again.trainer.progress.fit(again.trainer, lambda callback: pytest.fail("trained again"), rows, rows, None)
+    assert twice[0] == again.trainer.best_valid_score
     more = train(configure(checkpoint_file=file, epochs=6), tmp_path)
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 6
     straight = train(configure(checkpoint_file=str(tmp_path / "straight.pth"), epochs=6), tmp_path)

@@ -12,6 +12,7 @@ from typing import Any
 from recbole_qbert import compat, newcomers, pipeline, runs, semantic_ids
 from recbole_qbert import features as features_files
 from recbole_qbert.commands import Figures, configuration, folder_of, refuse_properties
+from recbole_qbert.features import ItemFeatures
 from recbole_qbert.semantic_ids import SemanticIDs
 from recbole_qbert.terminal import say, show_bars, show_stages
 from recbole_qbert.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def add(args: argparse.Namespace) -> Figures:
     named = tuple(f"{domain}/{item}" for item in new) if domain else new
     ids = of_data_set(tokenizer.add(replace(loaded, items=named)))
     _require_kept(ids, target)
-    near = _neighbours(args, trained, listed, known, tuple(loaded.vectors))
+    near = _neighbours(args, replace(loaded, items=new), [item for item in listed if item in trained])
     if near is not None:
         near.save(newcomers.beside(target))
     ids.save(target)
@@ -94,41 +95,33 @@ def add(args: argparse.Namespace) -> Figures:
 
 
 def _require_kept(ids: SemanticIDs, target: Path) -> None:
-    """Refuse to give an item another ID than it has in the file that would be replaced."""
+    """Refuse to take an ID from an item that has it in the file that would be replaced."""
     if not target.exists():
         return
     there = semantic_ids.load(target)
     row_of = {item: row for row, item in enumerate(ids.items)}
-    moved = [item for row, item in enumerate(there.items) if item in row_of and ids.text(row_of[item]) != there.text(row)]
+    moved = [item for row, item in enumerate(there.items) if item not in row_of or ids.text(row_of[item]) != there.text(row)]
     if moved:
         raise ValueError(
-            f"{target} gives {len(moved)} items another ID than this would (first: {moved[0]}): go on from it with "
-            f"--sid {target}, or name another file with --to"
+            f"{len(moved)} items would lose the ID that they have in {target}, or get another (first: {moved[0]}): go on "
+            f"from it with --sid {target}, or name another file with --to"
         )
 
 
-def _neighbours(
-    args: argparse.Namespace, trained: set[str], listed: Sequence[str], known: Sequence[str], modalities: Sequence[str]
-) -> newcomers.Neighbours | None:
-    """Of all items that came after training, also of those of an earlier ``add``; ``None`` without items of the training."""
-    folder, described = Path(args.features), [item for item in listed if item in trained]
+def _neighbours(args: argparse.Namespace, new: ItemFeatures, described: Sequence[str]) -> newcomers.Neighbours | None:
+    """Of new items among ``described`` ones of the training, behind those of an earlier ``add``; ``None`` for none."""
+    folder = Path(args.features)
+    earlier = newcomers.beside(Path(args.sid)) if args.sid else None
+    before = newcomers.load(earlier) if earlier and earlier.exists() else None
     if not described:
         log.warning(
             "%s lists none of the existing items: new items are ranked by their codes alone, which is coarser", folder
         )
-        return None
-    lost = sorted({*known} - trained - {*listed})
-    if lost:
-        raise ValueError(
-            f"{args.sid} has {len(lost)} items of an earlier add that {folder / args.dataset}.items.txt does not list "
-            f"(first: {lost[0]}): list them too, with their features, or their neighbours would be lost"
-        )
-    later = [item for item in listed if item not in trained]
-    new, old = (features_files.load(folder, args.dataset, items, modalities) for items in (later, described))
-    near = newcomers.neighbours(new, old)
-    if len(near.items) < len(later):
-        log.warning("%d new items have no features: they are ranked by their codes alone", len(later) - len(near.items))
-    return near
+        return before
+    near = newcomers.neighbours(new, features_files.load(folder, args.dataset, described, tuple(new.vectors)))
+    if len(near.items) < len(new.items):
+        log.warning("%d new items have no features: they are ranked by their codes alone", len(new.items) - len(near.items))
+    return before.and_of(near) if before else near
 
 
 def builder_of(args: argparse.Namespace) -> pipeline.Builder:

@@ -79,6 +79,7 @@ def tune(args: argparse.Namespace) -> Figures:
         "chosen": chosen.point,
         f"valid {tuning.METRIC}": chosen.score,
         "trials": len(trials),
+        "left": len(outcome.left),
         "exit_code": int(bool(outcome.failed)),
     }
 

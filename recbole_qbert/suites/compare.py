@@ -46,7 +46,7 @@ class Line:
         kept: properties that were given for all rows, and have the row's own value here, or in one of its stages.
         without_prior: seeds whose results lack the prior that a line below this one is of.
         unknown: properties that were given for all rows, and mean nothing to the row's model.
-        capped: seeds whose training the property ``epochs`` ended, not early stopping.
+        capped: seeds that ran all of the epochs, if several, that the property ``epochs`` allows.
     """
 
     name: str

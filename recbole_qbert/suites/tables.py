@@ -78,7 +78,7 @@ def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
     notes += [f"{line.row} keeps its own {listed(line.kept)}." for line in comparison.lines if line.kept]
     notes += [f"{line.row} knows no {', '.join(line.unknown)}." for line in comparison.lines if line.unknown]
     notes += [
-        f"{line.row}: the property epochs ended the training, not early stopping, with the seeds {_list(line.capped)}."
+        f"{line.row}: with the seeds {_list(line.capped)} all epochs were run that the property epochs allows."
         for line in comparison.lines
         if line.capped
     ]

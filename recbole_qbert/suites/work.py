@@ -67,6 +67,7 @@ def run(folder: Path) -> None:
             return  # another process was quicker
         with runs.inside(folder / "work"):
             result, ranks = _run(asked)
+        done.unlink(missing_ok=True)  # one that did not serve: its figures are not those of the new ranks
         with whole(folder / "ranks.npz") as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, **ranks)
         checkpoint = Path(result["checkpoint"]) if asked["keep"] else None
