@@ -64,10 +64,10 @@ def union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> 
             _unite_features(folders, target, name, modalities)
         return {"interactions": count, "modalities": list(modalities), "texts": texts}
 
-    parts = [".item", ".items.txt", *(f".{old}.npy" for old in features.available(target, name))]
-    left = {*parts, ".features.json"} - {*ends, *([".features.json"] if modalities else [])}
-    for end in left:  # of an earlier union, which had more
-        (target / f"{name}{end}").unlink(missing_ok=True)
+    kept = [*ends, ".features.json"] if modalities else ends
+    for end in (".item", ".items.txt", ".features.json", *(f".{old}.npy" for old in features.available(target, name))):
+        if end not in kept:  # of an earlier union, which had more
+            (target / f"{name}{end}").unlink(missing_ok=True)
     Stage(target, f"{name}.union", made_from, [target / f"{name}{end}" for end in ends]).run(build)
     _link_images(folders, target / "images")
     return target

@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +138,14 @@ class ProgressFile:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+def of_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """SHA-256 of the content of each."""
+    return {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+
+
 def of_rows(dataset: Any) -> dict[str, str]:
     """SHA-256 of every column of a RecBole data set."""
-    columns = dataset.inter_feat
-    return {name: hashlib.sha256(columns[name].cpu().numpy().tobytes()).hexdigest() for name in columns}
+    return of_tensors({name: dataset.inter_feat[name] for name in dataset.inter_feat})
 
 
 def _random_state(order: torch.Generator) -> dict[str, Any]:

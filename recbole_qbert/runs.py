@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from recbole_qbert import checkpoints, compat
 from recbole_qbert.artifacts import digest
 from recbole_qbert.cooccurrence import CooccurrencePrior
 from recbole_qbert.pipeline import Catalogue
-from recbole_qbert.progress_file import ProgressFile, of_rows
+from recbole_qbert.progress_file import ProgressFile, of_rows, of_tensors
 from recbole_qbert.ranking import rank_of
 from recbole_qbert.trainer import QBERT4RecTrainer
 
@@ -181,8 +180,7 @@ def goes_on(trainer: Any) -> bool:
 
 def _start(model: torch.nn.Module, rows: Any) -> str:
     """What a training starts from: weights and data."""
-    weights = {name: hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest() for name, x in model.state_dict().items()}
-    return digest([weights, of_rows(rows)])
+    return digest([of_tensors(model.state_dict()), of_rows(rows)])
 
 
 def add_prior(run: Run) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,11 @@ class Trial:
         """The validation metric; ``None`` while there is no result."""
         result = self.cell.result()
         return None if result is None else float(result["valid"][METRIC])
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``failed`` or ``not run`` (yet, or not to its end)."""
+        return "finished" if self.cell.result() is not None else "failed" if self.cell.failure() else "not run"
 
 
 def space_file(model: str) -> Path:
@@ -170,13 +176,11 @@ def write(name: str, trials: Sequence[Trial], output: Path, dataset: str, comman
     """
     chosen = best(trials)
     assert chosen is not None
-    done = [trial for trial in trials if trial.score is not None]
-    failed = [trial for trial in trials if trial.score is None and trial.cell.failure()]
-    counts = {"failed": len(failed), "not run": len(trials) - len(done) - len(failed)}
-    rest = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    count = Counter(trial.state for trial in trials)
+    rest = ", ".join(f"{count[state]} {state}" for state in ("failed", "not run") if count[state])
     path = output / "tuned" / dataset / f"{name}.yaml"
     lines = [
-        f"Chosen for {name} on {dataset} out of {len(done)} trials" + (f" ({rest})" if rest else ""),
+        f"Chosen for {name} on {dataset} out of {count['finished']} trials" + (f" ({rest})" if rest else ""),
         f"validation {METRIC} {chosen.score:.6f} with seed {SEED}; all trials: {name}.json",
         command.replace("\n", " "),
     ]

@@ -90,5 +90,5 @@ def _print(trials: list[tuning.Trial], chosen: tuning.Trial) -> None:
     width = max(map(len, titles))
     say(f"{'':<{width}}  validation {tuning.METRIC}")
     for title, trial in zip(titles, trials, strict=True):
-        score = f"{trial.score:.4f}" if trial.score is not None else "failed" if trial.cell.failure() else "not run"
+        score = trial.state if trial.score is None else f"{trial.score:.4f}"
         say(f"{title:<{width}}  {score}{'  <- chosen' if trial is chosen else ''}")
