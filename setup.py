@@ -56,7 +56,7 @@ setup(
     entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},
     install_requires=[
         "recbole==1.2.1",  # the plugin reaches into its registries and shims its trainer
-        "torch>=2.4",
+        "torch>=2.6",
         "numpy>=1.23,<2",  # ray and RecBole use names that numpy 2 dropped
         "pandas>=2,<3",  # RecBole aggregates with `agg(len)`, which pandas 3 changed
         "scipy>=1.10,<2",

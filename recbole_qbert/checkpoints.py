@@ -27,7 +27,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from scipy import sparse
 
 from recbole_qbert.artifacts import whole
-from recbole_qbert.compat import clean_argv, quick_start, replace
+from recbole_qbert.compat import PICKLED_CACHES, clean_argv, quick_start, replace, without_pickled_caches
 from recbole_qbert.processes import rank
 
 FORMAT = 1
@@ -247,9 +247,10 @@ def load_data_and_model(
     quick_start.init_seed(config["seed"], config["reproducibility"])
     quick_start.init_logger(config)
     logging.getLogger().info(config)
-    dataset = quick_start.create_dataset(config)
-    logging.getLogger().info(dataset)
-    train_data, valid_data, test_data = quick_start.data_preparation(config, dataset)
+    with without_pickled_caches():
+        dataset = quick_start.create_dataset(config)
+        logging.getLogger().info(dataset)
+        train_data, valid_data, test_data = quick_start.data_preparation(config, dataset)
     quick_start.init_seed(config["seed"], config["reproducibility"])
     model = quick_start.get_model(config["model"])(config, train_data._dataset).to(config["device"])
     model.load_state_dict(checkpoint["state_dict"])
@@ -271,7 +272,7 @@ def _rebuild_config(checkpoint: Mapping[str, Any], path: str) -> Config:
         # Config evaluates the strings of a config_dict (configurator.py:127): "[5,10]" would become a list.
         key: repr(value) if isinstance(value, str) else copy.deepcopy(value)
         for key, value in external.items()
-        if key not in _DDP_KEYS
+        if key not in _DDP_KEYS | PICKLED_CACHES
     }
     if model == "QBERT4Rec":  # its weights are at hand: there are none to start from, and no stage is to run again
         settings |= {"pretrained": None, "rebuild": False}

@@ -6,8 +6,8 @@
 * :func:`processes_without_gpu` - several processes need NCCL, and so a GPU each.
 * :func:`folders_made_together` - several processes that make the same folder fail.
 
-Beside them, for callers: :func:`fresh_logging`, :func:`clean_argv`, :class:`ConfigValues`. ``checkpoints.py`` is of the same
-kind, for files.
+Beside them, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`without_pickled_caches`, :class:`ConfigValues`.
+``checkpoints.py`` is of the same kind, for files.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import recbole.data.utils
 import recbole.trainer
 import recbole.utils
 import recbole.utils.logger
@@ -38,6 +40,7 @@ with warnings.catch_warnings():  # ray 2.6.3, which this module imports, still u
     quick_start = importlib.import_module("recbole.quick_start.quick_start")
 
 __all__ = [
+    "PICKLED_CACHES",
     "ConfigValues",
     "apply",
     "clean_argv",
@@ -49,8 +52,11 @@ __all__ = [
     "processes_without_gpu",
     "quick_start",
     "replace",
+    "without_pickled_caches",
 ]
 
+#: Properties of RecBole that ask for pickles of data sets and loaders. Only a user may set them, never a file.
+PICKLED_CACHES = frozenset({"dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"})
 _MARK = "_recbole_qbert"
 
 
@@ -233,3 +239,20 @@ def clean_argv() -> Iterator[None]:
         yield
     finally:
         sys.argv = kept
+
+
+@contextlib.contextmanager
+def without_pickled_caches() -> Iterator[None]:
+    """Make RecBole build data sets and loaders from atomic files, whatever caches of them lie on the disk.
+
+    ``create_dataset`` and ``load_split_dataloaders`` (data/utils.py:59, :119) unpickle the file of ``dataset_save_path`` or
+    ``dataloaders_save_path``. Without these they take one whose path is made of ``checkpoint_dir`` and the name of the
+    data set. Unpickling runs code, and settings that come from a checkpoint may name any file.
+    """
+    module = recbole.data.utils
+    kept = module.os
+    module.os = SimpleNamespace(path=SimpleNamespace(join=kept.path.join, exists=lambda _: False))
+    try:
+        yield
+    finally:
+        module.os = kept

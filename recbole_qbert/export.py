@@ -118,12 +118,14 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; finetune and train write a checkpoint, <output>/<dataset>/finetune.pth")
     checkpoint = checkpoints.load_checkpoint(path)
-    settings = _settings(checkpoint, path)
+    settings = {key: value for key, value in _settings(checkpoint, path).items() if key not in compat.PICKLED_CACHES}
     dataset = checkpoint["config"]["dataset"]
     config = runs.configure(MODEL, dataset, data_path or settings.get("data_path", "dataset"), settings)
     catalogue = runs.catalogue_of(config)
     state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("network.")}
     state = {name.removeprefix("network."): value for name, value in state.items()}
+    if "codes" not in state:
+        raise ValueError(f"{path} holds no weights of {MODEL}: its state_dict has no network.codes")
     codes = state.pop("codes")[1:].numpy()
     if digest(catalogue.items) != (checkpoint.get("other_parameter") or {}).get("catalogue"):
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,8 @@ def configure(
 
 def catalogue_of(config: Config) -> Catalogue:
     """What stages 1 and 2 need of a data set: its items and the training part of its histories."""
-    train = create_dataset(config).build()[0]
+    with _caches_of(config):
+        train = create_dataset(config).build()[0]
     histories = [history - 1 for history in train.histories]  # rows of a catalogue start at 0, RecBole's ids at 1
     return Catalogue(config["dataset"], Path(config["data_path"]), train.item_tokens(), histories)
 
@@ -133,7 +134,8 @@ def train(
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     started = time.perf_counter()
-    train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
+    with _caches_of(config):
+        train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
     seconds["data"] = time.perf_counter() - started
     started = time.perf_counter()
     init_seed(config["seed"], config["reproducibility"])
@@ -167,6 +169,11 @@ def train(
     model.eval()
     valid = {name: float(value) for name, value in (valid or {}).items()}
     return Run(config, model, trainer, valid_data, test_data, valid, seconds)
+
+
+def _caches_of(config: Config) -> AbstractContextManager[None]:
+    """RecBole's pickled caches are read only for a user who asked for them: unpickling runs code."""
+    return nullcontext() if any(config[key] for key in compat.PICKLED_CACHES) else compat.without_pickled_caches()
 
 
 def goes_on(trainer: Any) -> bool:

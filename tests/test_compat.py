@@ -206,6 +206,26 @@ def test_a_malicious_file_is_refused_and_not_executed(write: Any) -> None:
         assert not Path("was_executed").exists()
 
 
+@pytest.mark.parametrize("key", ["dataset_save_path", "dataloaders_save_path", "checkpoint_dir"])
+def test_settings_in_a_checkpoint_do_not_make_recbole_unpickle_a_file(key: str) -> None:
+    trainer, _ = make_trainer(**SEQUENTIAL, **SMALL)
+    trainer._save_checkpoint(0, verbose=False)
+    state = checkpoints.load_checkpoint(trainer.saved_model_file)
+    name = state["config"]["dataset"]
+    planted = {
+        "dataset_save_path": ["planted.bin"],
+        "dataloaders_save_path": ["planted.bin"],
+        "checkpoint_dir": [f"planted/{name}-SequentialDataset.pth", f"planted/{name}-for-SASRec-dataloader.pth"],
+    }[key]
+    for file in planted:
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_bytes(pickle.dumps(Malicious()))
+    state["config"]["external"][key] = "planted" if key == "checkpoint_dir" else "planted.bin"
+    torch.save(state, "changed.pth")
+    config, model, *_ = checkpoints.load_data_and_model("changed.pth")
+    assert not Path("was_executed").exists() and model.n_items > 1 and config["model"] == state["config"]["model"]
+
+
 def test_only_trust_executes() -> None:
     torch.save({"config": Malicious()}, "evil.pth")
     checkpoints.load_checkpoint("evil.pth", trusted=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -74,6 +76,20 @@ def kept(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "model"
     export.write(export.from_checkpoint(checkpoint), folder)
     return folder
+
+
+def test_a_checkpoint_of_plain_values_does_not_make_an_export_unpickle_a_file(checkpoint, tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was_executed"),)
+
+    planted = tmp_path / "innocent.bin"
+    planted.write_bytes(pickle.dumps(Planted()))
+    state = checkpoints.load_checkpoint(checkpoint)
+    state["config"]["external"] |= {"dataset_save_path": str(planted), "dataloaders_save_path": str(planted)}
+    checkpoints.write_checkpoint(state, tmp_path / "changed.pth")
+    model = export.from_checkpoint(tmp_path / "changed.pth")
+    assert len(model.ids.items) and not (tmp_path / "was_executed").exists()
 
 
 @pytest.fixture
