@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from recbole_qbert.cli import main
+from recbole_qbert.cli import main as cli_main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli_main())

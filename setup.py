@@ -8,17 +8,17 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
 
 def version() -> str:
     """``__version__`` of recbole_qbert, read without importing it (that would need RecBole and torch)."""
-    for node in ast.parse((ROOT / "recbole_qbert" / "__init__.py").read_text(encoding="utf-8")).body:
+    for node in ast.parse((ROOT / "recbole_qbert" / "version.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__version__":
             return str(ast.literal_eval(node.value))
-    raise RuntimeError('recbole_qbert/__init__.py has no line `__version__ = "..."`')
+    raise RuntimeError('recbole_qbert/version.py has no line `__version__ = "..."`')
 
 
 def description() -> str:
@@ -33,8 +33,7 @@ TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff", "mypy", "g
 REPORT = ["matplotlib>=3.7"]
 TUNING = ["hyperopt==0.2.5"]  # what RecBole's HyperTuning is written for
 
-OURS = ["recbole_qbert", *(f"recbole_qbert.{room}" for room in ("commands", "models", "properties", "report", "suites"))]
-PREPARATION = ["dataset_prep", "dataset_prep.doctor", "dataset_prep.imports"]
+PACKAGES = [*find_packages(include=["recbole_qbert*", "dataset_prep*"]), "recbole_qbert.properties"]
 
 setup(
     name="recbole-qbert",
@@ -46,11 +45,11 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.12",  # from 3.12 on there is no ray that RecBole accepts
-    packages=[*OURS, *PREPARATION],
+    packages=PACKAGES,
     package_dir={"recbole_qbert.properties": "properties"},
     package_data={
         "recbole_qbert": ["py.typed"],
-        "recbole_qbert.report": ["page.css", "page.js"],
+        "recbole_qbert.experiments.report": ["page.css", "page.js"],
         "recbole_qbert.properties": ["**/*.yaml"],
     },
     entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},

@@ -20,9 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
-from recbole_qbert import attention
-from recbole_qbert.kernel_calls import without_kernels
-from recbole_qbert.packing import Rows
+from recbole_qbert.sequence import attention
+from recbole_qbert.sequence.kernels.dispatch import without_kernels
+from recbole_qbert.sequence.packing import Rows
 
 ITEMS = 2048
 

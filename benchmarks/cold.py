@@ -27,11 +27,13 @@ import torch
 from scipy import stats
 
 import recbole_qbert  # noqa: F401  registers QBERT4Rec
-from recbole_qbert import features, newcomers, runs
-from recbole_qbert.artifacts import write_json
-from recbole_qbert.ranking import rank_of
-from recbole_qbert.significance import Spread, gains
-from recbole_qbert.tokenizer import Tokenizer
+from recbole_qbert.data import item_features as features
+from recbole_qbert.experiments.statistics import Spread, gains
+from recbole_qbert.quantization.tokenizer import Tokenizer
+from recbole_qbert.recbole_integration import experiment
+from recbole_qbert.sequence.scoring import rank_of
+from recbole_qbert.serving import cold_start
+from recbole_qbert.utils.io import write_json
 
 CARE = {"eval_batch_size": 512, "stopping_step": 5, "metric_decimal_place": 6, "show_progress": False, "state": "ERROR"}
 
@@ -74,7 +76,7 @@ def questions(histories: Mapping[str, Sequence[str]], cold: set[str], longest: i
 
 @torch.no_grad()
 def model_scores(
-    run: runs.Run,
+    run: experiment.Run,
     folder: Path,
     new: features.ItemFeatures,
     old: features.ItemFeatures | None,
@@ -88,7 +90,7 @@ def model_scores(
     row_of = {token: row for row, token in enumerate(tokens, 1)}
     nearest = weights = None
     if old is not None:
-        found = newcomers.neighbours(new, old)
+        found = cold_start.neighbours(new, old)
         nearest = torch.tensor([[row_of[item] for item in row] for row in found.nearest.tolist()])
         weights = torch.from_numpy(found.weights)
     network = run.model.network.with_items(codes, nearest, weights)
@@ -130,7 +132,7 @@ def figures(scores: Any, asked: list[tuple[list[str], str]], new: Sequence[str])
     result: dict[str, Any] = {}
     for name, table in (("among_new", among_new), ("among_all", torch.cat([among_new, old], 1))):
         rank = rank_of(table, target).numpy()
-        found = runs.figures(rank, (1, 5, 10, 50))
+        found = experiment.figures(rank, (1, 5, 10, 50))
         result[name] = {key: found[key] for key in ("hit@10", "ndcg@10", "hit@50")}
         result[f"{name}_ranks"] = rank.tolist()
     return result
@@ -169,8 +171,8 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     settings = {**CARE, "seed": seed, "MAX_ITEM_LIST_LENGTH": args.max_length, **args.set}
     settings |= {"checkpoint_dir": str(folder), "semantic_id_dir": str(folder / "ids")}
     started = time.perf_counter()
-    with runs.inside(folder):
-        run = runs.train(runs.configure("QBERT4Rec", args.dataset, folder / "data", settings))
+    with experiment.inside(folder):
+        run = experiment.train(experiment.configure("QBERT4Rec", args.dataset, folder / "data", settings))
     seconds = time.perf_counter() - started
     modalities = features.available(source, args.dataset)
     new = features.load(source, args.dataset, cold, modalities, "mask")

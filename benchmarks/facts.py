@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_qbert.artifacts import write_json
-from recbole_qbert.facts import machine, versions
+from recbole_qbert.utils.environment import machine, versions
+from recbole_qbert.utils.io import write_json
 
 PLACES = ("data_path", "folder", "json", "output")
 

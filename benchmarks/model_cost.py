@@ -3,9 +3,10 @@
     python benchmarks/model_cost.py --items 6250 100000 --width 64 --layers 2 --json model_cost.json
     python benchmarks/model_cost.py --items 6250 9416 13839 --device cuda --json model_cost_gpu.json
 
-What is counted, and what a user in training is: recbole_qbert/suites/cost.py. No data are needed. Latency is that of the
-ten best items of the whole catalogue for histories of the full length, in batches of --batch users, on the device that the
-output names; models take turns in every round. The rows called `paper` have the paper's width and layers whatever the
+What is counted, and what a user in training is: recbole_qbert/experiments/suites/cost.py. No data are needed. Latency is
+that of the ten best items of the whole catalogue for histories of the full length, in batches of --batch users, on
+the device that the output names; models take turns in every round.
+The rows called `paper` have the paper's width and layers whatever the
 options say; --width 256 --layers 4 --heads 4 --inner 512 gives RecBole's models the same.
 """
 
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 
 import recbole_qbert  # noqa: F401  sets up RecBole
 from benchmarks import facts
-from recbole_qbert.suites import cost
+from recbole_qbert.experiments.suites import cost
 
 
 def main(arguments: list[str] | None = None) -> None:

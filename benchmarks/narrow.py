@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_qbert import features
+from recbole_qbert.data import item_features as features
 
 
 def narrow(dataset: str, data_path: Path, width: int, output: Path) -> None:

@@ -77,7 +77,7 @@ def _lines(rng: np.random.Generator, users: np.ndarray, items: np.ndarray, corpu
 
 def by_convert(reviews: Path, output: Path) -> Path:
     """The version of this project."""
-    from dataset_prep.amazon import convert
+    from dataset_prep.amazon.convert import convert
 
     convert(reviews, None, "X", output, threads=len(os.sched_getaffinity(0)), progress=False)
     return output / "X" / "X.inter"
@@ -146,7 +146,7 @@ def main() -> None:
         print(json.dumps(measure_here(args.version, reviews, args.folder / args.version)))
         return
     from benchmarks import facts  # not above: it loads torch, which would count as memory of what is measured
-    from recbole_qbert.facts import ratio
+    from recbole_qbert.utils.environment import ratio
 
     args.folder.mkdir(parents=True, exist_ok=True)
     size = args.folder / f"reviews-{int(args.size)}.size"

@@ -1,11 +1,12 @@
-"""Top-k over large catalogues: the ways of recbole_qbert.topk beside a dense float32 product and faiss's flat index.
+"""Top-k over large catalogues: recbole_qbert.retrieval.index beside a dense float32 product and faiss's flat index.
 
     python benchmarks/ranking.py --items 10000 100000 1000000 10000000 --users 1 32 256 --codes 4 8 --json ranking.json
     python benchmarks/ranking.py --items 1000000 --users 1 --checkpoint saved/QBERT4Rec.pth --json trained.json
 
-Ways: `chunked`, `merged`, `pruned` (recbole_qbert.topk), `chunked dense` (DenseIndex: what a network with `item_rows: true`
-takes), `dense` (float32 product of all items, then torch.topk; 1 GB of scores at a time) and `faiss` (IndexFlatIP, if it is
-installed), which share one matrix. They take turns in every round; milliseconds are medians, ratios medians of the rounds'
+Ways: `chunked`, `merged`, `pruned` (recbole_qbert.retrieval.index), `chunked dense` (DenseIndex: what a network with
+`item_rows: true` takes), `dense` (float32 product of all items, then torch.topk; 1 GB of scores at a time)
+and `faiss` (IndexFlatIP, if it is installed), which share one matrix. They take turns in every round;
+milliseconds are medians, ratios medians of the rounds'
 ratios. One thread unless --threads says otherwise. Every answer is checked: `merged` and `pruned` against `chunked`, and
 this, up to a million items, against scoring everything and sorting it.
 
@@ -28,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_qbert import ranking
-from recbole_qbert.facts import ratio, take_turns
-from recbole_qbert.topk import DenseIndex, ItemIndex
+from recbole_qbert.retrieval.index import DenseIndex, ItemIndex
+from recbole_qbert.sequence import scoring
+from recbole_qbert.utils.environment import ratio, take_turns
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 from benchmarks import facts
@@ -124,7 +125,7 @@ def check(tables: Tensor, codes: Tensor, indexes: dict[str, ItemIndex], k: int) 
     """Whether each way gives the right items with the right scores, in order, for the first two users."""
     some = tables[:2]
     if len(codes) <= 1_000_000:
-        wanted = ranking.top_k(ranking.code_scores(some, codes), k)
+        wanted = scoring.top_k(scoring.code_scores(some, codes), k)
     else:
         wanted = ItemIndex(codes, tables.shape[2], method="chunked").top_k(some, k)
     found = {name: index.top_k(some, len(wanted[0][0])) for name, index in indexes.items()}

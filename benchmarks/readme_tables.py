@@ -29,9 +29,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
-from recbole_qbert.artifacts import whole
-from recbole_qbert.config import nearest
-from recbole_qbert.digits import share
+from recbole_qbert.utils.formatting import share
+from recbole_qbert.utils.io import whole
+from recbole_qbert.utils.spelling import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = "QBERT4Rec both"  # of our rows of training times, what the others are compared with if it is there
@@ -105,7 +105,7 @@ def table(text: str, results: Path) -> list[str]:
     """
     kind, *options = text.split() or [""]
     if kind not in (kinds := (*TABLES, QUALITY)):
-        raise ValueError(f"table {text!r}: {kind!r} is none of {', '.join(kinds)}{nearest(kind, kinds)}")
+        raise ValueError(f"table {text!r}: {kind!r} is none of {', '.join(kinds)}{did_you_mean(kind, kinds)}")
     asked = dict(option.partition("=")[::2] for option in options)
     paths = [results / f"{name}.json" for name in asked.pop("file", kind).split("|")]
     for path in paths:

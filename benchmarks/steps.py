@@ -23,11 +23,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
 from benchmarks import facts
-from recbole_qbert.config import SequenceConfig
-from recbole_qbert.kernel_calls import without_kernels
-from recbole_qbert.network import SemanticSequenceModel
-from recbole_qbert.paths import properties, read_yaml
-from recbole_qbert.trainer import WarmupAdamW
+from recbole_qbert.config.property_files import properties, read_yaml
+from recbole_qbert.config.schema import SequenceConfig
+from recbole_qbert.recbole_integration.trainer import WarmupAdamW
+from recbole_qbert.sequence.kernels.dispatch import without_kernels
+from recbole_qbert.sequence.model import SemanticSequenceModel
 
 FILES = {"default": [], "SASRec fast": ["baseline/fast/SASRec.yaml"], "paper": ["paper/QBERT4Rec.yaml"]}
 LEVELS = {"none": 0, "fused": 4, "both": 12}  # codes of an item

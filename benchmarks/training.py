@@ -94,8 +94,8 @@ class Turns:
 
 def configure(args: argparse.Namespace, model: str, folder: Path) -> Any:
     """RecBole's configuration of one of the models."""
-    from recbole_qbert import runs
-    from recbole_qbert.paths import properties
+    from recbole_qbert.config.property_files import properties
+    from recbole_qbert.recbole_integration import experiment
 
     settings: dict[str, Any] = COMMON | {
         "hidden_size": args.width, "n_layers": args.layers, "n_heads": args.heads, "inner_size": args.inner,
@@ -106,22 +106,22 @@ def configure(args: argparse.Namespace, model: str, folder: Path) -> Any:
         model = model.removesuffix(f" {AS_IT_COMES}")
         settings |= {"num_layers": args.layers, "embedding_size": args.width} if model == "GRU4Rec" else {}
         files = [str(properties(f"baseline/{file}.yaml")) for file in ("common", model)]
-        return runs.configure(model, args.dataset, args.data_path, settings, files)
+        return experiment.configure(model, args.dataset, args.data_path, settings, files)
     settings["epochs"] = max(args.epochs, args.our_epochs)
     settings |= {"views": OURS.get(model, OURS["QBERT4Rec both"]), "semantic_id_dir": str(args.folder / "ids")}
-    return runs.configure("QBERT4Rec", args.dataset, args.data_path, settings)
+    return experiment.configure("QBERT4Rec", args.dataset, args.data_path, settings)
 
 
 def identifiers_here(args: argparse.Namespace) -> dict[str, Any]:
     """Make the semantic IDs, all of it anew."""
     import recbole_qbert  # noqa: F401  registers QBERT4Rec
-    from recbole_qbert import runs
     from recbole_qbert.models.qbert4rec import find_semantic_ids
+    from recbole_qbert.recbole_integration import experiment
 
-    with runs.inside(args.folder):
+    with experiment.inside(args.folder):
         config = configure(args, IDENTIFIERS, args.folder)
         config["rebuild"] = True
-        catalogue = runs.catalogue_of(config)
+        catalogue = experiment.catalogue_of(config)
         started = time.perf_counter()
         find_semantic_ids(config, catalogue)
     return {"model": IDENTIFIERS, "seconds": time.perf_counter() - started, **peaks()}
@@ -132,18 +132,18 @@ def train_here(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import recbole_qbert  # noqa: F401  registers QBERT4Rec
-    from recbole_qbert import runs
-    from recbole_qbert.suites.work import leave_history_out
+    from recbole_qbert.experiments.suites.worker import leave_history_out
+    from recbole_qbert.recbole_integration import experiment
 
     torch.set_num_threads(args.threads)
     torch.autograd.set_detect_anomaly(args.model.endswith(AS_IT_COMES))
     turns = Turns()
 
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder, runs.inside(Path(folder)):
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder, experiment.inside(Path(folder)):
         config = configure(args, args.model, Path(folder))
         watch(config, turns)
         with contextlib.suppress(EnoughError):
-            runs.train(config, prepare=leave_history_out)
+            experiment.train(config, prepare=leave_history_out)
         turns.end()
     return {
         "model": args.model, "epochs": len(turns.training), "seconds_an_epoch": statistics.median(turns.training),

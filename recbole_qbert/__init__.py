@@ -18,7 +18,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-from recbole_qbert.recommender import Recommender
+from recbole_qbert.serving.recommender import Recommender
+from recbole_qbert.version import __version__
 
 if find_spec("recbole") is None:
 
@@ -28,44 +29,44 @@ if find_spec("recbole") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 else:
-    from recbole_qbert import checkpoints, compat, plugin
-    from recbole_qbert.paths import properties
+    from recbole_qbert.config.property_files import properties
+    from recbole_qbert.recbole_integration import checkpoint_io, patches, registry
 
-    compat.apply()
-    checkpoints.apply()
-    plugin.install()
+    patches.apply()
+    checkpoint_io.apply()
+    registry.install()
 
     # After the shims: these import RecBole's trainer and model classes.
-    from recbole_qbert.attributes import AttributeDataset
-    from recbole_qbert.dataset import QBERT4RecDataset
     from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
     from recbole_qbert.models.qbert4rec import QBERT4Rec
-    from recbole_qbert.trainer import QBERT4RecTrainer
+    from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
+    from recbole_qbert.recbole_integration.dataset import QBERT4RecDataset
+    from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
 
-    plugin.register(
+    registry.register(
         QBERT4Rec,
         dataset=QBERT4RecDataset,
         trainer=QBERT4RecTrainer,
         properties=properties("model/QBERT4Rec.yaml"),
     )
-    plugin.register(
+    registry.register(
         CooccurrenceKNN,
         dataset=QBERT4RecDataset,
         trainer=CooccurrenceKNNTrainer,
         properties=properties("model/CooccurrenceKNN.yaml"),
     )
-    plugin.use_dataset(["FDSA", "S3Rec"], AttributeDataset)
+    registry.use_dataset(["FDSA", "S3Rec"], AttributeDataset)
 
-    load_data_and_model = checkpoints.load_data_and_model
-    objective_function = plugin.objective_function
+    load_data_and_model = checkpoint_io.load_data_and_model
+    objective_function = registry.objective_function
 
-__version__ = "0.1.0"
 __all__ = [
     "CooccurrenceKNN",
     "QBERT4Rec",
     "QBERT4RecDataset",
     "QBERT4RecTrainer",
     "Recommender",
+    "__version__",
     "load_data_and_model",
     "objective_function",
 ]

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import yaml
 
-from recbole_qbert import config, features, pipeline
-from recbole_qbert.paths import properties
+from recbole_qbert.config import schema
+from recbole_qbert.config.property_files import properties
+from recbole_qbert.data import item_features as features
+from recbole_qbert.pipeline import stages
 
 torch.set_num_threads(1)
 
@@ -21,20 +23,20 @@ DEFAULTS = yaml.safe_load(properties("model/QBERT4Rec.yaml").read_text(encoding=
 def _read(kind: Any, changes: dict[str, Any], prefix: str = "", **also: Any) -> Any:
     values = defaultdict(lambda: None, DEFAULTS, **also)
     values.update({prefix + key: value for key, value in changes.items()})
-    return config.read(kind, values, prefix)
+    return schema.read(kind, values, prefix)
 
 
-def sequence_config(**changes: Any) -> config.SequenceConfig:
+def sequence_config(**changes: Any) -> schema.SequenceConfig:
     small = {"hidden_size": 16, "n_layers": 2, "n_heads": 2, "inner_size": 32, "max_length": 20}
-    return _read(config.SequenceConfig, {**small, **changes})
+    return _read(schema.SequenceConfig, {**small, **changes})
 
 
-def injection_config(**changes: Any) -> config.InjectionConfig:
+def injection_config(**changes: Any) -> schema.InjectionConfig:
     small = {"modalities": ("text", "image"), "dim": 16, "heads": 2, "epochs": 3, "batch_size": 16}
-    return _read(config.InjectionConfig, {**small, **changes}, "injection_")
+    return _read(schema.InjectionConfig, {**small, **changes}, "injection_")
 
 
-def quantizer_config(**changes: Any) -> config.QuantizerConfig:
+def quantizer_config(**changes: Any) -> schema.QuantizerConfig:
     small = {
         "levels": 2,
         "codes": 8,
@@ -44,15 +46,15 @@ def quantizer_config(**changes: Any) -> config.QuantizerConfig:
         "warmup_epochs": 2,
         "epochs": 3,
     }
-    return _read(config.QuantizerConfig, {**small, **changes}, "rq_")
+    return _read(schema.QuantizerConfig, {**small, **changes}, "rq_")
 
 
-def identifier_config(**changes: Any) -> config.IdentifierConfig:
-    return _read(config.IdentifierConfig, changes)
+def identifier_config(**changes: Any) -> schema.IdentifierConfig:
+    return _read(schema.IdentifierConfig, changes)
 
 
 def stage_settings(*, seed: int = 3, identifiers: Any = (), injection: Any = (), quantizer: Any = ()) -> Any:
-    return pipeline.StageSettings(
+    return stages.StageSettings(
         identifiers=identifier_config(**dict(identifiers)),
         injection=injection_config(**{"modalities": ("auto",), **dict(injection)}),
         quantizer=quantizer_config(**dict(quantizer)),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recbole_qbert import features
+from recbole_qbert.data import item_features as features
 
 _SHARED = {
     "epochs": 4, "train_batch_size": 32, "eval_batch_size": 32, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,

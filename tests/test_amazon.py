@@ -1,4 +1,4 @@
-"""dataset_prep.amazon: known answers, refusals with their messages, and RecBole reading the files back."""
+"""dataset_prep.amazon.convert: known answers, refusals with their messages, and RecBole reading the files back."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_prep import lines, spill, tables, workplace
-from dataset_prep.amazon import AmazonFormatError, PrepareReport, convert
-from dataset_prep.cleaning import NA_WORDS, clean_categories, clean_text, parse_price
-from dataset_prep.editions import review_lines
-from dataset_prep.engines import DuckDB
-from dataset_prep.lines import Block
+from dataset_prep.amazon import interaction_steps, line_reader, staging, work_directory
+from dataset_prep.amazon.cleaning import NA_WORDS, clean_categories, clean_text, parse_price
+from dataset_prep.amazon.convert import AmazonFormatError, PrepareReport, convert
+from dataset_prep.amazon.editions import review_lines
+from dataset_prep.amazon.line_reader import Block
+from dataset_prep.amazon.sql_engines import DuckDB
 
 
 def review(user: str = "U1", item: str = "I1", time: float = 1_500_000_000, **more: Any) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def k_core(folder: Path, pairs: list[tuple[int, int]], min_user: int, min_item: 
     pq.write_table(table.cast(pa.schema([("user_code", pa.int64()), ("item_code", pa.int64())])), folder / "pairs.parquet")
     engine = DuckDB(folder / "tables", threads=1)
     engine.view("given", folder / "pairs.parquet")
-    name, rounds = tables.k_core(engine, "given", min_user, min_item)
+    name, rounds = interaction_steps.k_core(engine, "given", min_user, min_item)
     core = set(engine.rows(f"SELECT user_code, item_code FROM {name}"))
     engine.close()
     return core, [size.interactions for size in rounds]
@@ -388,9 +388,9 @@ def test_a_file_without_any_good_line_is_refused(shop: Shop) -> None:
 
 def test_a_line_longer_than_the_limit_is_a_bad_one(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever blocks begin and end: lines of 1 to 250 bytes past the limit, at the beginning, within and at the end."""
-    monkeypatch.setattr(lines, "MAX_LINE", 300)
+    monkeypatch.setattr(line_reader, "MAX_LINE", 300)
     for block in (64, 256, 1024):
-        monkeypatch.setattr(lines, "BLOCK", block)
+        monkeypatch.setattr(line_reader, "BLOCK", block)
         long = [json.dumps(review(text="x" * n)) for n in range(150, 400, 10)]
         short = [json.dumps(review(f"U{n}")) for n in range(5)]
         records = [long[-1], *short, *long, *short, long[-1]]
@@ -532,7 +532,7 @@ def test_an_error_before_publishing_leaves_what_was_there(shop: Shop) -> None:
 
 
 def test_two_processes_do_not_write_the_same_data_set(shop: Shop) -> None:
-    with workplace.workplace(shop.folder / "out", "Shop"), pytest.raises(ValueError, match="another preparation in"):
+    with work_directory.workplace(shop.folder / "out", "Shop"), pytest.raises(ValueError, match="another preparation in"):
         shop.convert([review()])
 
 
@@ -559,7 +559,7 @@ def test_the_quick_way_gives_what_the_careful_one_gives_or_nothing(values: list[
         "{" + ", ".join(f'"{k}": {v}' for k, v in zip((*names[edition], "more"), row, strict=True)) + "}" for row in values
     ]
     reader = review_lines(edition, b"")
-    columns = spill._quick_columns(Block(1, [row.encode() for row in rows]), reader)
+    columns = staging._quick_columns(Block(1, [row.encode() for row in rows]), reader)
     if columns is not None:
         quick = [tuple(row) for row in zip(*(column.tolist() for column in columns[1:]), strict=True)]
         assert quick == [reader.parse(row.encode()) for row in rows]
@@ -568,7 +568,7 @@ def test_the_quick_way_gives_what_the_careful_one_gives_or_nothing(values: list[
 @pytest.mark.parametrize(("edition", "time"), [("2018", 1_500_000_000), ("2023", 1_500_000_000_123)])
 def test_plain_lines_go_the_quick_way(edition: str, time: int) -> None:
     line = review(time=time) if edition == "2018" else {"user_id": "U", "parent_asin": "I", "rating": 5, "timestamp": time}
-    assert spill._quick_columns(Block(1, json_lines([line, line]).splitlines()), review_lines(edition, b"")) is not None
+    assert staging._quick_columns(Block(1, json_lines([line, line]).splitlines()), review_lines(edition, b"")) is not None
 
 
 def test_around_a_bad_line_few_others_are_read_with_care(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,7 +581,7 @@ def test_around_a_bad_line_few_others_are_read_with_care(shop: Shop, monkeypatch
         reader = review_lines(*args)
         return replace(reader, parse=lambda line: careful.append(line) or reader.parse(line))  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(spill, "review_lines", noted)
+    monkeypatch.setattr(staging, "review_lines", noted)
     report = shop.convert(records)
     assert [line["line"] for line in report.reviews.bad_lines] == [1, 1235, 1241, 5000]
     assert list(shop.read("inter")["user_id"]) == [f"U{n}" for n in range(5000) if records[n] != "bad"]
@@ -615,14 +615,14 @@ def test_numbers_look_as_in_python(
 
 @pytest.mark.parametrize("members", [1, 3])
 def test_lines_come_whole_however_they_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int) -> None:
-    monkeypatch.setattr(lines, "BLOCK", 1000)
+    monkeypatch.setattr(line_reader, "BLOCK", 1000)
     draw = random.Random(0)
     content = b"".join(b"%d %s\n" % (n, b"x" * draw.choice([0, 5, 2500])) for n in range(300))
     cuts = [0, *sorted(draw.sample(range(len(content)), members - 1)), len(content)]
     packed = b"".join(gzip.compress(content[a:b]) for a, b in pairwise(cuts)) + b"\0" * 7
     (tmp_path / "f").write_bytes(packed)
-    count = lines.LineCount("f", "")
-    blocks = list(lines.read_blocks(tmp_path / "f", count))
+    count = line_reader.LineCount("f", "")
+    blocks = list(line_reader.read_blocks(tmp_path / "f", count))
     assert [line for block in blocks for line in block.lines] == content.splitlines()
     assert [block.first for block in blocks] == [1 + sum(len(b.lines) for b in blocks[:n]) for n in range(len(blocks))]
     assert (count.lines, count.sha256) == (300, hashlib.sha256(packed).hexdigest())
@@ -637,8 +637,8 @@ def test_the_result_does_not_depend_on_threads_and_blocks(shop: Shop, monkeypatc
     options: dict[str, Any] = {"min_user_interactions": 4, "min_item_interactions": 6}
     shop.convert(records, products, **options, threads=3)
     before = shop.files()
-    monkeypatch.setattr(lines, "BLOCK", 5000)
-    monkeypatch.setattr(spill, "ROWS", 100)
+    monkeypatch.setattr(line_reader, "BLOCK", 5000)
+    monkeypatch.setattr(staging, "ROWS", 100)
     shop.run(**options, threads=threads)
     assert shop.files() == before
 

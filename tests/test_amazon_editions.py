@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_prep.amazon import AmazonFormatError, PrepareReport, convert
-from dataset_prep.cleaning import clean_text
-from dataset_prep.editions import detect, parse_metadata
-from dataset_prep.records import record_of
+from dataset_prep.amazon.cleaning import clean_text
+from dataset_prep.amazon.convert import AmazonFormatError, PrepareReport, convert
+from dataset_prep.amazon.editions import detect, parse_metadata
+from dataset_prep.amazon.record_parser import record_of
 
 REVIEWS_2014 = """\
 {"reviewerID": "A1", "asin": "0001", "reviewerName": "\\"Q\\" Mü", "helpful": [2, 3], "overall": 5.0, "unixReviewTime": 30}

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from dataset_prep import lines, spill
-from dataset_prep.amazon import convert
+from dataset_prep.amazon import line_reader, staging
+from dataset_prep.amazon.convert import convert
 
 # Runs `convert` and dies of SIGKILL just before the n-th thing that is done to a file or table; prints how many there were.
 SCRIPT = """
 import os, pathlib, shutil, signal, sys
 import pyarrow.parquet
-from dataset_prep import amazon, engines, lines, spill
+from dataset_prep.amazon import convert, line_reader, sql_engines, staging
 
 done, deadly = 0, int(sys.argv[1])
-lines.BLOCK, spill.ROWS = 5000, 100
+line_reader.BLOCK, staging.ROWS = 5000, 100
 
 def counted(owner, name):
     original = getattr(owner, name)
@@ -34,11 +34,11 @@ def counted(owner, name):
         return original(*args, **options)
     setattr(owner, name, count)
 
-for owner, names in [(engines.DuckDB, "_run rows"), (os, "replace"), (shutil, "rmtree"), (pathlib.Path, "rename mkdir"),
+for owner, names in [(sql_engines.DuckDB, "_run rows"), (os, "replace"), (shutil, "rmtree"), (pathlib.Path, "rename mkdir"),
                      (pyarrow.parquet.ParquetWriter, "write_table close")]:
     for name in names.split():
         counted(owner, name)
-amazon.convert("r.json", "m.json", "X", "out", min_user_interactions=4, min_item_interactions=6, threads=1, progress=False)
+convert.convert("r.json", "m.json", "X", "out", min_user_interactions=4, min_item_interactions=6, threads=1, progress=False)
 print(done)
 """
 
@@ -88,14 +88,14 @@ def test_killed_and_run_again(
     kept = {path.parent.name for path in (out / ".X.preparing").glob("*/done.json")}
     assert bool(kept) == (share > 0.4)
     read: list[str] = []
-    original = spill._spill
+    original = staging._spill
 
-    def noted(task: spill.Task, *rest: Any) -> lines.LineCount:
+    def noted(task: staging.Task, *rest: Any) -> line_reader.LineCount:
         read.append(task.folder.name)
         return original(task, *rest)
 
-    monkeypatch.setattr(spill, "_spill", noted)
-    monkeypatch.setattr(lines, "BLOCK", 5000)
+    monkeypatch.setattr(staging, "_spill", noted)
+    monkeypatch.setattr(line_reader, "BLOCK", 5000)
     options: dict[str, Any] = {"min_user_interactions": 4, "min_item_interactions": 6, "progress": False}
     convert(tmp_path / "r.json", tmp_path / "m.json", "X", out, **options)
     assert files(out) == whole

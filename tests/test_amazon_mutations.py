@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from dataset_prep import lines
-from dataset_prep.amazon import convert
+from dataset_prep.amazon import line_reader
+from dataset_prep.amazon.convert import convert
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # as Python says of '\\q'
 BATCHES, BATCH = 20, 50
@@ -258,7 +258,7 @@ def mutated(draw: random.Random) -> tuple[str, bytes, bytes]:
 def test_damaged_files_give_the_right_result_or_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_LINE", LONG)
+    monkeypatch.setattr(line_reader, "MAX_LINE", LONG)
     outcomes: Counter[str] = Counter()
     for n in range(BATCH):
         edition, reviews, metadata = mutated(random.Random(f"{batch} {n}"))

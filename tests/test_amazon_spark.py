@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dataset_prep.amazon import AmazonFormatError, convert
-from dataset_prep.engines import Spark
+from dataset_prep.amazon.convert import AmazonFormatError, convert
+from dataset_prep.amazon.sql_engines import Spark
 
 
 @pytest.fixture(scope="module")

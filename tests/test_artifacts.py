@@ -1,4 +1,4 @@
-"""recbole_qbert.artifacts: files are whole or absent; a stage runs again exactly when it has to."""
+"""recbole_qbert.utils.io: files are whole or absent; a stage runs again exactly when it has to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_qbert.artifacts import Stage, digest, read_json, sha256, whole, write_array, write_json
+from recbole_qbert.utils.io import Stage, digest, read_json, sha256, whole, write_array, write_json
 
 # -------------------------------------------------------------------------------- writing
 

@@ -1,4 +1,4 @@
-"""recbole_qbert.attention: the compiled kernels give what torch gives, and the gradients; dropout; threads."""
+"""recbole_qbert.sequence.attention: the compiled kernels give what torch gives, and the gradients; dropout; threads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 
 from benchmarks import attention as measured
 from benchmarks import readme_tables, steps
-from recbole_qbert import attention, kernel_calls
-from recbole_qbert.attention import Attention
-from recbole_qbert.packing import Rows
+from recbole_qbert.sequence import attention
+from recbole_qbert.sequence.attention import Attention
+from recbole_qbert.sequence.kernels import dispatch
+from recbole_qbert.sequence.packing import Rows
 
 PARTS = [([2, 5, 1], False), ([9, 12, 10], False), ([4, 3], True), ([11], True)]
 TOKENS, HEADS, WIDTH = 57, 2, 8
@@ -55,7 +56,7 @@ def gradients(found, joint, distance):
 def test_attention_and_its_gradients_are_those_by_hand(compiled):
     joint, distance, attend = made()
     true = gradients(by_hand(joint, distance), joint, distance)
-    with nullcontext() if compiled else kernel_calls.without_kernels():  # which is what a GPU gets
+    with nullcontext() if compiled else dispatch.without_kernels():  # which is what a GPU gets
         found = gradients(attend(joint, distance), joint, distance)
     for mine, expected in zip(found, true, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)
@@ -108,7 +109,7 @@ def test_threads_change_nothing(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     alone = seeded()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(kernel_calls, "WORTH", 16)
+    monkeypatch.setattr(dispatch, "WORTH", 16)
     for mine, expected in zip(seeded(), alone, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-13)
 
@@ -157,12 +158,12 @@ def test_the_benchmark_writes_a_row_a_way_and_its_table(tmp_path, capsys):
 
 def test_shares_hold_every_row_once_and_like_work(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(kernel_calls, "WORTH", 1)
+    monkeypatch.setattr(dispatch, "WORTH", 1)
     work = torch.randint(1, 50, (300,), generator=torch.Generator().manual_seed(0)).cumsum(0).numpy()
-    bounds = kernel_calls.shares(work)
+    bounds = dispatch.shares(work)
     assert bounds[0] == 0 and bounds[-1] == 300 and len(bounds) == 5 and bounds == sorted(bounds)
     done = [0, *(work[bound - 1] for bound in bounds[1:])]
     assert max(b - a for a, b in pairwise(done)) < work[-1] / 4 + 50
-    assert kernel_calls.shares(work[:0]) == [0, 0]
-    monkeypatch.setattr(kernel_calls, "WORTH", int(work[-1]))
-    assert kernel_calls.shares(work) == [0, 300]
+    assert dispatch.shares(work[:0]) == [0, 0]
+    monkeypatch.setattr(dispatch, "WORTH", int(work[-1]))
+    assert dispatch.shares(work) == [0, 300]

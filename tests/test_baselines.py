@@ -8,11 +8,11 @@ import torch
 import yaml
 from recbole.quick_start import run_recbole
 
-from recbole_qbert import checkpoints, plugin, runs
-from recbole_qbert.cooccurrence import CooccurrencePrior
-from recbole_qbert.dataset import QBERT4RecDataset
+from recbole_qbert.config.property_files import properties
 from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
-from recbole_qbert.paths import properties
+from recbole_qbert.recbole_integration import checkpoint_io, experiment, registry
+from recbole_qbert.recbole_integration.dataset import QBERT4RecDataset
+from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from tests.helpers_recbole import write_dataset
 
 NAME = "Tiny"
@@ -23,7 +23,7 @@ PROTOCOL = {
     "MAX_ITEM_LIST_LENGTH": 8, "train_batch_size": 64, "hidden_size": 16, "inner_size": 16, **QUIET,
 }  # fmt: skip
 
-plugin.register(
+registry.register(
     CooccurrenceKNN,
     dataset=QBERT4RecDataset,
     trainer=CooccurrenceKNNTrainer,
@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 
 
 def knn(data, dataset=NAME, **settings):
-    return runs.train(runs.configure("CooccurrenceKNN", dataset, data, {**QUIET, "seed": 1, **settings}))
+    return experiment.train(experiment.configure("CooccurrenceKNN", dataset, data, {**QUIET, "seed": 1, **settings}))
 
 
 def scores_of(run, rows):
@@ -113,13 +113,13 @@ def test_run_recbole_validates_once_and_trains_nothing(data):
     assert dict(result["test_result"]) == run.test()
     assert result["best_valid_score"] == run.valid["ndcg@10"] > 0
     # RecBole's evaluator orders ties as it likes, ours counts them against the model.
-    figures = runs.figures(runs.ranks(run, run.test_data, exclude_history=False))
+    figures = experiment.figures(experiment.ranks(run, run.test_data, exclude_history=False))
     assert all(figures[name] <= value + 1e-6 for name, value in run.test().items())
 
 
 def test_a_checkpoint_brings_the_same_scores_back(data):
     run = knn(data, shrink=2, decay=0.9)
-    _, model, _, _, _, test = checkpoints.load_data_and_model(run.trainer.saved_model_file)
+    _, model, _, _, _, test = checkpoint_io.load_data_and_model(run.trainer.saved_model_file)
     assert torch.equal(model.full_sort_predict(test._dataset.inter_feat), scores_of(run, run.test_data))
 
 
@@ -132,7 +132,7 @@ def test_settings_out_of_range_are_refused(data, key, value):
 def test_scientific(shared_data):
     """What docs/results.md reports; the plain cosine is the structural prior's evidence."""
     run = knn(shared_data, "Amazon_Scientific", MAX_ITEM_LIST_LENGTH=20, eval_batch_size=512)
-    figures = runs.figures(runs.ranks(run, run.test_data, exclude_history=True))
+    figures = experiment.figures(experiment.ranks(run, run.test_data, exclude_history=True))
     assert figures["ndcg@10"] == pytest.approx(0.0937, abs=0.0001)
     assert figures["hit@10"] == pytest.approx(0.1383, abs=0.0001)
     rows = run.test_data._dataset.inter_feat[torch.arange(50)]
@@ -145,19 +145,23 @@ def test_scientific(shared_data):
 # ----------------------------------------------------------------------------------------- RecBole's own models
 def baseline(data, model, more=(), **settings):
     files = [str(properties(f"baseline/{file}.yaml")) for file in ("common", model, *more)]
-    return runs.configure(model, NAME, data, {**PROTOCOL, "seed": 1, "checkpoint_dir": "checkpoints", **settings}, files)
+    return experiment.configure(
+        model, NAME, data, {**PROTOCOL, "seed": 1, "checkpoint_dir": "checkpoints", **settings}, files
+    )
 
 
 @pytest.mark.parametrize("model", ["GRU4Rec", "SASRec", "BERT4Rec", "FDSA"])
 def test_a_baseline_trains_with_its_file(data, model):
-    run = runs.train(baseline(data, model))
+    run = experiment.train(baseline(data, model))
     assert 0 < run.valid["ndcg@10"] < 1
-    assert runs.ranks(run, run.test_data, exclude_history=True).min() >= 1
+    assert experiment.ranks(run, run.test_data, exclude_history=True).min() >= 1
 
 
 def test_s3rec_goes_from_stage_to_stage(data):
     """The second training starts from the weights of the first; titles in place of categories."""
-    first = runs.train(baseline(data, "S3Rec", ["title_words"], train_stage="pretrain", pretrain_epochs=2, save_step=2))
+    first = experiment.train(
+        baseline(data, "S3Rec", ["title_words"], train_stage="pretrain", pretrain_epochs=2, save_step=2)
+    )
     assert first.trainer.saved_model_file == f"checkpoints/S3Rec-{NAME}-2.pth" and first.valid == {}
     taken = {name: value.clone() for name, value in first.model.state_dict().items()}
     start = {}
@@ -166,7 +170,7 @@ def test_s3rec_goes_from_stage_to_stage(data):
         start.update({name: value.clone() for name, value in model.state_dict().items()})
 
     pretrained = {"train_stage": "finetune", "pre_model_path": first.trainer.saved_model_file}
-    run = runs.train(baseline(data, "S3Rec", ["title_words"], **pretrained), prepare=keep)
+    run = experiment.train(baseline(data, "S3Rec", ["title_words"], **pretrained), prepare=keep)
     assert start.keys() == taken.keys() and all(torch.equal(start[name], taken[name]) for name in taken)
     assert 0 < run.valid["ndcg@10"] < 1
     assert run.model.FEATURE_FIELD == "title"
@@ -176,9 +180,9 @@ def test_s3rec_goes_from_stage_to_stage(data):
 def test_baseline_files_hold_keys_that_recbole_knows(data, path):
     """RecBole takes any key in silence."""
     models = {"common": ["SASRec"], "title_words": ["FDSA", "S3Rec"]}.get(path.stem, [path.stem])
-    plain = [runs.configure(model, NAME, data, {"train_neg_sample_args": None}) for model in models]
+    plain = [experiment.configure(model, NAME, data, {"train_neg_sample_args": None}) for model in models]
     known = {key for config in plain for key in config.final_config_dict} | {"load_col", "attribute_min_items"}
-    plugin.check_keys(yaml.safe_load(path.read_text()), known, str(path))
+    registry.check_keys(yaml.safe_load(path.read_text()), known, str(path))
 
 
 # ---------------------------------------------------------------------------------------------- the paper's figures

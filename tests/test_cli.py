@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_qbert import cli, semantic_ids
-from recbole_qbert.commands import training
+from recbole_qbert import cli
+from recbole_qbert.cli import training
+from recbole_qbert.quantization import semantic_ids
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"

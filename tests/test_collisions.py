@@ -1,4 +1,4 @@
-"""recbole_qbert.collisions: unique IDs, no item moved without need, the same for any order of rows."""
+"""Collision resolution: unique IDs, no item moved without need, the same for any order of rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_qbert.collisions import reallocate
+from recbole_qbert.quantization.collision_resolution import reallocate
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""recbole_qbert.compat and .checkpoints: each shim against the problem it is there for, on RecBole's own models."""
+"""Patches and checkpoint_io: each shim against the problem it is there for, on RecBole's own models."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from recbole.data import create_dataset, data_preparation
 from recbole.trainer import PretrainTrainer, Trainer
 from scipy import sparse
 
-from recbole_qbert import checkpoints, compat
-from recbole_qbert.compat import quick_start
+from recbole_qbert.recbole_integration import checkpoint_io, patches
+from recbole_qbert.recbole_integration.patches import quick_start
 
-compat.apply()
-checkpoints.apply()
+patches.apply()
+checkpoint_io.apply()
 
 ROOT = Path(__file__).resolve().parents[1]
 SEQUENTIAL: dict[str, Any] = {
@@ -61,7 +61,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "data" / "toy" / "toy.item").write_text("\n".join(["item_id:token\tcategories:token_seq", *rows]) + "\n")
     yield
     torch.set_num_threads(threads)
-    compat.fresh_logging()
+    patches.fresh_logging()
 
 
 def settings(**more: Any) -> dict[str, Any]:
@@ -149,8 +149,8 @@ def test_what_numpy_and_scipy_hold_comes_back_as_it_was(tmp_path: Path) -> None:
         "path": Path("a") / "b",
     }
     foreign: list[str] = []
-    checkpoints.write_checkpoint({"it": checkpoints._plain(values, "it", foreign)}, tmp_path / "x.pth")
-    back = checkpoints._revive(checkpoints.load_checkpoint(tmp_path / "x.pth")["it"])
+    checkpoint_io.write_checkpoint({"it": checkpoint_io._plain(values, "it", foreign)}, tmp_path / "x.pth")
+    back = checkpoint_io._revive(checkpoint_io.load_checkpoint(tmp_path / "x.pth")["it"])
     assert foreign == []
     assert (back["number"], back["path"]) == (0.5, str(Path("a") / "b"))
     assert type(back["matrix"]) is np.matrix
@@ -170,19 +170,19 @@ def test_what_is_not_plain_is_warned_about_and_needs_trust(caplog: pytest.LogCap
     with caplog.at_level("WARNING"):
         trainer._save_checkpoint(0, verbose=False)
     assert "other_parameter['odd'] (collections.deque), other_parameter['loose'][...] (torch" in caplog.text
-    with pytest.raises(checkpoints.UntrustedCheckpointError, match=r"trusted=True"):
-        checkpoints.load_data_and_model(trainer.saved_model_file)
-    _, model, *_ = checkpoints.load_data_and_model(trainer.saved_model_file, trusted=True)
+    with pytest.raises(checkpoint_io.UntrustedCheckpointError, match=r"trusted=True"):
+        checkpoint_io.load_data_and_model(trainer.saved_model_file)
+    _, model, *_ = checkpoint_io.load_data_and_model(trainer.saved_model_file, trusted=True)
     assert model.odd == collections.deque([1])
     assert torch.equal(model.loose[0].weight, trainer.model.loose[0].weight)
 
 
 def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     file = tmp_path / "x.pth"
-    checkpoints.write_checkpoint({"a": 1}, file)
+    checkpoint_io.write_checkpoint({"a": 1}, file)
     with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
-        checkpoints.write_checkpoint({"a": lambda: None}, file)
-    assert checkpoints.load_checkpoint(file) == {"a": 1}
+        checkpoint_io.write_checkpoint({"a": lambda: None}, file)
+    assert checkpoint_io.load_checkpoint(file) == {"a": 1}
     assert [path.name for path in tmp_path.glob("x.pth*")] == ["x.pth"]
 
 
@@ -200,8 +200,8 @@ class Malicious:
 @pytest.mark.parametrize("write", [torch.save, lambda state, path: Path(path).write_bytes(pickle.dumps(state))])
 def test_a_malicious_file_is_refused_and_not_executed(write: Any) -> None:
     write({"config": Malicious(), "state_dict": {}}, "evil.pth")
-    for read in (checkpoints.load_checkpoint, checkpoints.load_data_and_model, recbole.quick_start.load_data_and_model):
-        with pytest.raises(checkpoints.UntrustedCheckpointError, match=REFUSAL):
+    for read in (checkpoint_io.load_checkpoint, checkpoint_io.load_data_and_model, recbole.quick_start.load_data_and_model):
+        with pytest.raises(checkpoint_io.UntrustedCheckpointError, match=REFUSAL):
             read("evil.pth")
         assert not Path("was_executed").exists()
 
@@ -210,7 +210,7 @@ def test_a_malicious_file_is_refused_and_not_executed(write: Any) -> None:
 def test_settings_in_a_checkpoint_do_not_make_recbole_unpickle_a_file(key: str) -> None:
     trainer, _ = make_trainer(**SEQUENTIAL, **SMALL)
     trainer._save_checkpoint(0, verbose=False)
-    state = checkpoints.load_checkpoint(trainer.saved_model_file)
+    state = checkpoint_io.load_checkpoint(trainer.saved_model_file)
     name = state["config"]["dataset"]
     planted = {
         "dataset_save_path": ["planted.bin"],
@@ -222,31 +222,31 @@ def test_settings_in_a_checkpoint_do_not_make_recbole_unpickle_a_file(key: str) 
         Path(file).write_bytes(pickle.dumps(Malicious()))
     state["config"]["external"][key] = "planted" if key == "checkpoint_dir" else "planted.bin"
     torch.save(state, "changed.pth")
-    config, model, *_ = checkpoints.load_data_and_model("changed.pth")
+    config, model, *_ = checkpoint_io.load_data_and_model("changed.pth")
     assert not Path("was_executed").exists() and model.n_items > 1 and config["model"] == state["config"]["model"]
 
 
 def test_only_trust_executes() -> None:
     torch.save({"config": Malicious()}, "evil.pth")
-    checkpoints.load_checkpoint("evil.pth", trusted=True)
+    checkpoint_io.load_checkpoint("evil.pth", trusted=True)
     assert Path("was_executed").exists()
 
 
 def test_other_files_are_named() -> None:
     with pytest.raises(FileNotFoundError):
-        checkpoints.load_checkpoint("none.pth")
+        checkpoint_io.load_checkpoint("none.pth")
     torch.save([1], "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth is no checkpoint: it holds a list"):
-        checkpoints.load_checkpoint("list.pth")
+        checkpoint_io.load_checkpoint("list.pth")
     torch.save({"weight": torch.zeros(1)}, "weights.pth")
     with pytest.raises(ValueError, match=r"weights\.pth is no checkpoint of a RecBole model"):
-        checkpoints.load_data_and_model("weights.pth")
+        checkpoint_io.load_data_and_model("weights.pth")
     Path("half.pth").write_bytes(Path("weights.pth").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"half\.pth"):
-        checkpoints.load_checkpoint("half.pth")
+        checkpoint_io.load_checkpoint("half.pth")
     Path("empty.pth").touch()
     with pytest.raises(ValueError, match=r"empty\.pth is damaged or no checkpoint"):
-        checkpoints.load_checkpoint("empty.pth")
+        checkpoint_io.load_checkpoint("empty.pth")
 
 
 def stock_checkpoint(trainer: Trainer) -> str:
@@ -258,9 +258,9 @@ def stock_checkpoint(trainer: Trainer) -> str:
 def test_a_checkpoint_of_stock_recbole_needs_trust() -> None:
     trainer, (_, _, test_data) = make_trainer(**SEQUENTIAL, **SMALL)
     file = stock_checkpoint(trainer)
-    with pytest.raises(checkpoints.UntrustedCheckpointError):
-        checkpoints.load_data_and_model(file)
-    config, model, *_ = checkpoints.load_data_and_model(file, trusted=True)
+    with pytest.raises(checkpoint_io.UntrustedCheckpointError):
+        checkpoint_io.load_data_and_model(file)
+    config, model, *_ = checkpoint_io.load_data_and_model(file, trusted=True)
     expected = trainer.evaluate(test_data, load_best_model=False)
     assert Trainer(config, model).evaluate(test_data, load_best_model=False) == expected
 
@@ -275,9 +275,9 @@ def test_a_checkpoint_written_under_ddp_is_read_by_one_process(stock: bool) -> N
         stock_checkpoint(trainer)
     else:
         trainer._save_checkpoint(0)
-        stored = checkpoints.load_checkpoint(trainer.saved_model_file)["config"]["external"]
+        stored = checkpoint_io.load_checkpoint(trainer.saved_model_file)["config"]["external"]
         assert not stored.keys() & group.keys()
-    config, *_ = checkpoints.load_data_and_model(trainer.saved_model_file, trusted=stock)
+    config, *_ = checkpoint_io.load_data_and_model(trainer.saved_model_file, trusted=stock)
     assert config["single_spec"] is True
     assert "world_size" not in config
 
@@ -294,7 +294,7 @@ def test_settings_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Non
     quick_start.run_recbole("SASRec", "toy", config_file_list=["mine.yaml"], config_dict=settings(**more))
     monkeypatch.setattr(sys, "argv", ["test", "--hidden_size=16", "--topk=[1]"])
     (file,) = Path("saved").glob("*.pth")
-    config, *_ = checkpoints.load_data_and_model(file)
+    config, *_ = checkpoint_io.load_data_and_model(file)
     assert config["user_inter_num_interval"] == "[5,10]"
     assert (config["hidden_size"], config["topk"]) == (8, [5])
     assert Path(config["data_path"]) == Path("data/toy"), "not data/toy/toy"
@@ -302,14 +302,14 @@ def test_settings_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_file_does_not_choose_what_is_imported() -> None:
     trainer, _ = make_trainer(**SEQUENTIAL, **SMALL)
-    state = checkpoints.checkpoint_state(trainer, 0)
+    state = checkpoint_io.checkpoint_state(trainer, 0)
     Path("my_models.py").write_text("raise SystemExit('was imported')\n")
     for module in ("my_models", "recbole_qbert_evil.models"):
-        checkpoints.write_checkpoint({**state, "module": module}, "x.pth")
+        checkpoint_io.write_checkpoint({**state, "module": module}, "x.pth")
         with pytest.raises(ImportError, match=rf"module '{module}'.*import {module} "):
-            checkpoints.load_data_and_model("x.pth")
-    checkpoints.write_checkpoint({**state, "module": "recbole_qbert.moved.since"}, "x.pth")
-    checkpoints.load_data_and_model("x.pth")  # the package registers its models, wherever they are now
+            checkpoint_io.load_data_and_model("x.pth")
+    checkpoint_io.write_checkpoint({**state, "module": "recbole_qbert.moved.since"}, "x.pth")
+    checkpoint_io.load_data_and_model("x.pth")  # the package registers its models, wherever they are now
 
 
 def test_a_fresh_process_reads_and_evaluates() -> None:
@@ -367,7 +367,7 @@ def test_every_run_has_its_own_log() -> None:
 def test_fresh_logging_closes_what_recbole_opened() -> None:
     run("Pop")
     (file,) = [handler for handler in logging.getLogger().handlers if "Pop" in str(getattr(handler, "baseFilename", ""))]
-    compat.fresh_logging()
+    patches.fresh_logging()
     assert file not in logging.getLogger().handlers
     assert isinstance(file, logging.FileHandler)
     assert file.stream is None
@@ -378,16 +378,16 @@ def test_a_program_that_does_not_log_sees_the_console(monkeypatch: pytest.Monkey
     monkeypatch.setattr(root, "handlers", [])
     run("Pop")
     assert [type(handler) for handler in root.handlers] == [logging.StreamHandler, logging.FileHandler]
-    compat.fresh_logging()
+    patches.fresh_logging()
     assert root.handlers == []
 
 
 def test_clean_argv() -> None:
     sys.argv = ["program", "--epochs=99"]
     assert Config(model="Pop", dataset="toy", config_dict=settings())["epochs"] == 99
-    with compat.clean_argv():
+    with patches.clean_argv():
         assert Config(model="Pop", dataset="toy", config_dict=settings())["epochs"] == 2
-    with contextlib.suppress(RuntimeError), compat.clean_argv():
+    with contextlib.suppress(RuntimeError), patches.clean_argv():
         raise RuntimeError
     assert sys.argv == ["program", "--epochs=99"], "put back, whatever happens"
 
@@ -480,10 +480,10 @@ def test_apply_is_idempotent() -> None:
         ]
 
     before = touched()
-    compat.apply()
-    checkpoints.apply()
+    patches.apply()
+    checkpoint_io.apply()
     assert touched() == before
-    assert before[-1] is before[-2] is checkpoints.load_data_and_model
+    assert before[-1] is before[-2] is checkpoint_io.load_data_and_model
 
 
 def test_anomaly_detection_is_off_after_recbole_was_imported() -> None:

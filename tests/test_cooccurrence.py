@@ -1,4 +1,4 @@
-"""recbole_qbert.cooccurrence: counts, vectors and the prior by hand on tiny histories."""
+"""recbole_qbert.sequence.cooccurrence_prior: counts, vectors and the prior by hand on tiny histories."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_qbert import cooccurrence
-from recbole_qbert.cooccurrence import (
-    EPSILONS,
-    WEIGHTS,
-    CooccurrencePrior,
-    cosine,
-    counts,
-    fit,
-    vectors,
-)
-from recbole_qbert.ranking import rank_of
+from recbole_qbert.data.cooccurrence import cosine, counts
+from recbole_qbert.injection.structural_vectors import vectors
+from recbole_qbert.sequence import cooccurrence_prior
+from recbole_qbert.sequence.cooccurrence_prior import EPSILONS, WEIGHTS, CooccurrencePrior, fit
+from recbole_qbert.sequence.scoring import rank_of
 
 HISTORIES = [np.array(h) for h in ([0, 1, 1], [1, 2], [0, 1, 2], [3])]  # item 4 is in nobody's history
 COUNTS = [[2, 2, 1, 0, 0], [2, 3, 2, 0, 0], [1, 2, 2, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
@@ -232,7 +226,7 @@ class Evidence:
 
     def links(self, sequences, lengths):
         row, item = self.given[sequences[:, 0]].nonzero(as_tuple=True)
-        return cooccurrence.Links(row, item, pair=sequences[:, 0], age=row, target=row)
+        return cooccurrence_prior.Links(row, item, pair=sequences[:, 0], age=row, target=row)
 
     def shares(self, links, users):
         return self.given[links.pair][links.row, links.item]
@@ -286,7 +280,7 @@ def test_targets_below_rank_ten_gain_nothing():
 def test_the_grid_holds_no_weight_and_both_edges():
     assert WEIGHTS[0] == 0.0
     assert list(WEIGHTS) == sorted(WEIGHTS)
-    assert cooccurrence.WEIGHTS[-1] > 2.4
+    assert cooccurrence_prior.WEIGHTS[-1] > 2.4
 
 
 def test_the_fit_is_that_of_all_scores_of_all_points():
@@ -309,8 +303,8 @@ def test_the_fit_is_that_of_all_scores_of_all_points():
         return torch.where(rank <= 10, 1 / torch.log2(rank + 1.0), 0.0).sum().item()
 
     prior, best = CooccurrencePrior(training, items), {}
-    for shrink in cooccurrence.SHRINKS:
-        for decay in cooccurrence.DECAYS:
+    for shrink in cooccurrence_prior.SHRINKS:
+        for decay in cooccurrence_prior.DECAYS:
             share = CooccurrencePrior(training, items, shrink, decay).share(sequences, lengths)
             best[shrink, decay] = gain(share), share
     chosen = max(best, key=lambda point: best[point][0])

@@ -1,4 +1,4 @@
-"""recbole_qbert.suites.cost: parameters and operations are those of formulas written down by hand."""
+"""recbole_qbert.experiments.suites.cost: parameters and operations are those of formulas written down by hand."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import recbole_qbert  # noqa: F401  sets up RecBole
 from benchmarks import model_cost
-from recbole_qbert.kernel_calls import without_kernels
-from recbole_qbert.suites import cost
+from recbole_qbert.experiments.suites import cost
+from recbole_qbert.sequence.kernels.dispatch import without_kernels
 
 SMALL = cost.Sizes(items=37, width=16, layers=2, heads=2, inner=24, max_length=10)
 TABLE = SMALL.items + 1  # rows of the item table, the padding's among them

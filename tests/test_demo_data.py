@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 from scipy import sparse
 
-from dataset_prep import demo
-from dataset_prep.demo import DemoPaths, make_world, next_category, next_item, prepare_demo, write_demo
-from dataset_prep.demo_items import CATEGORIES, COLOURS, ROLES, STYLES, Bools, Floats, Ints
+from dataset_prep.demo import shops as demo
+from dataset_prep.demo.catalog import CATEGORIES, COLOURS, ROLES, STYLES, Bools, Floats, Ints
+from dataset_prep.demo.shops import DemoPaths, make_world, next_category, next_item, prepare_demo, write_demo
 
 SMALL: dict[str, Any] = {"seed": 7, "users": 150, "items": 40}
 

@@ -1,4 +1,4 @@
-"""dataset_prep.doctor: each fault gets the finding that names it, sound data none; and RecBole really does what it says."""
+"""dataset_prep.checks: each fault gets the finding that names it, sound data none; and RecBole really does what it says."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from random import Random
 import numpy as np
 import pytest
 
-from dataset_prep import doctor
-from dataset_prep.doctor import interactions, tables
-from dataset_prep.doctor.findings import Finding
-from recbole_qbert import features
-from recbole_qbert.artifacts import Stage, digest
-from recbole_qbert.semantic_ids import SemanticIDs
+from dataset_prep import checks
+from dataset_prep.checks import atomic_lines, interactions
+from dataset_prep.checks.findings import Finding
+from recbole_qbert.data import item_features as features
+from recbole_qbert.quantization.semantic_ids import SemanticIDs
+from recbole_qbert.utils.io import Stage, digest
 from tests.test_imports import damaged
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
@@ -48,7 +48,7 @@ def toy(tmp_path):
 
 
 def look(folder, **options):
-    return doctor.check(folder.parent, folder.name, **options)
+    return checks.check(folder.parent, folder.name, **options)
 
 
 def trouble(folder, **options):
@@ -75,36 +75,36 @@ def change_inter(folder, rows=ROWS, header=HEADER):
 # --------------------------------------------------------------------------------------------------- sound data
 def test_sound_data_have_no_findings(toy):
     assert trouble(toy) == []
-    said = doctor.as_text(look(toy))
+    said = checks.as_text(look(toy))
     assert "12 interactions of 4 users and 4 items" in said
     assert "one row for each of 4 items" in said
     assert "4x3 float32, 100.0% of the items" in said and "4x2x3 float16, 75.0% of the items" in said
     assert "4 different IDs of 4 levels" in said
-    assert doctor.worst(look(toy)) == 0
+    assert checks.worst(look(toy)) == 0
 
 
 @pytest.mark.parametrize("name", ["Amazon_Scientific", "Amazon_Instruments"])
 def test_real_data_have_no_errors(shared_data, name):
-    found = doctor.check(shared_data, name)
-    assert doctor.worst(found) == 0
+    found = checks.check(shared_data, name)
+    assert checks.worst(found) == 0
     assert [finding.level for finding in found if finding.level != "ok"] in ([], ["warning"])
 
 
 def test_the_text_puts_errors_first_and_says_what_to_do():
     found = [Finding("ok", "a", "fine"), Finding("warning", "b:2", "odd", "look"), Finding("error", "c", "bad", "mend")]
-    assert doctor.as_text(found).splitlines() == [
+    assert checks.as_text(found).splitlines() == [
         "error    c: bad",
         "         -> mend",
         "warning  b:2: odd",
         "         -> look",
         "ok       a: fine",
     ]
-    assert (doctor.worst(found), doctor.worst(found[:2]), doctor.worst([])) == (1, 0, 0)
+    assert (checks.worst(found), checks.worst(found[:2]), checks.worst([])) == (1, 0, 0)
 
 
 # --------------------------------------------------------------------------------------------------- folder and header
 def test_a_folder_or_file_that_is_not_there(toy):
-    (error,) = doctor.check(toy.parent, "toi")
+    (error,) = checks.check(toy.parent, "toi")
     assert error.level == "error" and "did you mean 'toy'?" in error.what
     (toy / "toy.inter").rename(toy / "toys.inter")
     is_only(toy, "error", "data/toy/toy.inter", "no such file", "did you mean 'toys.inter'?")
@@ -198,10 +198,10 @@ def test_bytes_that_are_no_text(toy):
 
 
 def test_a_line_without_end(toy, monkeypatch):
-    monkeypatch.setattr(tables, "LONGEST_LINE", 100)
+    monkeypatch.setattr(atomic_lines, "LONGEST_LINE", 100)
     change_inter(toy, [*ROWS, ("u" * 250, "i1", "1", "1"), ("u3", "i2", "1", "901")])
     is_only(toy, "error", "data/toy/toy.inter:14", "not looked at")
-    assert "13 interactions" in doctor.as_text(look(toy))
+    assert "13 interactions" in checks.as_text(look(toy))
 
 
 def test_quoted_cells_and_blank_lines_are_read_as_recbole_reads_them(toy):
@@ -240,7 +240,7 @@ def test_near_times_that_float32_makes_one(toy):
     change_inter(toy, timed(near))
     assert trouble(toy) == []
     assert "0 neighbours of equal and 2 of near times (float32, to which RecBole narrows times, is 128 wide at" in (
-        doctor.as_text(look(toy))
+        checks.as_text(look(toy))
     )
     change_inter(toy, timed([near[1], near[0], near[2], near[3]]))
     is_only(toy, "warning", "data/toy/toy.inter:3", "1 rows come to RecBole after a later one")
@@ -251,7 +251,7 @@ def test_near_times_that_float32_makes_one(toy):
 def test_rows_out_of_order_that_recbole_sorts(toy):
     change_inter(toy, timed([4, 3, 2, 1]))
     assert trouble(toy) == []
-    assert "do not stand in the order of time" in doctor.as_text(look(toy))
+    assert "do not stand in the order of time" in checks.as_text(look(toy))
 
 
 def test_many_parts_find_the_same_as_one(tmp_path, monkeypatch):
@@ -265,7 +265,7 @@ def test_many_parts_find_the_same_as_one(tmp_path, monkeypatch):
     monkeypatch.setattr(interactions, "PART", 2000)
     monkeypatch.setattr(interactions, "BLOCK", 77)
     assert interactions.check(path) == one
-    text = doctor.as_text(one[1])
+    text = checks.as_text(one[1])
     per_user = {}
     for line, (user, item, _, time) in enumerate(rows):
         per_user.setdefault(user, []).append((np.float32(time), line, float(time), item))
@@ -441,7 +441,7 @@ def output(toy):
 
 def test_stages_that_match_are_sound(toy, output):
     assert trouble(toy, output=output) == []
-    assert doctor.as_text(look(toy, output=output)).count("matches its files and the data") == 2
+    assert checks.as_text(look(toy, output=output)).count("matches its files and the data") == 2
 
 
 def test_output_that_is_not_what_was_written(toy, output):
@@ -510,7 +510,7 @@ def test_imports_that_were_interrupted_or_changed(toy):
 
 
 def test_an_imported_folder_is_sound(tmp_path):
-    from dataset_prep.imports import mql4grec
+    from dataset_prep.importers import mql4grec
 
     source = tmp_path / "X"
     source.mkdir()
@@ -520,7 +520,7 @@ def test_an_imported_folder_is_sound(tmp_path):
     (source / "X.index_lemb.json").write_text(json.dumps({str(i): [f"<a_{i}>", "<b_0>"] for i in range(3)}))
     np.save(source / "X.emb-llama-td.npy", GOOD[:3])
     mql4grec(source, "X", tmp_path / "data", progress=False)
-    assert [finding for finding in doctor.check(tmp_path / "data", "X") if finding.level != "ok"] == []
+    assert [finding for finding in checks.check(tmp_path / "data", "X") if finding.level != "ok"] == []
 
 
 # --------------------------------------------------------------------------------------------------- images
@@ -534,7 +534,7 @@ def test_images_and_misses(toy):
         (toy / "images" / item / "000.jpg").write_bytes(b"")
     (toy / "images.jsonl").write_text("".join(image_row(item, 0) for item in ITEMS))
     assert trouble(toy) == []
-    assert "3 of 4 items have a picture" in doctor.as_text(look(toy))
+    assert "3 of 4 items have a picture" in checks.as_text(look(toy))
     with open(toy / "images.jsonl", "a") as handle:
         handle.write(image_row("i3", 0, "miss", "http_404") + image_row("i1", 1, "miss", "timeout") + image_row("i1", 1))
     is_only(toy, "warning", "data/toy/images.jsonl", "1 of 5 images could not be had: http_404 1")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_qbert import features
-from recbole_qbert.domains import balanced, union
+from recbole_qbert.data import item_features as features
+from recbole_qbert.data.multi_domain import balanced, union
 from recbole_qbert.models.qbert4rec import domains_of
-from recbole_qbert.network import SemanticSequenceModel
+from recbole_qbert.sequence.model import SemanticSequenceModel
 from tests.helpers import sequence_config
 from tests.helpers_recbole import write_dataset
 

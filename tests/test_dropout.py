@@ -1,11 +1,11 @@
-"""recbole_qbert.dropout: the rate, the scale, the gradient, the seed."""
+"""recbole_qbert.sequence.dropout: the rate, the scale, the gradient, the seed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from recbole_qbert.dropout import dropout
+from recbole_qbert.sequence.dropout import dropout
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.95])

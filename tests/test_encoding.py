@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_prep import encoding, shards
-from dataset_prep.encoding import Job, encode
-from dataset_prep.ranks import Ranks, pick_device
-from dataset_prep.shards import Shard, Shards
-from recbole_qbert import artifacts, features
+from dataset_prep.encoders import sharded_encoding, shards
+from dataset_prep.encoders.distributed import Ranks, pick_device
+from dataset_prep.encoders.sharded_encoding import Job, encode
+from dataset_prep.encoders.shards import Shard, Shards
+from recbole_qbert.data import item_features as features
+from recbole_qbert.utils import io
 from tests.helpers import files
 from tests.helpers_encoding import Journal, end, kill_me, killed_at, run, start, together
 
@@ -103,7 +104,7 @@ def die_in_third_shard(patch: pytest.MonkeyPatch) -> None:
 
 
 def die_between_notes_and_matrix(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(shards, "write_array", killed_at(3, artifacts.write_array))
+    patch.setattr(shards, "write_array", killed_at(3, io.write_array))
 
 
 def die_while_a_shard_is_renamed(patch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ def die_before_the_matrix_is_in_place(patch: pytest.MonkeyPatch) -> None:
 
 
 def die_before_the_record(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(encoding, "write_json", kill_me)
+    patch.setattr(sharded_encoding, "write_json", kill_me)
 
 
 def die_before_the_shards_are_removed(patch: pytest.MonkeyPatch) -> None:
@@ -202,7 +203,8 @@ def test_torchrun(tmp_path: Path) -> None:
     make(make_job(tmp_path / "one"))
     script = tmp_path / "script.py"
     script.write_text(
-        "import pathlib, numpy as np\nfrom dataset_prep.encoding import Job, encode\nfrom dataset_prep.shards import Shard\n"
+        "import pathlib, numpy as np\nfrom dataset_prep.encoders.sharded_encoding import Job, encode\n"
+        "from dataset_prep.encoders.shards import Shard\n"
         "truth = np.arange(20, dtype=np.float32).reshape(10, 2)\ntruth[4] = np.nan\n"
         "def encoder(rows, advance):\n    made = truth[rows.start : rows.stop]\n    empty = [4] if 4 in rows else []\n"
         "    return Shard(made, {'empty': len(empty), 'seen': len(made)}, [f'i{n}: empty' for n in empty])\n"
@@ -344,7 +346,7 @@ def test_a_broken_record_is_refused(tmp_path: Path) -> None:
 
 def test_the_record_is_written_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one encoder adds to it, another would have to wait: neither entry is lost."""
-    write, locked = artifacts.write_json, []
+    write, locked = io.write_json, []
 
     def look(path: Path, value: Any) -> None:
         handle = os.open(tmp_path, os.O_RDONLY)
@@ -354,7 +356,7 @@ def test_the_record_is_written_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
         locked.append(path.name)
         write(path, value)
 
-    monkeypatch.setattr(encoding, "write_json", look)
+    monkeypatch.setattr(sharded_encoding, "write_json", look)
     make(make_job(tmp_path))
     assert locked == ["toy.features.json"]
 
@@ -421,7 +423,7 @@ def test_a_process_alone_needs_no_others() -> None:
 def test_the_process_group_is_closed_before_the_interpreter_ends() -> None:
     """Left open, gloo's threads abort one finished process in eight."""
     script = (
-        "import atexit, torch.distributed as dist\nfrom recbole_qbert.processes import open_group\n"
+        "import atexit, torch.distributed as dist\nfrom recbole_qbert.utils.distributed import open_group\n"
         "atexit.register(lambda: print('open' if dist.is_initialized() else 'closed'))\n"
         "open_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\nassert dist.is_initialized()\n"
     )

@@ -1,4 +1,4 @@
-"""recbole_qbert.epochs: stages 1 and 2 killed after any epoch, and gone on with, equal an undisturbed run."""
+"""Resumable epochs: stages 1 and 2 killed after any epoch, and gone on with, equal an undisturbed run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 
-from recbole_qbert import injection, quantizer
-from recbole_qbert.config import InjectionConfig, QuantizerConfig
-from recbole_qbert.epochs import Epochs
-from recbole_qbert.paths import properties
+from recbole_qbert.config.property_files import properties
+from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
+from recbole_qbert.injection import network as injection_network
+from recbole_qbert.quantization import rqvae
+from recbole_qbert.utils.resumable_epochs import Epochs
 
 INJECTION = InjectionConfig(
     modalities=("text", "image"), query="random", dim=8, layers=3, heads=2, dropout=0.1, gate="dynamic", temperature=0.1,
@@ -61,13 +62,13 @@ def inject(epochs: Epochs | None):
     base = random.normal(size=(40, 3))
     vectors = {n: (base @ random.normal(size=(3, 6)))[:, None].astype(np.float32) for n in ("text", "image")}
     present = {name: np.ones((40, 1), dtype=bool) for name in vectors}
-    network, fused, depth, report = injection.fit(vectors, present, INJECTION, 5, None, epochs)
+    network, fused, depth, report = injection_network.fit(vectors, present, INJECTION, 5, None, epochs)
     return network.state_dict() | {"fused": torch.from_numpy(fused), "depth": torch.from_numpy(depth)}, asdict(report)
 
 
 def quantize(epochs: Epochs | None):
     vectors = torch.randn(60, 10, generator=torch.Generator().manual_seed(2))
-    model, report = quantizer.fit(vectors, QUANTIZER, 7, epochs)
+    model, report = rqvae.fit(vectors, QUANTIZER, 7, epochs)
     return model.state_dict(), asdict(report)
 
 
@@ -127,23 +128,21 @@ def test_early_stopping_is_remembered(tmp_path: Path) -> None:
 
 
 def test_rebuilding_does_not_go_on_from_what_was_killed(tmp_path: Path, monkeypatch, caplog) -> None:
-    from recbole_qbert import pipeline
-    from recbole_qbert.pipeline import Builder, Catalogue
+    from recbole_qbert.pipeline import stages
+    from recbole_qbert.pipeline.stages import Builder, Catalogue
     from tests.helpers_recbole import QUICK, write_dataset
 
     data = write_dataset(tmp_path, "D")
     items = tuple((data / "D" / "D.items.txt").read_text().split())
     defaults = yaml.safe_load(properties("model/QBERT4Rec.yaml").read_text())
-    settings = pipeline.stage_settings(
-        defaults | QUICK["QBERT4Rec"] | {"semantic_ids": "fused", "injection_query": "random"}
-    )
+    settings = stages.stage_settings(defaults | QUICK["QBERT4Rec"] | {"semantic_ids": "fused", "injection_query": "random"})
     catalogue = Catalogue("D", tmp_path / "D", items, [])
     at_once = functools.partial(Epochs, seconds=0)
-    monkeypatch.setattr(pipeline, "Epochs", lambda path, made_from, _: at_once(path, made_from, killed_after(4)))
+    monkeypatch.setattr(stages, "Epochs", lambda path, made_from, _: at_once(path, made_from, killed_after(4)))
     with pytest.raises(KilledError):
         Builder(catalogue, settings, tmp_path / "out").build()
     assert list((tmp_path / "out").glob("*.progress"))
-    monkeypatch.setattr(pipeline, "Epochs", at_once)
+    monkeypatch.setattr(stages, "Epochs", at_once)
     with caplog.at_level("INFO", "recbole_qbert"):
         Builder(catalogue, settings, tmp_path / "out", rebuild=True).build()
     assert "going on" not in caplog.text and not list((tmp_path / "out").glob("*.progress"))

@@ -1,16 +1,16 @@
-"""recbole_qbert.facts: with which code and on what a result was made."""
+"""recbole_qbert.utils.environment: with which code and on what a result was made."""
 
 import subprocess
 
-from recbole_qbert import facts
+from recbole_qbert.utils import environment
 
 
 def test_the_revision_is_of_the_code_and_results_in_the_repository_do_not_change_it(tmp_path, monkeypatch):
-    for name in ("recbole_qbert/facts.py", "docs/results.json"):
+    for name in ("recbole_qbert/utils/environment.py", "docs/results.json"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("")
-    monkeypatch.setattr(facts, "__file__", str(tmp_path / "recbole_qbert/facts.py"))
-    assert facts.revision() is None
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "recbole_qbert/utils/environment.py"))
+    assert environment.revision() is None
 
     def git(*words):
         me = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
@@ -20,10 +20,10 @@ def test_the_revision_is_of_the_code_and_results_in_the_repository_do_not_change
     git("add", ".")
     git("commit", "-qm", "first")
     first = git("rev-parse", "HEAD")[:12]
-    assert facts.revision() == first
+    assert environment.revision() == first
     (tmp_path / "docs/results.json").write_text("{}")
-    assert facts.revision() == first
+    assert environment.revision() == first
     git("commit", "-qam", "results")
-    assert facts.revision() == first
-    (tmp_path / "recbole_qbert/facts.py").write_text("changed = True")
-    assert facts.revision() == f"{first}+"
+    assert environment.revision() == first
+    (tmp_path / "recbole_qbert/utils/environment.py").write_text("changed = True")
+    assert environment.revision() == f"{first}+"

@@ -1,4 +1,4 @@
-"""recbole_qbert.features: alignment by token; every bad input is named, with the way out."""
+"""recbole_qbert.data.item_features: alignment by token; every bad input is named, with the way out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_qbert import features
-from recbole_qbert.artifacts import sha256
-from recbole_qbert.features import check_token, load, read_item_list, save
+from recbole_qbert.data import item_features as features
+from recbole_qbert.data.item_features import check_token, load, read_item_list, save
+from recbole_qbert.utils.io import sha256
 from tests.helpers import write_features
 
 ITEMS = ("p", "q", "r", "s")

@@ -1,4 +1,4 @@
-"""recbole_qbert.histories: the same histories from every format and order, streamed where they can be; refusals."""
+"""recbole_qbert.data.histories: the same histories from every format and order, streamed where they can be; refusals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_qbert.histories import Histories
+from recbole_qbert.data.histories import Histories
 
 ROWS = [("u2", "b", 5.0), ("u2", "a", 1.0), ("u2", "c", 5.0), ("u1", "a", 2.0), ("u3", "c", 9.0), ("u3", "c", 8.5)]
 WANTED = [("u2", ["a", "b", "c"]), ("u1", ["a"]), ("u3", ["c", "c"])]  # b before c: a tie, as in the file

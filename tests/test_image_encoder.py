@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset_prep import clip_models, torchvision_ops
-from dataset_prep.image_encoder import ImageEncoder, encode_images
-from recbole_qbert import features
-from recbole_qbert.artifacts import sha256
+from dataset_prep.encoders import clip_models, torchvision_ops
+from dataset_prep.encoders.image_encoder import ImageEncoder, encode_images
+from recbole_qbert.data import item_features as features
+from recbole_qbert.utils.io import sha256
 from tests.helpers import files
 from tests.helpers_encoding import Journal, end, killed_at, run, together
 
@@ -398,7 +398,7 @@ def fake_torchvision(folder: Path, body: str) -> subprocess.CompletedProcess[str
     (folder / "torchvision").mkdir(exist_ok=True)
     (folder / "torchvision" / "__init__.py").write_text(body)
     script = (
-        "import sys\nfrom dataset_prep import torchvision_ops as room\n"
+        "import sys\nfrom dataset_prep.encoders import torchvision_ops as room\n"
         "try:\n    print(room.make_importable(), room.make_importable(), len(room._declared), 'torch' in sys.modules)\n"
         "except Exception as error:\n    print(type(error).__name__, error, len(room._declared))\n"
     )

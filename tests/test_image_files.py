@@ -1,4 +1,4 @@
-"""dataset_prep.image_files: what is a picture, what of it is kept, and which item ids may name a folder."""
+"""dataset_prep.images.image_files: what is a picture, what of it is kept, and which item ids may name a folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_prep import image_files
-from dataset_prep.image_files import can_name_folder, examine
-from dataset_prep.manners import Missed
+from dataset_prep.images import image_files
+from dataset_prep.images.image_files import can_name_folder, examine
+from dataset_prep.images.rate_limits import Missed
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as download has it
 

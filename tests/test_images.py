@@ -1,4 +1,4 @@
-"""dataset_prep.images against a local server: what is stored, what is a miss, how hosts are asked, what a kill leaves."""
+"""Download against a local server: what is stored, what is a miss, how hosts are asked, what a kill leaves."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ pytest.importorskip("aiohttp")
 
 from aiohttp import web
 
-from dataset_prep import image_files, image_lists, images, manners
-from dataset_prep.image_lists import survey
-from dataset_prep.image_manifest import Manifest
-from dataset_prep.images import ImagesReport, Options, download
-from dataset_prep.parts import Part
-from recbole_qbert.builtin_features import find_images
+from dataset_prep.images import download as images
+from dataset_prep.images import image_files, image_lists, rate_limits
+from dataset_prep.images.download import ImagesReport, Options, download
+from dataset_prep.images.image_lists import survey
+from dataset_prep.images.image_manifest import Manifest
+from dataset_prep.images.partial_files import Part
+from recbole_qbert.data.builtin_encoders import find_images
 from tests.helpers import files
 from tests.image_server import Answer, ImageServer, body, broken, endless, silent, status, versioned
 from tests.test_image_files import HOSTILE, picture
@@ -292,9 +293,9 @@ def test_retry_after_holds_for_the_whole_host(shop: Shop, code: int) -> None:
 
 def test_retry_after_as_a_date() -> None:
     date = format_datetime(datetime.fromtimestamp(1_000_090, timezone.utc), usegmt=True)
-    assert manners.retry_after(date, 1_000_000.0) == 90.0
-    assert manners.retry_after(date, 2_000_000.0) == 0.0
-    assert [manners.retry_after(value, 0.0) for value in (None, "", "soon", "-5", "1.5", "9" * 40)] == [None] * 6
+    assert rate_limits.retry_after(date, 1_000_000.0) == 90.0
+    assert rate_limits.retry_after(date, 2_000_000.0) == 0.0
+    assert [rate_limits.retry_after(value, 0.0) for value in (None, "", "soon", "-5", "1.5", "9" * 40)] == [None] * 6
 
 
 def test_a_host_that_asks_for_an_hour_is_left_alone(shop: Shop) -> None:
@@ -312,13 +313,13 @@ def test_a_host_that_keeps_failing_gets_rests_and_is_then_left_alone(shop: Shop)
     shop.items({f"I{k}": [shop.server.put(f"/{k}", status(500))] for k in range(50)})
     report = shop.run(per_host=1, failures_before_hold=4, hold=0.1)
     times = [asked.at for asked in shop.server.asked]
-    assert len(times) == 4 + manners.MAX_HOLDS  # then one question after each rest
+    assert len(times) == 4 + rate_limits.MAX_HOLDS  # then one question after each rest
     assert np.all(np.diff(times)[3:] >= [0.1, 0.2, 0.4])
     assert sum(report.misses.values()) == 50 and report.misses["host_left_alone"] > 40
 
 
 def test_a_host_that_recovers_is_asked_on(shop: Shop) -> None:
-    spell = [*[status(500)] * (2 + manners.MAX_HOLDS), body(PICTURE)]  # one more failure and it would be left alone
+    spell = [*[status(500)] * (2 + rate_limits.MAX_HOLDS), body(PICTURE)]  # one more failure and it would be left alone
     url = shop.server.put("/a", *spell, *spell)
     shop.items({"A": [url], "B": [url]})
     assert shop.run(failures_before_hold=3, hold=0.02, retries=9).ok == 2
@@ -326,11 +327,11 @@ def test_a_host_that_recovers_is_asked_on(shop: Shop) -> None:
 
 def test_pauses_grow_and_are_the_same_for_the_same_url() -> None:
     options = Options(backoff=1.0)
-    pauses = [manners.pause(options, "http://h/a", attempt) for attempt in range(1, 12)]
-    assert pauses == [manners.pause(options, "http://h/a", attempt) for attempt in range(1, 12)]
+    pauses = [rate_limits.pause(options, "http://h/a", attempt) for attempt in range(1, 12)]
+    assert pauses == [rate_limits.pause(options, "http://h/a", attempt) for attempt in range(1, 12)]
     assert all(2 ** (k - 1) / 2 <= pauses[k - 1] <= 2 ** (k - 1) for k in range(1, 7))
-    assert max(pauses) <= manners.MAX_BACKOFF
-    assert pauses[0] != manners.pause(options, "http://h/b", 1)
+    assert max(pauses) <= rate_limits.MAX_BACKOFF
+    assert pauses[0] != rate_limits.pause(options, "http://h/b", 1)
 
 
 # ------------------------------------------------------------------------------------------------- going on
@@ -438,7 +439,7 @@ def test_two_sizes_do_not_mix(shop: Shop) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from dataset_prep.images import Options, download
+from dataset_prep.images.download import Options, download
 download(Path(sys.argv[1]), "X", options=Options(per_host_rate=5000, per_host=4), progress=False)
 """
 
@@ -628,7 +629,7 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 
 def test_one_download_a_folder(shop: Shop) -> None:
-    from dataset_prep.interruption import only_here
+    from dataset_prep.graceful_shutdown import only_here
 
     shop.items({"A": []})
     with only_here(shop.folder, "download into"), pytest.raises(ValueError, match="another download"):

@@ -1,4 +1,4 @@
-"""dataset_prep.imports: published folders become data set folders that say the same; what does not fit is refused."""
+"""dataset_prep.importers: published folders become data set folders that say the same; what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from dataset_prep import imports
-from recbole_qbert import features, semantic_ids
+from dataset_prep import importers
+from recbole_qbert.data import item_features as features
+from recbole_qbert.quantization import semantic_ids
 from tests.helpers import files
 
 HISTORIES = {0: [0, 1, 2], 1: [2, 1, 0, 3], 2: [3, 0, 1]}
@@ -66,7 +67,7 @@ def mql(tmp_path):
 
 
 def bring_mql(mql, tmp_path, **options):
-    return imports.mql4grec(mql, "Toys", tmp_path / "data", progress=False, **options)
+    return importers.mql4grec(mql, "Toys", tmp_path / "data", progress=False, **options)
 
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
@@ -103,7 +104,7 @@ def uni(tmp_path):
 
 
 def bring_uni(uni, tmp_path, **options):
-    return imports.unisrec(uni, "Toys", tmp_path / "data", **{"width": 3, "progress": False, **options})
+    return importers.unisrec(uni, "Toys", tmp_path / "data", **{"width": 3, "progress": False, **options})
 
 
 def refused(folder, ending, text, call, *words):
@@ -173,7 +174,7 @@ def test_published_instruments_come_back_as_they_were(shared_data, tmp_path):
         rows = [line.split("\t") for line in (real / f"Amazon_Instruments.{kind}_codes.tsv").read_text().splitlines()]
         codes = {row[0]: row[1:] for row in rows}
         (source / f"Instruments.index_{kind}.json").write_text(ids_json(letters, [codes[item] for item in items]))
-    report = imports.mql4grec(source, "Instruments", tmp_path / "data", name="Amazon_Instruments", progress=False)
+    report = importers.mql4grec(source, "Instruments", tmp_path / "data", name="Amazon_Instruments", progress=False)
     written = tmp_path / "data" / "Amazon_Instruments"
     assert (report.users, report.items, report.interactions) == (17112, 6250, 136226)
     assert report.semantic_ids is not None and report.semantic_ids["unique"] == 6250
@@ -290,7 +291,7 @@ def test_float64_becomes_float32(mql, tmp_path):
 
 def test_a_folder_that_is_not_there_says_what_is(mql, tmp_path):
     with pytest.raises(FileNotFoundError, match="data sets that are there: Toys"):
-        imports.mql4grec(mql, "Games", tmp_path / "data", progress=False)
+        importers.mql4grec(mql, "Games", tmp_path / "data", progress=False)
 
 
 # --------------------------------------------------------------------------------------------------- UniSRec
@@ -472,7 +473,7 @@ def dataset(tmp_path):
 def bring(folder, ids="ids.txt", matrix="text.npy", modality="text", **options):
     here = folder.parent.parent
     pair = (here / matrix, here / ids)
-    return imports.arrays(folder, "Toys", {modality: pair}, **{"progress": False, **options})
+    return importers.arrays(folder, "Toys", {modality: pair}, **{"progress": False, **options})
 
 
 def test_arrays_are_aligned_by_token(dataset):
@@ -534,7 +535,7 @@ def test_several_modalities_of_several_vectors_at_once(dataset):
     np.save(here / "image.npy", image)
     (here / "more.txt").write_text("".join(f"{item}\n" for item in ITEMS))
     pairs = {"text": (here / "text.npy", here / "ids.txt"), "image": (here / "image.npy", here / "more.txt")}
-    imports.arrays(dataset, "Toys", pairs, progress=False)
+    importers.arrays(dataset, "Toys", pairs, progress=False)
     loaded = features.load(dataset, "Toys", ITEMS[:4], ("text", "image"))
     assert np.array_equal(loaded.vectors["text"][:, 0], TEXT[:4])
     assert loaded.present["image"].tolist() == [[True, False], [True, True], [True, True], [True, True]]
@@ -603,9 +604,9 @@ def test_a_modality_is_a_plain_word(dataset, modality):
 
 def test_arrays_need_a_data_set(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Toys\.inter"):
-        imports.arrays(tmp_path, "Toys", {"text": (tmp_path / "a.npy", tmp_path / "b")})
+        importers.arrays(tmp_path, "Toys", {"text": (tmp_path / "a.npy", tmp_path / "b")})
     with pytest.raises(ValueError, match="no matrices"):
-        imports.arrays(tmp_path, "Toys", {})
+        importers.arrays(tmp_path, "Toys", {})
 
 
 # --------------------------------------------------------------------------------------------------- damaged files
@@ -659,13 +660,13 @@ def test_damaged_files_are_imported_or_refused_by_name(kind, request, tmp_path):
 
 # --------------------------------------------------------------------------------------------------- detect
 def test_detect_tells_folders_apart(mql, tmp_path):
-    assert imports.detect(mql) == imports.detect(mql.parent) == "mql4grec"
+    assert importers.detect(mql) == importers.detect(mql.parent) == "mql4grec"
     prefix_files(tmp_path / "uni", "Toys", HISTORIES)
-    assert imports.detect(tmp_path / "uni") == "unisrec"
+    assert importers.detect(tmp_path / "uni") == "unisrec"
     (tmp_path / "plain").mkdir()
     with pytest.raises(ValueError, match="no known kind"):
-        imports.detect(tmp_path / "plain")
+        importers.detect(tmp_path / "plain")
     np.save(tmp_path / "plain" / "x.npy", TEXT)
-    assert imports.detect(tmp_path / "plain") == "arrays"
+    assert importers.detect(tmp_path / "plain") == "arrays"
     with pytest.raises(FileNotFoundError):
-        imports.detect(Path("nowhere"))
+        importers.detect(Path("nowhere"))

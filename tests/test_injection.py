@@ -1,4 +1,4 @@
-"""recbole_qbert.injection: Eq. 3-5 by brute force, gates that save work, modalities that are not there."""
+"""recbole_qbert.injection.network: Eq. 3-5 by brute force, gates that save work, modalities that are not there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_qbert.injection import DynamicInjection, Fused, fit
+from recbole_qbert.injection.network import DynamicInjection, Fused, fit
 from tests.helpers import injection_config
 
 WIDTHS = {"text": 6, "image": 4}

@@ -1,4 +1,4 @@
-"""recbole_qbert.losses: the fused softmax loss and its hand-written gradients against plain autograd."""
+"""recbole_qbert.sequence.losses: the fused softmax loss and its hand-written gradients against plain autograd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from recbole_qbert import losses
+from recbole_qbert.sequence import losses
 
 
 def plain(hidden, items, target, penalty, seen, valid):

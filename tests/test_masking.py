@@ -1,4 +1,4 @@
-"""recbole_qbert.masking: the two promises for every row, and the shape of each strategy's mask."""
+"""recbole_qbert.sequence.masking: the two promises for every row, and the shape of each strategy's mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_qbert import masking
+from recbole_qbert.sequence import masking
 from tests.helpers import runs
 
 SEEDS = st.integers(0, 2**31)

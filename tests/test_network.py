@@ -1,4 +1,4 @@
-"""recbole_qbert.network and encoder: both views, their losses and scores, against plain re-computations."""
+"""recbole_qbert.sequence.model and encoder: both views, their losses and scores, against plain re-computations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_qbert import network
-from recbole_qbert.network import SemanticSequenceModel
-from recbole_qbert.ranking import code_scores
+from recbole_qbert.sequence import model as sequence_model
+from recbole_qbert.sequence.model import SemanticSequenceModel
+from recbole_qbert.sequence.scoring import code_scores
 from tests.helpers import sequence_config
 
 ITEMS, LEVELS, SIZE = 15, 4, 5
@@ -193,7 +193,7 @@ def test_masked_loss_by_hand_with_hidden_items_in_the_middle(monkeypatch):
     model = make(views=("masked",))
     sequences, lengths = torch.tensor([[4, 5, 4, 6, 5, 0], [2, 2, 3, 1, 2, 9]]), torch.tensor([5, 6])
     where = torch.tensor([[0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0]]).bool()
-    monkeypatch.setattr(network.masking, "draw", lambda *_: where)
+    monkeypatch.setattr(sequence_model.masking, "draw", lambda *_: where)
     table = model.item_table()
     vectors = table[sequences].clone()
     vectors[where] = model.mask_vector
@@ -224,7 +224,7 @@ def test_grouping_by_length_changes_neither_loss_nor_gradient(view, loss, monkey
         }
 
     grouped = gradients()
-    monkeypatch.setattr(network, "_by_length", lambda lengths: iter([(lengths > 1).nonzero()[:, 0]]))
+    monkeypatch.setattr(sequence_model, "_by_length", lambda lengths: iter([(lengths > 1).nonzero()[:, 0]]))
     plain = gradients()
     assert grouped.keys() == plain.keys()
     for name, value in plain.items():
@@ -240,10 +240,10 @@ def test_more_processes_than_rows_share_a_batch():
 
 def test_groups_hold_every_row_of_two_or_more_items_once_and_only_like_lengths():
     lengths = torch.arange(61).repeat(2)[torch.randperm(122, generator=torch.Generator().manual_seed(0))]
-    groups = [lengths[rows].sort().values.tolist() for rows in network._by_length(lengths)]
+    groups = [lengths[rows].sort().values.tolist() for rows in sequence_model._by_length(lengths)]
     bounds = [(2, 8), (9, 16), (17, 32), (33, 60)]
     assert groups == [[n for n in range(low, high + 1) for _ in "ab"] for low, high in bounds]
-    rows = torch.cat(list(network._by_length(lengths)))
+    rows = torch.cat(list(sequence_model._by_length(lengths)))
     assert len(rows.unique()) == len(rows)
 
 

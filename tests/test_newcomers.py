@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_qbert import newcomers
-from recbole_qbert.features import ItemFeatures
-from recbole_qbert.network import SemanticSequenceModel
+from recbole_qbert.data.item_features import ItemFeatures
+from recbole_qbert.sequence.model import SemanticSequenceModel
+from recbole_qbert.serving import cold_start
 from tests.helpers import sequence_config
 
 
@@ -20,59 +20,59 @@ def described(vectors, present=None):
 def test_the_nearest_are_found_and_weighted_by_similarity():
     old = described({"text": [[1, 0], [0, 1], [-1, 0], [0, -1]]})
     new = described({"text": [[0.9, 0.1], [0, -5]]})
-    found = newcomers.neighbours(new, old, count=2, temperature=0.1)
+    found = cold_start.neighbours(new, old, count=2, temperature=0.1)
     assert found.nearest.tolist() == [["i0", "i1"], ["i3", "i0"]]
     np.testing.assert_allclose(found.weights.sum(1), 1, rtol=1e-6)
     assert (found.weights[:, 0] > found.weights[:, 1]).all()
-    assert newcomers.neighbours(new, old, count=50).nearest.shape == (2, 4)
+    assert cold_start.neighbours(new, old, count=50).nearest.shape == (2, 4)
 
 
 def test_a_modality_that_one_item_lacks_does_not_count():
     missing = {"image": np.array([[True], [True], [False]])}
     old = described({"text": [[1, 0], [0, 1], [1, 0.1]], "image": [[1, 0], [0, 1], [0, 0]]}, missing)
     new = described({"text": [[1, 0]], "image": [[0, 0]]}, {"image": np.array([[False]])})
-    assert newcomers.neighbours(new, old, count=3).nearest[0, 2] == "i1"
+    assert cold_start.neighbours(new, old, count=3).nearest[0, 2] == "i1"
 
 
 def test_items_without_features_have_no_neighbours(tmp_path):
     """Not the first ones of the list, which would look like an answer."""
     old = described({"text": [[1, 0], [0, 1]]})
     new = described({"text": [[0, 0], [1, 0]]}, {"text": np.array([[False], [True]])})
-    found = newcomers.neighbours(new, old)
+    found = cold_start.neighbours(new, old)
     assert found.items == ("i1",) and found.nearest.tolist() == [["i0", "i1"]]
-    none = newcomers.neighbours(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
+    none = cold_start.neighbours(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
     none.save(tmp_path / "none.neighbours")
-    assert newcomers.load(tmp_path / "none.neighbours").items == none.items == ()
+    assert cold_start.load(tmp_path / "none.neighbours").items == none.items == ()
 
 
 def test_neighbours_of_two_additions_are_joined():
     old = described({"text": [[1, 0], [0, 1], [-1, 0]]})
     new = described({"text": [[1, 0.1], [0, 1]]})
-    many, few = newcomers.neighbours(new, old, count=3), newcomers.neighbours(new, old, count=1)
+    many, few = cold_start.neighbours(new, old, count=3), cold_start.neighbours(new, old, count=1)
     for first, second in ((many, few), (few, many)):
         both = first.and_of(second)
         assert both.items == first.items + second.items and both.nearest.shape == both.weights.shape == (4, 3)
         np.testing.assert_allclose(both.weights.sum(1), 1, rtol=1e-6)
         assert both.nearest[:, 0].tolist() == [*first.nearest[:, 0], *second.nearest[:, 0]]
-    none = newcomers.neighbours(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
+    none = cold_start.neighbours(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
     assert none.and_of(many).nearest.tolist() == many.and_of(none).nearest.tolist() == many.nearest.tolist()
 
 
 def test_neighbours_survive_the_file_and_bad_files_are_named(tmp_path):
     random = np.random.default_rng(0)
     old, new = described({"text": random.normal(size=(9, 4))}), described({"text": random.normal(size=(3, 4))})
-    found = newcomers.neighbours(new, old, count=4)
-    path = newcomers.beside(tmp_path / "more.sid")
+    found = cold_start.neighbours(new, old, count=4)
+    path = cold_start.beside(tmp_path / "more.sid")
     found.save(path)
-    back = newcomers.load(path)
+    back = cold_start.load(path)
     assert back.items == found.items and back.nearest.tolist() == found.nearest.tolist()
     np.testing.assert_allclose(back.weights, found.weights, rtol=1e-5)
     path.write_text(path.read_text().replace("\t", " ", 3))
     with pytest.raises(ValueError, match=r"more\.neighbours:1"):
-        newcomers.load(path)
-    path.write_text(newcomers.HEADER + "\nx\ti0 i1\t0.5\n")
+        cold_start.load(path)
+    path.write_text(cold_start.HEADER + "\nx\ti0 i1\t0.5\n")
     with pytest.raises(ValueError, match=r"more\.neighbours:2"):
-        newcomers.load(path)
+        cold_start.load(path)
 
 
 @pytest.mark.parametrize("item_rows", [True, False])

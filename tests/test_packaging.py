@@ -153,7 +153,7 @@ def test_import_brings_no_encoder_and_no_more_than_recbole_does() -> None:
         "import sys, recbole.quick_start, recbole.trainer\n"
         "before = set(sys.modules)\n"
         "import recbole_qbert\n"
-        "print(recbole_qbert.__version__, *{name.split('.')[0] for name in set(sys.modules) - before})\n"
+        "print(recbole_qbert.version.__version__, *{name.split('.')[0] for name in set(sys.modules) - before})\n"
         "print(*{name.split('.')[0] for name in sys.modules})",
     )
     added, everything = (set(line.split()) for line in loaded.splitlines()[-2:])

@@ -1,12 +1,12 @@
-"""recbole_qbert.packing: packed tokens and padded rows, there and back, and through the encoder."""
+"""recbole_qbert.sequence.packing: packed tokens and padded rows, there and back, and through the encoder."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from recbole_qbert.encoder import SequenceEncoder
-from recbole_qbert.packing import Rows
+from recbole_qbert.sequence.encoder import SequenceEncoder
+from recbole_qbert.sequence.packing import Rows
 
 LENGTHS = torch.tensor([3, 1, 5, 4, 0])
 

@@ -1,4 +1,4 @@
-"""recbole_qbert.plugin: a registered model is to RecBole what its own models are, in every process."""
+"""recbole_qbert.recbole_integration.registry: a registered model is to RecBole what its own models are, in every process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -26,12 +27,12 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import Trainer
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_qbert import checkpoints, compat, plugin
-from recbole_qbert.compat import quick_start
+from recbole_qbert.recbole_integration import checkpoint_io, patches, registry
+from recbole_qbert.recbole_integration.patches import quick_start
 
-compat.apply()
-checkpoints.apply()
-plugin.install()
+patches.apply()
+checkpoint_io.apply()
+registry.install()
 
 ROOT = Path(__file__).resolve().parents[1]
 PROPERTIES = """\
@@ -83,7 +84,7 @@ def properties(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered(properties: Path) -> None:
-    plugin.register(
+    registry.register(
         ToyRec,
         dataset=ToyRecDataset,
         trainer=ToyRecTrainer,
@@ -103,7 +104,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     write_toy(tmp_path)
     yield
     torch.set_num_threads(threads)
-    compat.fresh_logging()
+    patches.fresh_logging()
 
 
 def write_toy(folder: Path) -> None:
@@ -134,7 +135,7 @@ def test_recbole_finds_the_classes_by_name() -> None:
 
 def test_registering_twice_changes_nothing(properties: Path) -> None:
     before = list(dataset_arguments)
-    plugin.register(
+    registry.register(
         ToyRec,
         dataset=ToyRecDataset,
         trainer=ToyRecTrainer,
@@ -153,9 +154,9 @@ def test_registering_again_replaces_the_helpers(properties: Path) -> None:
     class PassingTrainer(Trainer):
         pass
 
-    plugin.register(Passing, trainer=PassingTrainer, properties=properties)
+    registry.register(Passing, trainer=PassingTrainer, properties=properties)
     assert recbole.trainer.PassingTrainer is PassingTrainer
-    plugin.register(Passing, properties=properties)
+    registry.register(Passing, properties=properties)
     assert not hasattr(recbole.trainer, "PassingTrainer")
 
 
@@ -175,7 +176,7 @@ def test_taken_names_are_refused(name: str, module: str, complaint: str, propert
     model = type(name, (SequentialRecommender,), {"__module__": module})
     modules, trainers = set(sys.modules), set(vars(recbole.trainer))
     with pytest.raises(ValueError, match=complaint):
-        plugin.register(model, properties=properties)
+        registry.register(model, properties=properties)
     assert (set(sys.modules), set(vars(recbole.trainer))) == (modules, trainers), "refused, yet written"
     assert recbole.utils.get_model("ToyRec") is ToyRec
 
@@ -183,16 +184,16 @@ def test_taken_names_are_refused(name: str, module: str, complaint: str, propert
 def test_a_helper_of_another_name_owner_is_refused(properties: Path) -> None:
     model = type("KG", (SequentialRecommender,), {})
     with pytest.raises(ValueError, match="KGTrainer exists"):
-        plugin.register(model, trainer=type("KGTrainer", (Trainer,), {}), properties=properties)
+        registry.register(model, trainer=type("KGTrainer", (Trainer,), {}), properties=properties)
 
 
 def test_bad_property_files_are_refused_at_once(tmp_path: Path) -> None:
     model = type("Unlucky", (SequentialRecommender,), {})
     with pytest.raises(FileNotFoundError):
-        plugin.register(model, properties=tmp_path / "none.yaml")
+        registry.register(model, properties=tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     with pytest.raises(ValueError, match=r"list.yaml must hold 'property: value' lines, not a list"):
-        plugin.register(model, properties=tmp_path / "list.yaml")
+        registry.register(model, properties=tmp_path / "list.yaml")
 
 
 def test_a_changed_dataset_argument_is_not_answered_from_the_cache() -> None:
@@ -235,7 +236,7 @@ def test_unknown_properties_are_refused_wherever_given(tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "argv", ["test", "--epoch=3", "--model=ToyRec", "--config_files=mine.yaml"])
     with pytest.raises(ValueError, match=r"'epoch' \(did you mean 'epochs'\?\) in the command line .*clean_argv"):
         toy_config()
-    with compat.clean_argv():
+    with patches.clean_argv():
         assert toy_config()["epochs"] == 1
 
 
@@ -276,7 +277,7 @@ def test_every_key_of_recboles_common_code_is_known() -> None:
         r"(xgb|lgb)_|train_(rec|kg)_step|kge_interval|n_(enc|dec)_epochs|m_step|reg_weight|warm_up_step|"
         r"pretrain_epochs|save_step|convert_token_to_onehot|token_num_threshold|loss_type"
     )
-    unknown = read - written - plugin.known_properties("ToyRec") - plugin._TRANSFORM_OPTIONS
+    unknown = read - written - registry.known_properties("ToyRec") - registry._TRANSFORM_OPTIONS
     assert len(read) > 80
     assert {key for key in unknown if not of_one_model.match(key)} == set()
 
@@ -291,9 +292,9 @@ def test_every_key_of_recboles_common_code_is_known() -> None:
     ],
 )
 def test_check_keys(given: list[object], complaint: str) -> None:
-    plugin.check_keys(["gamma", "beta"], {"gamma", "beta"}, "here")
+    registry.check_keys(["gamma", "beta"], {"gamma", "beta"}, "here")
     with pytest.raises(ValueError, match=f"^{complaint}$"):
-        plugin.check_keys(given, {"gamma", "beta"}, "here")
+        registry.check_keys(given, {"gamma", "beta"}, "here")
 
 
 # --------------------------------------------------------------------------------------------- unknown models
@@ -327,7 +328,7 @@ def test_tuning_with_hyperopt_in_this_process() -> None:
     pytest.importorskip("hyperopt")
     Path("fixed.yaml").write_text("\n".join(f"{key}: {value}" for key, value in settings().items() if value))
     Path("fixed.yaml").write_text(Path("fixed.yaml").read_text() + "\nmodel: ToyRec\ndataset: toy\n")
-    for objective in (quick_start.objective_function, plugin.objective_function):
+    for objective in (quick_start.objective_function, registry.objective_function):
         tuning = recbole.trainer.HyperTuning(
             objective,
             params_dict={"choice": {"toy_rows": [True, False]}},
@@ -341,16 +342,16 @@ def test_tuning_with_hyperopt_in_this_process() -> None:
 # -------------------------------------------------------------------------------------------- other processes
 def test_install_is_idempotent() -> None:
     before = (Config._load_internal_config_dict, recbole.config.configurator.get_model)
-    plugin.install()
+    registry.install()
     assert (Config._load_internal_config_dict, recbole.config.configurator.get_model) == before
-    assert quick_start.run_recboles is recbole.quick_start.run_recboles is plugin.run_recboles
+    assert quick_start.run_recboles is recbole.quick_start.run_recboles is registry.run_recboles
 
 
 def test_a_reload_does_not_wrap_the_wrapper(properties: Path) -> None:
-    importlib.reload(plugin)
-    assert plugin._run_recboles.__module__ == "recbole.quick_start.quick_start"
-    plugin.install()
-    plugin.register(
+    importlib.reload(registry)
+    assert registry._run_recboles.__module__ == "recbole.quick_start.quick_start"
+    registry.install()
+    registry.register(
         ToyRec,
         dataset=ToyRecDataset,
         trainer=ToyRecTrainer,
@@ -362,11 +363,11 @@ def test_a_reload_does_not_wrap_the_wrapper(properties: Path) -> None:
 
 def test_what_goes_to_other_processes_names_the_plugin() -> None:
     """Unpickling imports what is named, and importing the package registers the models."""
-    for sent in (quick_start.run_recboles, plugin.objective_function):
-        assert b"recbole_qbert.plugin" in pickle.dumps(sent)
+    for sent in (quick_start.run_recboles, registry.objective_function):
+        assert b"recbole_qbert.recbole_integration.registry" in pickle.dumps(sent)
     code = f"import pickle, sys; pickle.loads({pickle.dumps(quick_start.run_recboles)!r})\n" + (
         "import recbole.config\nassert 'recbole_qbert' in sys.modules\n"
-        "from recbole_qbert import plugin; plugin.install()\n"
+        "from recbole_qbert.recbole_integration import registry; registry.install()\n"
         "assert hasattr(recbole.config.Config._load_internal_config_dict, '__wrapped__')"
     )
     run_python(code)
@@ -418,28 +419,27 @@ trainer.DistributedDataParallel = lambda model, device_ids: DistributedDataParal
 def test_two_processes_started_without_a_main_file(tmp_path: Path) -> None:
     """run(nproc=2) under ``python -c``: nothing but the plugin's function leads the children to the model."""
     package = tmp_path / "path" / "recbole_qbert"
-    package.mkdir(parents=True)
-    for name in ("plugin.py", "compat.py", "checkpoints.py"):
-        package.joinpath(name).write_text((ROOT / "recbole_qbert" / name).read_text())
+    shutil.copytree(ROOT / "recbole_qbert", package)
     package.joinpath("ToyRec.yaml").write_text(PROPERTIES)
     model = "import torch\nfrom typing import Any\nfrom recbole.config import Config\n" + textwrap.dedent(
         "from recbole.model.abstract_recommender import SequentialRecommender\n" + inspect.getsource(ToyRec)
     )
     package.joinpath("toy.py").write_text(model)
     package.joinpath("__init__.py").write_text(
-        "from pathlib import Path\nfrom recbole_qbert import checkpoints, compat, plugin\n"
+        "from pathlib import Path\nfrom recbole_qbert.recbole_integration import checkpoint_io, patches, registry\n"
         "from recbole_qbert.toy import ToyRec\n"
-        "compat.apply()\ncheckpoints.apply()\nplugin.install()\n"
-        "plugin.register(ToyRec, properties=Path(__file__).with_name('ToyRec.yaml'))\n"
+        "patches.apply()\ncheckpoint_io.apply()\nregistry.install()\n"
+        "registry.register(ToyRec, properties=Path(__file__).with_name('ToyRec.yaml'))\n"
     )
     package.parent.joinpath("sitecustomize.py").write_text(GLOO)
     port = 20000 + os.getpid() % 20000
     out = run_python(
         "from recbole.quick_start import run\nimport recbole_qbert, glob\n"
+        "from recbole_qbert.recbole_integration import checkpoint_io\n"
         f"result = run('ToyRec', 'toy', config_dict={settings(epochs=2)!r}, nproc=2, port='{port}')\n"
         "assert 0 <= result['test_result']['hit@5'] <= 1\n"
         "file, = glob.glob('saved/ToyRec-*.pth')\n"
-        "config, model, dataset, *loaders = recbole_qbert.checkpoints.load_data_and_model(file)\n"
+        "config, model, dataset, *loaders = checkpoint_io.load_data_and_model(file)\n"
         "print('read by one process:', config['single_spec'], type(model).__module__)",
         package.parent,
     )

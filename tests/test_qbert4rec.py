@@ -10,7 +10,11 @@ import pytest
 import torch
 
 import recbole_qbert
-from recbole_qbert import checkpoints, compat, cooccurrence, export, paths, runs, semantic_ids
+from recbole_qbert.config import property_files
+from recbole_qbert.quantization import semantic_ids
+from recbole_qbert.recbole_integration import checkpoint_io, experiment, patches
+from recbole_qbert.sequence import cooccurrence_prior
+from recbole_qbert.serving import export
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -24,14 +28,14 @@ def data(tmp_path_factory):
 
 def configure(data, folder, model="QBERT4Rec", **settings):
     base = {"checkpoint_dir": str(folder / "saved"), "semantic_id_dir": str(folder / "ids")} if model == "QBERT4Rec" else {}
-    return runs.configure(model, NAME, data, {**QUICK.get(model, {}), **base, **settings})
+    return experiment.configure(model, NAME, data, {**QUICK.get(model, {}), **base, **settings})
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    with runs.inside(folder):
-        return runs.train(configure(data, folder))
+    with experiment.inside(folder):
+        return experiment.train(configure(data, folder))
 
 
 def test_run_recbole_by_name(data, tmp_path, monkeypatch):
@@ -90,14 +94,14 @@ def test_predict_is_full_sort_predict(trained):
 
 
 def test_recboles_metrics_equal_ranks_counted_by_hand(trained):
-    by_hand = runs.figures(runs.ranks(trained, trained.test_data, exclude_history=False))
+    by_hand = experiment.figures(experiment.ranks(trained, trained.test_data, exclude_history=False))
     assert trained.test() == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_same_seed_same_metrics_other_seed_other_weights(data, tmp_path, trained):
-    with runs.inside(tmp_path):
-        again = runs.train(configure(data, tmp_path))
-        other = runs.train(configure(data, tmp_path, seed=7))
+    with experiment.inside(tmp_path):
+        again = experiment.train(configure(data, tmp_path))
+        other = experiment.train(configure(data, tmp_path, seed=7))
     assert again.test() == trained.test() and again.valid == trained.valid
     for name, value in trained.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
@@ -105,7 +109,7 @@ def test_same_seed_same_metrics_other_seed_other_weights(data, tmp_path, trained
 
 
 def test_reload_gives_the_same_metrics_and_reads_no_pickle(trained, tmp_path):
-    with runs.inside(tmp_path):
+    with experiment.inside(tmp_path):
         path = trained.trainer.saved_model_file
         torch.load(path, weights_only=True)
         config, model, _, _, _, test_data = recbole_qbert.load_data_and_model(path)
@@ -129,8 +133,8 @@ def test_reload_gives_the_same_metrics_and_reads_no_pickle(trained, tmp_path):
     ids=["causal", "paper", "pretrain", "both", "image only", "ID only", "prior"],
 )
 def test_named_choices_train_and_learn(data, tmp_path, settings):
-    with runs.inside(tmp_path):
-        run = runs.train(configure(data, tmp_path, **settings))
+    with experiment.inside(tmp_path):
+        run = experiment.train(configure(data, tmp_path, **settings))
     losses = list(run.trainer.train_loss_dict.values())
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     assert set(run.test()) == {f"{m}@{k}" for m in ("hit", "ndcg") for k in (1, 5, 10)}
@@ -139,8 +143,8 @@ def test_named_choices_train_and_learn(data, tmp_path, settings):
 @pytest.mark.parametrize("name", ["SASRec", "BERT4Rec"])
 def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
     """No stage 1 or 2, no codes: what is left is the baseline on this engine."""
-    file = paths.properties(f"baseline/fast/{name}.yaml")
-    with runs.inside(tmp_path):
+    file = property_files.properties(f"baseline/fast/{name}.yaml")
+    with experiment.inside(tmp_path):
         settings = {
             **QUICK["QBERT4Rec"],
             "epochs": 15,
@@ -148,7 +152,7 @@ def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
             "learning_rate": 0.01,
             "checkpoint_dir": str(tmp_path / "saved"),
         }
-        run = runs.train(runs.configure("QBERT4Rec", NAME, data, settings, [str(file)]))
+        run = experiment.train(experiment.configure("QBERT4Rec", NAME, data, settings, [str(file)]))
         assert run.model.network.codebook.numel() == 0 and not (tmp_path / "saved" / "semantic_ids").exists()
         falling = list(run.trainer.train_loss_dict.values())
         assert min(falling[1:]) < falling[0] and 0 <= run.test()["ndcg@10"] <= 1
@@ -158,14 +162,14 @@ def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
 
 def test_items_need_a_row_or_an_id(data, tmp_path):
     for settings in ({"item_rows": False}, {"loss": "code", "repeat_penalty": "none"}):
-        with runs.inside(tmp_path), pytest.raises(ValueError, match="takes item_rows: true and loss: item"):
-            runs.train(configure(data, tmp_path, semantic_ids="none", **settings))
+        with experiment.inside(tmp_path), pytest.raises(ValueError, match="takes item_rows: true and loss: item"):
+            experiment.train(configure(data, tmp_path, semantic_ids="none", **settings))
 
 
 def test_half_precision_is_an_option(data, tmp_path, trained):
     """RecBole's enable_amp: bfloat16 where it serves, sums and softmax in float32."""
-    with runs.inside(tmp_path):
-        run = runs.train(configure(data, tmp_path, enable_amp=True))
+    with experiment.inside(tmp_path):
+        run = experiment.train(configure(data, tmp_path, enable_amp=True))
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in run.model.parameters())
     for epoch, loss in run.trainer.train_loss_dict.items():
         assert loss == pytest.approx(trained.trainer.train_loss_dict[epoch], rel=0.02)
@@ -185,8 +189,8 @@ def test_ranks_do_not_depend_on_the_batch(trained):
 
 
 def test_the_prior_is_fitted_on_validation_and_kept_in_the_checkpoint(data, tmp_path):
-    with runs.inside(tmp_path):
-        run = runs.train(configure(data, tmp_path, structural_prior="cooccurrence"))
+    with experiment.inside(tmp_path):
+        run = experiment.train(configure(data, tmp_path, structural_prior="cooccurrence"))
         without = run.model.prior.weight.clone()
         _, model, *_ = recbole_qbert.load_data_and_model(run.trainer.saved_model_file)
     assert torch.equal(model.prior.weight, without)
@@ -202,7 +206,9 @@ def test_without_a_file_the_prior_is_fitted_to_the_weights_at_hand(data, tmp_pat
 
     monkeypatch.chdir(tmp_path)
     fitted = []
-    monkeypatch.setattr(cooccurrence, "fit", lambda prior, batches, fit=cooccurrence.fit: fitted.append(fit(prior, batches)))
+    monkeypatch.setattr(
+        cooccurrence_prior, "fit", lambda prior, batches, fit=cooccurrence_prior.fit: fitted.append(fit(prior, batches))
+    )
     settings = {**QUICK["QBERT4Rec"], "data_path": str(data), "structural_prior": "cooccurrence", "epochs": 2}
     result = run_recbole(model="QBERT4Rec", dataset=NAME, config_dict=settings, saved=False)
     assert len(fitted) == 1 and fitted[0]["weight"] > 0
@@ -212,10 +218,10 @@ def test_without_a_file_the_prior_is_fitted_to_the_weights_at_hand(data, tmp_pat
 
 def test_a_checkpoint_alone_is_enough(data, tmp_path):
     """Of a fine-tuned model the pretrained file may be gone, and nothing is built again."""
-    with runs.inside(tmp_path):
-        first = runs.train(configure(data, tmp_path, train_stage="pretrain", epochs=1))
+    with experiment.inside(tmp_path):
+        first = experiment.train(configure(data, tmp_path, train_stage="pretrain", epochs=1))
         given = {"pretrained": first.trainer.saved_model_file, "rebuild": True}
-        second = runs.train(configure(data, tmp_path, epochs=1, checkpoint_dir=str(tmp_path / "second"), **given))
+        second = experiment.train(configure(data, tmp_path, epochs=1, checkpoint_dir=str(tmp_path / "second"), **given))
         Path(first.trainer.saved_model_file).unlink()
         sid = Path(second.config["semantic_id_dir"]) / f"{NAME}.sid"
         stamp = sid.stat().st_mtime_ns
@@ -227,28 +233,28 @@ def test_a_checkpoint_alone_is_enough(data, tmp_path):
 
 def test_the_folder_of_the_data_is_no_folder_for_ids(data, tmp_path):
     """What lies there is taken as given, so a later run would take the first one's output for ready-made."""
-    with runs.inside(tmp_path), pytest.raises(ValueError, match="is the folder of the data set itself"):
-        runs.train(configure(data, tmp_path, semantic_id_dir=str(data / NAME)))
+    with experiment.inside(tmp_path), pytest.raises(ValueError, match="is the folder of the data set itself"):
+        experiment.train(configure(data, tmp_path, semantic_id_dir=str(data / NAME)))
     assert not (data / NAME / f"{NAME}.sid").exists()
 
 
 def test_a_checkpoint_of_when_that_was_allowed_is_read(tmp_path):
     folder = write_dataset(tmp_path / "data", NAME)
-    with runs.inside(tmp_path):
-        trained = runs.train(configure(folder, tmp_path, epochs=1))
+    with experiment.inside(tmp_path):
+        trained = experiment.train(configure(folder, tmp_path, epochs=1))
         built, path = Path(trained.config["semantic_id_dir"]), trained.trainer.saved_model_file
         for name in (f"{NAME}.sid", f"{NAME}.sid.json"):
             (built / name).rename(folder / NAME / name)
-        checkpoint = checkpoints.load_checkpoint(path)
+        checkpoint = checkpoint_io.load_checkpoint(path)
         checkpoint["config"]["external"]["semantic_id_dir"] = str(folder / NAME)
-        checkpoints.write_checkpoint(checkpoint, Path(path))
+        checkpoint_io.write_checkpoint(checkpoint, Path(path))
         _, model, *_ = recbole_qbert.load_data_and_model(path)
     assert torch.equal(model.network.codes, trained.model.network.codes)
 
 
 def test_excluded_history_never_comes_first(data, tmp_path):
-    with runs.inside(tmp_path):
-        run = runs.train(configure(data, tmp_path, repeat_penalty="exclude"))
+    with experiment.inside(tmp_path):
+        run = experiment.train(configure(data, tmp_path, repeat_penalty="exclude"))
     for interaction, _, _, _ in run.test_data:
         scores = run.model.full_sort_predict(interaction)
         assert torch.isinf(scores.gather(1, interaction["item_id_list"])).all()
@@ -263,7 +269,7 @@ def test_hyper_tuning_finds_the_model(data, tmp_path, monkeypatch):
     settings.write_text(json.dumps({**QUICK["QBERT4Rec"], "data_path": str(data), "model": "QBERT4Rec", "dataset": NAME}))
     space = tmp_path / "space.hyper"
     space.write_text("hidden_dropout_prob choice [0.1,0.3]\n")
-    with compat.clean_argv():
+    with patches.clean_argv():
         tuning = HyperTuning(
             recbole_qbert.objective_function, algo="exhaustive", early_stop=5, max_evals=2, params_file=str(space),
             fixed_config_file_list=[str(settings)], display_file=None,
@@ -273,18 +279,18 @@ def test_hyper_tuning_finds_the_model(data, tmp_path, monkeypatch):
 
 
 def test_baseline_in_the_same_process(data, tmp_path, trained):
-    with runs.inside(tmp_path):
-        run = runs.train(configure(data, tmp_path, model="SASRec"))
-    plain = runs.figures(runs.ranks(run, run.test_data, exclude_history=False))
+    with experiment.inside(tmp_path):
+        run = experiment.train(configure(data, tmp_path, model="SASRec"))
+    plain = experiment.figures(experiment.ranks(run, run.test_data, exclude_history=False))
     assert run.test() == pytest.approx(plain, abs=1e-6)
-    excluded = runs.ranks(run, run.test_data, exclude_history=True)
-    assert (excluded <= runs.ranks(run, run.test_data, exclude_history=False)).mean() > 0.9
+    excluded = experiment.ranks(run, run.test_data, exclude_history=True)
+    assert (excluded <= experiment.ranks(run, run.test_data, exclude_history=False)).mean() > 0.9
 
 
 # ------------------------------------------------------------------------------------------------------- pretraining
 def test_pretrained_weights_are_taken_over(data, tmp_path):
-    with runs.inside(tmp_path):
-        first = runs.train(configure(data, tmp_path, train_stage="pretrain", epochs=3))
+    with experiment.inside(tmp_path):
+        first = experiment.train(configure(data, tmp_path, train_stage="pretrain", epochs=3))
         config = configure(data, tmp_path, pretrained=first.trainer.saved_model_file, epochs=0, learning_rate=0.0)
         from recbole.data import create_dataset
 
@@ -296,8 +302,8 @@ def test_pretrained_weights_are_taken_over(data, tmp_path):
 def test_pretrained_with_another_width_is_refused(data, tmp_path):
     from recbole.data import create_dataset
 
-    with runs.inside(tmp_path):
-        first = runs.train(configure(data, tmp_path, epochs=1))
+    with experiment.inside(tmp_path):
+        first = experiment.train(configure(data, tmp_path, epochs=1))
         config = configure(data, tmp_path, pretrained=first.trainer.saved_model_file, hidden_size=32)
         with pytest.raises(ValueError, match=r"does not fit.*hidden_size"):
             recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
@@ -306,8 +312,8 @@ def test_pretrained_with_another_width_is_refused(data, tmp_path):
 def test_pretrained_with_other_semantic_ids_is_refused(data, tmp_path):
     from recbole.data import create_dataset
 
-    with runs.inside(tmp_path):
-        first = runs.train(configure(data, tmp_path, epochs=1))
+    with experiment.inside(tmp_path):
+        first = experiment.train(configure(data, tmp_path, epochs=1))
         config = configure(
             data, tmp_path, pretrained=first.trainer.saved_model_file, seed=9, semantic_id_dir=str(tmp_path / "other")
         )
@@ -340,7 +346,7 @@ def test_settings_that_cannot_work_are_refused(data, tmp_path, settings, message
         config = configure(data, tmp_path, **settings)
         recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
 
-    with runs.inside(tmp_path), pytest.raises((ValueError, FileNotFoundError), match=message):
+    with experiment.inside(tmp_path), pytest.raises((ValueError, FileNotFoundError), match=message):
         build()
     assert not list((tmp_path / "ids").glob("*.sid")), "nothing half-written"
 
@@ -351,7 +357,7 @@ def test_a_sid_file_of_another_data_set_is_refused(data, tmp_path):
     path = tmp_path / "other.sid"
     ids = semantic_ids.SemanticIDs(("x1", "x2"), np.array([[0, 1], [1, 0]], dtype=np.int16), ("a", "b"), 2)
     ids.save(path)
-    with runs.inside(tmp_path):
+    with experiment.inside(tmp_path):
         config = configure(data, tmp_path, semantic_id_file=str(path))
         train = create_dataset(config).build()[0]
         with pytest.raises(ValueError, match="belongs to another data set"):
@@ -374,7 +380,7 @@ def test_ids_that_pandas_reads_as_missing_are_refused(tmp_path, word):
 
 def test_a_missing_data_set_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Nowhere\.inter is missing"):
-        runs.configure("QBERT4Rec", "Nowhere", tmp_path, {})
+        experiment.configure("QBERT4Rec", "Nowhere", tmp_path, {})
 
 
 def test_registered_in_a_fresh_process_and_light(tmp_path):

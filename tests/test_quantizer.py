@@ -1,4 +1,4 @@
-"""recbole_qbert.quantizer: planted codes are recovered, Eq. 8 is what it says, no code stays dead."""
+"""recbole_qbert.quantization.rqvae: planted codes are recovered, Eq. 8 is what it says, no code stays dead."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_qbert import quantizer
-from recbole_qbert.quantizer import RQVAE, fit, kmeans, revive, start_codebooks
+from recbole_qbert.quantization import rqvae
+from recbole_qbert.quantization.rqvae import RQVAE, fit, kmeans, revive, start_codebooks
 from tests.helpers import linear_is_identity, quantizer_config
 
 LEVELS, CODES, WIDTH = 3, 4, 6
@@ -210,7 +210,7 @@ def test_training_brings_dead_codes_into_use(monkeypatch):
         model.codebooks.data.fill_(1e3)
         model.codebooks.data[:, 0] = 0.0
 
-    monkeypatch.setattr(quantizer, "start_codebooks", badly)
+    monkeypatch.setattr(rqvae, "start_codebooks", badly)
     torch.manual_seed(0)
     config = quantizer_config(levels=2, codes=6, epochs=20, batch_size=32)
     _, report = fit(torch.randn(120, 5), config, 0)

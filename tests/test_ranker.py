@@ -1,4 +1,4 @@
-"""recbole_qbert.ranker: the order of the network's own scores, without holding them."""
+"""recbole_qbert.retrieval.catalog_ranker: the order of the network's own scores, without holding them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_qbert import topk_chunks
-from recbole_qbert.config import SequenceConfig
-from recbole_qbert.cooccurrence import CooccurrencePrior
-from recbole_qbert.network import SemanticSequenceModel
-from recbole_qbert.ranker import CatalogueRanker
-from recbole_qbert.ranking import rank_of, top_k
+from recbole_qbert.config.schema import SequenceConfig
+from recbole_qbert.retrieval import torch_backend
+from recbole_qbert.retrieval.catalog_ranker import CatalogueRanker
+from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
+from recbole_qbert.sequence.model import SemanticSequenceModel
+from recbole_qbert.sequence.scoring import rank_of, top_k
 
 ITEMS, LEVELS, SIZE, USERS, LONGEST = 41, 4, 8, 23, 7
 CONFIG = SequenceConfig(
@@ -76,8 +76,8 @@ def brute_force(network, prior, sequences, lengths, exclude=None):
 
 @pytest.fixture(params=[1 << 10, 16], ids=["one chunk", "three chunks"])
 def chunked(request, monkeypatch):
-    monkeypatch.setattr(topk_chunks, "SHORTEST", min(16, request.param))
-    monkeypatch.setattr(topk_chunks, "LONGEST", request.param)
+    monkeypatch.setattr(torch_backend, "SHORTEST", min(16, request.param))
+    monkeypatch.setattr(torch_backend, "LONGEST", request.param)
 
 
 @pytest.mark.usefixtures("chunked")
@@ -135,8 +135,8 @@ def test_lifts_are_what_the_prior_adds_above_its_floor():
 
 def test_the_passes_hold_no_whole_matrix(monkeypatch):
     """Scores are asked for a chunk at a time, whatever is asked."""
-    monkeypatch.setattr(topk_chunks, "SHORTEST", 8)
-    monkeypatch.setattr(topk_chunks, "LONGEST", 8)
+    monkeypatch.setattr(torch_backend, "SHORTEST", 8)
+    monkeypatch.setattr(torch_backend, "LONGEST", 8)
     network = make_network(KINDS["default"])
     ranker, widest = CatalogueRanker(network), []
     scorer = ranker.index.chunked.scorer

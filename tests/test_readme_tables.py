@@ -11,7 +11,7 @@ import pytest
 
 import recbole_qbert  # noqa: F401  sets up RecBole
 from benchmarks import facts, ranking, readme_tables, training
-from recbole_qbert.suites import cost
+from recbole_qbert.experiments.suites import cost
 
 Row = dict[str, Any]
 

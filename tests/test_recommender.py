@@ -17,9 +17,13 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_qbert import checkpoints, cli, export, newcomers, ranking, runs, semantic_ids
-from recbole_qbert.recommender import Recommender
-from recbole_qbert.tokenizer import Tokenizer
+from recbole_qbert import cli
+from recbole_qbert.quantization import semantic_ids
+from recbole_qbert.quantization.tokenizer import Tokenizer
+from recbole_qbert.recbole_integration import checkpoint_io, experiment
+from recbole_qbert.sequence import scoring
+from recbole_qbert.serving import cold_start, export
+from recbole_qbert.serving.recommender import Recommender
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -47,15 +51,15 @@ def train(data, tmp_path_factory):
         if kind not in kept:
             folder = tmp_path_factory.mktemp(kind)
             base = {"checkpoint_dir": str(folder / "saved"), "semantic_id_dir": str(folder / "ids")}
-            with runs.inside(folder):
-                kept[kind] = runs.train(
-                    runs.configure("QBERT4Rec", NAME, data, {**QUICK["QBERT4Rec"], **base, **KINDS[kind]})
+            with experiment.inside(folder):
+                kept[kind] = experiment.train(
+                    experiment.configure("QBERT4Rec", NAME, data, {**QUICK["QBERT4Rec"], **base, **KINDS[kind]})
                 )
             if kept[kind].model.prior is not None:
                 kept[kind].model.prior.weight.fill_(0.7)
-                checkpoint = checkpoints.load_checkpoint(kept[kind].trainer.saved_model_file)
+                checkpoint = checkpoint_io.load_checkpoint(kept[kind].trainer.saved_model_file)
                 checkpoint["state_dict"] = kept[kind].model.state_dict()
-                checkpoints.write_checkpoint(checkpoint, kept[kind].trainer.saved_model_file)
+                checkpoint_io.write_checkpoint(checkpoint, kept[kind].trainer.saved_model_file)
         return kept[kind]
 
     return trained
@@ -85,9 +89,9 @@ def test_a_checkpoint_of_plain_values_does_not_make_an_export_unpickle_a_file(ch
 
     planted = tmp_path / "innocent.bin"
     planted.write_bytes(pickle.dumps(Planted()))
-    state = checkpoints.load_checkpoint(checkpoint)
+    state = checkpoint_io.load_checkpoint(checkpoint)
     state["config"]["external"] |= {"dataset_save_path": str(planted), "dataloaders_save_path": str(planted)}
-    checkpoints.write_checkpoint(state, tmp_path / "changed.pth")
+    checkpoint_io.write_checkpoint(state, tmp_path / "changed.pth")
     model = export.from_checkpoint(tmp_path / "changed.pth")
     assert len(model.ids.items) and not (tmp_path / "was_executed").exists()
 
@@ -135,7 +139,7 @@ def test_the_best_items_are_recboles(run, model):
     for interaction, _, _, _ in run.test_data:
         lengths, rows = interaction["item_length"], interaction["item_id_list"]
         scores = run.model.full_sort_predict(interaction).scatter(1, rows, -torch.inf)
-        wanted, order = ranking.top_k(scores, 5)
+        wanted, order = scoring.top_k(scores, 5)
         histories = [[token[row] for row in items[:n]] for items, n in zip(rows.tolist(), lengths.tolist(), strict=True)]
         for mine, theirs, score in zip(model.recommend(histories, k=5), order.tolist(), wanted.tolist(), strict=True):
             assert [answer.item for answer in mine] == [token[row] for row in theirs]
@@ -260,9 +264,9 @@ def test_exports_are_the_same_bytes_and_hold_no_pickle(kept, checkpoint, tmp_pat
 def test_a_prior_of_weight_0_stays_behind(train, tmp_path):
     assert export.from_checkpoint(Path(train("paper").trainer.saved_model_file)).prior is None
     run = train("prior")
-    state = checkpoints.load_checkpoint(run.trainer.saved_model_file)
+    state = checkpoint_io.load_checkpoint(run.trainer.saved_model_file)
     state["state_dict"]["prior.weight"].zero_()
-    checkpoints.write_checkpoint(state, tmp_path / "zero.pth")
+    checkpoint_io.write_checkpoint(state, tmp_path / "zero.pth")
     assert export.from_checkpoint(tmp_path / "zero.pth").prior is None
 
 
@@ -309,9 +313,9 @@ def test_nothing_of_others_is_overwritten(checkpoint, tmp_path):
 
 
 def changed(checkpoint, path, **changes):
-    state = checkpoints.load_checkpoint(checkpoint)
+    state = checkpoint_io.load_checkpoint(checkpoint)
     state["config"] |= changes
-    checkpoints.write_checkpoint(state, path)
+    checkpoint_io.write_checkpoint(state, path)
     return path
 
 
@@ -326,7 +330,7 @@ def test_checkpoints_that_cannot_be_exported(checkpoint, data, tmp_path):
     (tmp_path / "text.bin").write_text("no checkpoint")
     with pytest.raises(ValueError, match=r"text\.bin"):
         Recommender.load(tmp_path / "text.bin")
-    external = {k: v for k, v in checkpoints.load_checkpoint(checkpoint)["config"]["external"].items() if k != "data_path"}
+    external = {k: v for k, v in checkpoint_io.load_checkpoint(checkpoint)["config"]["external"].items() if k != "data_path"}
     with pytest.raises(FileNotFoundError, match=r"dataset/Tiny/Tiny\.inter is missing; data_path must"):
         export.from_checkpoint(changed(checkpoint, tmp_path / "default.pth", external=external))
     assert export.from_checkpoint(tmp_path / "default.pth", data).ids.items
@@ -340,7 +344,7 @@ def test_the_semantic_ids_must_be_those_of_the_training(checkpoint, run, tmp_pat
     replace(ids, codes=ids.codes[::-1]).save(tmp_path / "other.sid")
     with pytest.raises(ValueError, match=r"other\.sid holds other semantic IDs"):
         export.from_checkpoint(checkpoint, sid=tmp_path / "other.sid")
-    external = checkpoints.load_checkpoint(checkpoint)["config"]["external"] | {"semantic_id_dir": str(tmp_path / "gone")}
+    external = checkpoint_io.load_checkpoint(checkpoint)["config"]["external"] | {"semantic_id_dir": str(tmp_path / "gone")}
     moved = changed(checkpoint, tmp_path / "moved.pth", external=external)
     with pytest.raises(FileNotFoundError, match=r"gone/Tiny\.sid is missing.*--sid FILE"):
         export.from_checkpoint(moved)
@@ -353,7 +357,7 @@ def test_the_semantic_ids_must_be_those_of_the_training(checkpoint, run, tmp_pat
 @pytest.fixture(scope="module")
 def extended(run, data, tmp_path_factory):
     """The vocabulary with two new items, which look like i4 and i20, and their neighbours."""
-    from recbole_qbert import features
+    from recbole_qbert.data import item_features as features
 
     tokenizer = Tokenizer.load(Path(run.config["semantic_id_dir"]))
     old = features.load(data / NAME, NAME, tokenizer.ids.items, ("text", "image"))
@@ -366,7 +370,7 @@ def extended(run, data, tmp_path_factory):
     )
     path = tmp_path_factory.mktemp("extended") / "more.sid"
     tokenizer.add(new).save(path)
-    newcomers.neighbours(new, old, count=3).save(newcomers.beside(path))
+    cold_start.neighbours(new, old, count=3).save(cold_start.beside(path))
     return path
 
 
@@ -389,7 +393,7 @@ def test_new_items_are_ranked_and_may_be_history(kept, model, extended, tmp_path
 
 def test_new_items_stand_where_their_neighbours_stand(kept, extended):
     table = Recommender.load(kept, semantic_ids=extended).network.item_table()
-    near = newcomers.load(newcomers.beside(extended))
+    near = cold_start.load(cold_start.beside(extended))
     items = semantic_ids.load(extended).items
     rows = torch.tensor([[items.index(item) + 1 for item in some] for some in near.nearest.tolist()])
     # The order of items.sid is that of the training data, so rows are looked up by token.
@@ -402,28 +406,28 @@ def test_new_items_stand_where_their_neighbours_stand(kept, extended):
 
 def test_neighbours_that_the_model_lacks_count_for_nothing(kept, extended, tmp_path):
     path = Path(shutil.copy(extended, tmp_path / "more.sid"))
-    near = newcomers.load(newcomers.beside(extended))
+    near = cold_start.load(cold_start.beside(extended))
     strange = near.nearest.astype(object)
     strange[:, 1:] = "gone"
-    replace(near, nearest=strange).save(newcomers.beside(path))
+    replace(near, nearest=strange).save(cold_start.beside(path))
     loaded = Recommender.load(kept, semantic_ids=path)
     table, first = loaded.network.item_table(), [loaded.items.index(item) + 1 for item in near.nearest[:, 0]]
     torch.testing.assert_close(table[-2:], table[first])
     strange[1] = "gone"
-    replace(near, nearest=strange).save(newcomers.beside(path))
+    replace(near, nearest=strange).save(cold_start.beside(path))
     with pytest.raises(ValueError, match="no item of the model for the new item n20"):
         Recommender.load(kept, semantic_ids=path)
 
 
 def test_new_items_without_neighbours_stand_where_their_codes_place_them(kept, extended, tmp_path):
-    near = newcomers.load(newcomers.beside(extended))
+    near = cold_start.load(cold_start.beside(extended))
     tables = []
     for name, count in (("all", 2), ("one", 1), ("none", 0), ("no file", None)):
         (tmp_path / name).mkdir()
         path = Path(shutil.copy(extended, tmp_path / name / "more.sid"))
         if count is not None:
             replace(near, items=near.items[:count], nearest=near.nearest[:count], weights=near.weights[:count]).save(
-                newcomers.beside(path)
+                cold_start.beside(path)
             )
         tables.append(Recommender.load(kept, semantic_ids=path).network.item_table())
     every, one, none, without = tables

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recbole_qbert import cli, report
-from recbole_qbert.report import catalogue, explorer, figures, plots, tree
-from recbole_qbert.report.read import read
-from recbole_qbert.semantic_ids import SemanticIDs, load
-from recbole_qbert.significance import Paired, Spread
-from recbole_qbert.suites import embedding, tables
-from recbole_qbert.suites.compare import Comparison, Line
-from recbole_qbert.suites.spec import Row, Suite
+from recbole_qbert import cli
+from recbole_qbert.experiments import report
+from recbole_qbert.experiments.report import catalog, figures, id_explorer, id_tree, plots
+from recbole_qbert.experiments.report.suite_reader import read
+from recbole_qbert.experiments.statistics import Paired, Spread
+from recbole_qbert.experiments.suites import embedding, markdown
+from recbole_qbert.experiments.suites.comparison import Comparison, Line
+from recbole_qbert.experiments.suites.suite_spec import Row, Suite
+from recbole_qbert.quantization.semantic_ids import SemanticIDs, load
 from tests.helpers_recbole import QUICK, write_dataset
 
 EVIL = "<script>alert('x')</script>"
@@ -48,7 +49,7 @@ def prefixes_by_hand(ids: SemanticIDs) -> Counter[str]:
     return found
 
 
-def branches(listing: tree.Listing) -> list[tree.Listing]:
+def branches(listing: id_tree.Listing) -> list[id_tree.Listing]:
     return [listing, *(inner for each in listing.inner for inner in branches(each))]
 
 
@@ -56,7 +57,7 @@ def branches(listing: tree.Listing) -> list[tree.Listing]:
 def test_counts_of_a_tree_are_those_counted_by_hand(room: int) -> None:
     ids = ids_of(unique_codes(300, 4, 5), "abcd")
     by_hand = prefixes_by_hand(ids)
-    listing = tree.choose(tree.root(tree.code_sets(ids)[0]), room)
+    listing = id_tree.choose(id_tree.root(id_tree.code_sets(ids)[0]), room)
     for part in branches(listing):
         assert part.branch.count == by_hand.get(part.branch.prefix, 300)
         beneath = sum(inner.branch.count for inner in part.inner) + len(part.places) + part.left_out
@@ -66,7 +67,7 @@ def test_counts_of_a_tree_are_those_counted_by_hand(room: int) -> None:
     if room >= 300:
         assert sorted(listed) == list(range(300))
     else:
-        assert len(listed) <= 2 * room + 5 * tree.LEAST and sum(part.left_out for part in branches(listing)) == 300 - len(
+        assert len(listed) <= 2 * room + 5 * id_tree.LEAST and sum(part.left_out for part in branches(listing)) == 300 - len(
             listed
         )
     if room >= 5:
@@ -75,7 +76,7 @@ def test_counts_of_a_tree_are_those_counted_by_hand(room: int) -> None:
 
 def test_levels_at_which_all_agree_are_one_branch_and_single_items_need_none() -> None:
     ids = ids_of(np.array([[0, 1, 1], [0, 1, 2], [1, 0, 0]]), "abc")
-    listing = tree.choose(tree.root(tree.code_sets(ids)[0]), 10)
+    listing = id_tree.choose(id_tree.root(id_tree.code_sets(ids)[0]), 10)
     first, second = listing.inner
     assert (first.branch.prefix, first.branch.count, len(first.places)) == ("<a_0>", 2, 2)
     assert [first.branch.of.rest(place, first.branch.level) for place in first.places] == ["<b_1><c_1>", "<b_1><c_2>"]
@@ -84,7 +85,7 @@ def test_levels_at_which_all_agree_are_one_branch_and_single_items_need_none() -
 
 def test_each_code_set_has_a_tree_of_the_items_that_have_it() -> None:
     codes = np.array([[0, 1, 2, 0], [0, 0, -1, -1], [1, 1, 2, 1]])
-    fused, image = tree.code_sets(ids_of(codes, "abAB"))
+    fused, image = id_tree.code_sets(ids_of(codes, "abAB"))
     assert (fused.prefixes, fused.rows.tolist()) == (("a", "b"), [1, 0, 2])
     assert (image.prefixes, image.rows.tolist()) == (("A", "B"), [0, 2])
 
@@ -209,7 +210,7 @@ def write_suite(output: Path, suite: Suite, table: Any, cells: list[dict[str, An
 def comparison(lines: tuple[Line, ...], against: str = "default") -> Any:
     copied = {"TIGER": {"hit@10": 0.1221, "ndcg@10": 0.095}}
     made = Comparison("table2", "Overall", "Table 2", "D", METRICS, against, (), lines, copied)
-    return asdict(made) | {"remarks": tables.remarks(made)}
+    return asdict(made) | {"remarks": markdown.remarks(made)}
 
 
 @pytest.fixture(autouse=True)
@@ -352,16 +353,16 @@ def test_counts_of_the_explorer_are_those_counted_by_hand(folder: Path) -> None:
 def test_items_of_a_code_are_described_by_the_words_they_share() -> None:
     titles = ["super glue for wood", "Glue with cap for toys", "glue stick", "glue", *["lamp for desks"] * 3, *["chair"] * 9]
     ids = ids_of(np.array([[0, 0], [0, 1], [0, 2], [3, 0], *([1, n] for n in range(3)), *([2, n] for n in range(9))]))
-    known = catalogue.Catalogue({item: title for item, title in zip(ids.items, titles, strict=True)}, {}, ())
-    markup = explorer.explorer(ids, ["fused"], known).markup
+    known = catalog.Catalogue({item: title for item, title in zip(ids.items, titles, strict=True)}, {}, ())
+    markup = id_explorer.explorer(ids, ["fused"], known).markup
     # Of a code with one item its title; 'chair' is not rare enough to tell anything.
     assert re.findall(r'class="words">([^<]*)<', markup) == ["glue", "desks, lamp", "", "glue"]
 
 
 def test_a_large_catalogue_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explorer, "MOST_ITEMS", 60)
+    monkeypatch.setattr(id_explorer, "MOST_ITEMS", 60)
     ids = ids_of(unique_codes(400, 3, 9), "abc")
-    made = explorer.explorer(ids, ["fused"], catalogue.Catalogue({}, {}, ()))
+    made = id_explorer.explorer(ids, ["fused"], catalog.Catalogue({}, {}, ()))
     listed = made.markup.count("<li>")
     assert 40 <= listed <= 120
     left_out = sum(int(number.replace(",", "")) for number in re.findall(r"and ([\d,]+) more items", made.markup))
@@ -379,7 +380,7 @@ def test_a_picture_is_held_once_however_often_it_is_shown(folder: Path) -> None:
 
 
 def test_room_for_pictures_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "MOST_PICTURES", 0)
+    monkeypatch.setattr(catalog, "MOST_PICTURES", 0)
     assert "pictures not shown, to keep this file small: 2" in page_of(folder).words["missing"]
 
 

@@ -1,4 +1,4 @@
-"""recbole_qbert.semantic_ids: the .sid file to the byte, what it refuses, and its figures by hand."""
+"""recbole_qbert.quantization.semantic_ids: the .sid file to the byte, what it refuses, and its figures by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_qbert.semantic_ids import SemanticIDs, health, load, prefixes_of, require_unique
+from recbole_qbert.quantization.semantic_ids import SemanticIDs, health, load, prefixes_of, require_unique
 
 HEADER = "item_id:token\tsemantic_id:token_seq\n"
 

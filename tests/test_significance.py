@@ -1,9 +1,9 @@
-"""recbole_qbert.significance: intervals and p against what is known of made-up effects of users and of seeds."""
+"""recbole_qbert.experiments.statistics: intervals and p against what is known of made-up effects of users and of seeds."""
 
 import numpy as np
 import pytest
 
-from recbole_qbert.significance import Spread, gains, paired
+from recbole_qbert.experiments.statistics import Spread, gains, paired
 
 
 def made(random, seeds, users, mean=0.0, of_seed=0.0, of_user=0.0, noise=0.0):

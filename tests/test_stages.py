@@ -1,4 +1,4 @@
-"""recbole_qbert.pipeline: features to semantic IDs on a tiny catalogue; what is kept, what is built again."""
+"""recbole_qbert.pipeline.stages: features to semantic IDs on a tiny catalogue; what is kept, what is built again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from recbole_qbert import injection, pipeline, quantizer, semantic_ids
-from recbole_qbert.pipeline import Builder, Catalogue
+from recbole_qbert.injection import network as injection_network
+from recbole_qbert.pipeline import stages
+from recbole_qbert.pipeline.stages import Builder, Catalogue
+from recbole_qbert.quantization import rqvae, semantic_ids
 from tests.helpers import files, stage_settings, write_features
 
 ITEMS = tuple(f"i{n:02}" for n in range(30))
@@ -51,7 +53,7 @@ class Counter:
 
     def __init__(self, monkeypatch) -> None:
         self.runs: list[str] = []
-        for module in (injection, quantizer):
+        for module in (injection_network, rqvae):
             monkeypatch.setattr(module, "fit", self.counted(module.fit, module.__name__.rpartition(".")[2]))
 
     def counted(self, function, name):
@@ -288,7 +290,7 @@ def test_the_second_call_trains_nothing_and_touches_no_file(toy, tmp_path, train
     first, figures = Builder(toy, settings(), output).build()
     stamps = {path: path.stat().st_mtime_ns for path in output.iterdir()}
     assert trained.since() == ["injection"] + ["quantizer"] * 3
-    caplog.set_level("INFO", logger=pipeline.__name__)
+    caplog.set_level("INFO", logger=stages.__name__)
     second, again = Builder(toy, settings(), output).build()
     assert trained.since() == []
     assert caplog.text.count("kept output used") == 2

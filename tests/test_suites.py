@@ -18,11 +18,25 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_qbert import runs
-from recbole_qbert.artifacts import alone, write_json
-from recbole_qbert.commands import benchmark
-from recbole_qbert.suites import archive, cells, compare, curve, kinds, runner, spec, status, work
-from recbole_qbert.suites.spec import Row, Suite
+from recbole_qbert.cli import benchmark
+from recbole_qbert.experiments.suites import (
+    comparison as compare,
+)
+from recbole_qbert.experiments.suites import (
+    learning_curve,
+    progress_display,
+    result_archive,
+    runner,
+    suite_kinds,
+    suite_spec,
+    worker,
+)
+from recbole_qbert.experiments.suites import (
+    trials as cells,
+)
+from recbole_qbert.experiments.suites.suite_spec import Row, Suite
+from recbole_qbert.recbole_integration import experiment
+from recbole_qbert.utils.io import alone, write_json
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -33,7 +47,7 @@ OURS = {
 }
 THEIRS = {"hidden_size": 16, "inner_size": 16, "n_layers": 1, "train_batch_size": 64}
 COLUMNS = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "categories"]}
-SHARED = {**spec.load("table2").shared} | {"MAX_ITEM_LIST_LENGTH": 8, "epochs": 2, "eval_batch_size": 32}
+SHARED = {**suite_spec.load("table2").shared} | {"MAX_ITEM_LIST_LENGTH": 8, "epochs": 2, "eval_batch_size": 32}
 BASELINE = {"model": "SASRec", "files": ["baseline/common.yaml", "baseline/SASRec.yaml"], "settings": THEIRS}
 
 
@@ -58,7 +72,7 @@ def suite_file(folder, rows, **given):
 
 
 def planned(folder, data, rows, given=None, dataset=NAME, sources=(), **suite):
-    loaded = spec.load(suite_file(folder, rows, **suite))
+    loaded = suite_spec.load(suite_file(folder, rows, **suite))
     return cells.plan(loaded, dataset, data, folder / "out", given or {}, sources=sources)
 
 
@@ -66,7 +80,7 @@ def run_here(plan):
     """All cells in this process, which is quicker than a process each."""
     for cell in plan.cells:
         write_json(cell.folder / "config.json", cell.asked)
-        work.run(cell.folder)
+        worker.run(cell.folder)
     return plan
 
 
@@ -87,12 +101,12 @@ def command(argv):
 
 # -------------------------------------------------------------------------------------------------------- suite files
 def test_every_suite_of_the_package_is_read_and_shares_the_same_care():
-    suites = {name: spec.load(name) for name in spec.names()}
+    suites = {name: suite_spec.load(name) for name in suite_spec.names()}
     assert {"table1", "table2", "table3", "table4", "table5", "figure3", "figure7"} <= set(suites)
-    assert spec.PUBLISHED not in suites
+    assert suite_spec.PUBLISHED not in suites
     with_rows = [suite for suite in suites.values() if suite.rows]
     assert all(suite.shared == suites["table2"].shared for suite in with_rows)
-    assert {suite.kind for suite in suites.values()} == set(spec.KINDS) == set(kinds.KINDS)
+    assert {suite.kind for suite in suites.values()} == set(suite_spec.KINDS) == set(suite_kinds.KINDS)
 
 
 def test_rows_of_several_suites_that_ask_for_the_same_share_a_cell(data, tmp_path):
@@ -100,7 +114,7 @@ def test_rows_of_several_suites_that_ask_for_the_same_share_a_cell(data, tmp_pat
     same |= {"figure5": "mask_ratio=0.3", "figure7": "default"}
     folders = set()
     for name, row in same.items():
-        suite = spec.load(name)
+        suite = suite_spec.load(name)
         only = replace(suite, rows=tuple(known for known in suite.rows if known.name == row))
         plan = cells.plan(only, NAME, data, tmp_path, {}, seeds=[5])
         folders.add(plan.cells[0].folder)
@@ -110,7 +124,7 @@ def test_rows_of_several_suites_that_ask_for_the_same_share_a_cell(data, tmp_pat
 def test_a_sweep_makes_a_row_a_value(tmp_path):
     base = {"base": {"model": "QBERT4Rec", "settings": {"n_heads": 1}}}
     both = {"key": ["hidden_dropout_prob", "attn_dropout_prob"], "label": "dropout", "values": [0.1, 0.2]}
-    suite = spec.load(suite_file(tmp_path, base, sweep=both))
+    suite = suite_spec.load(suite_file(tmp_path, base, sweep=both))
     assert suite.sweep == "dropout" and [row.name for row in suite.rows] == ["dropout=0.1", "dropout=0.2"]
     assert suite.rows[1].settings == {"n_heads": 1, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
 
@@ -141,23 +155,23 @@ def test_a_sweep_makes_a_row_a_value(tmp_path):
 def test_bad_suite_files_are_refused(tmp_path, given, message):
     path = suite_file(tmp_path, **({"rows": {"default": {"model": "QBERT4Rec"}}} | given))
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        spec.load(path)
+        suite_spec.load(path)
     assert message in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_a_suite_of_ones_own_may_share_with_one_of_the_package(tmp_path):
     path = suite_file(tmp_path, {"default": {"model": "QBERT4Rec"}}, shared="table2")
-    assert spec.load(path).shared == spec.load("table2").shared
+    assert suite_spec.load(path).shared == suite_spec.load("table2").shared
 
 
 def test_an_unknown_suite_and_a_broken_file_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no suite 'tabel2' \\(did you mean 'table2'\\?\\)"):
-        spec.load("tabel2")
+        suite_spec.load("tabel2")
     with pytest.raises(FileNotFoundError, match=r"mine\.yaml is missing"):
-        spec.load(str(tmp_path / "mine.yaml"))
+        suite_spec.load(str(tmp_path / "mine.yaml"))
     (tmp_path / "mine.yaml").write_text("rows: [")
     with pytest.raises(ValueError, match=r"mine\.yaml is not YAML"):
-        spec.load(str(tmp_path / "mine.yaml"))
+        suite_spec.load(str(tmp_path / "mine.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +200,7 @@ def test_what_a_suite_varies_is_not_taken_from_the_command_line(data, tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- cells
 def test_seeds_are_different_whole_numbers_and_no_property(data, tmp_path):
-    loaded = spec.load(suite_file(tmp_path, {"SASRec": BASELINE}))
+    loaded = suite_spec.load(suite_file(tmp_path, {"SASRec": BASELINE}))
     for seeds in ([1, 1], [-1]):
         with pytest.raises(ValueError, match=f"--seeds is {' '.join(map(str, seeds))}; it must list different"):
             cells.plan(loaded, NAME, data, tmp_path, {}, seeds=seeds)
@@ -242,7 +256,7 @@ def test_tuned_settings_are_used_where_they_exist(data, tmp_path):
     assert before["tuned"] is None and after["tuned"] == f"tuned/{NAME}/mine.yaml" and before["key"] != after["key"]
     borrowed = planned(tmp_path, data, {"other": BASELINE | {"tuned": "mine"}}).cells[0].asked
     assert borrowed["key"] == after["key"]
-    loaded = spec.load(suite_file(tmp_path, {"mine": row}))
+    loaded = suite_spec.load(suite_file(tmp_path, {"mine": row}))
     elsewhere = cells.plan(loaded, "Other", data, tmp_path / "out", {}, tuned_on=NAME).cells[0].asked
     assert elsewhere["tuned"] == after["tuned"] and elsewhere["files"] == after["files"]
     with pytest.raises(FileNotFoundError, match="nothing was tuned on Elsewhere; run tune --dataset Elsewhere first"):
@@ -255,7 +269,7 @@ def test_a_row_that_the_data_cannot_serve_is_said_to_be_impossible(data, tmp_pat
     assert planned(tmp_path, data, {"FDSA": row}).cells[0].asked["files"] == row["files"]
     plan = planned(tmp_path, data, {"FDSA": row}, dataset="Other")
     assert not plan.cells and "Other.item has no column categories or title" in plan.impossible["FDSA"]
-    assert "FDSA: not possible on this data set: needs item attributes" in kinds.make(plan)
+    assert "FDSA: not possible on this data set: needs item attributes" in suite_kinds.make(plan)
 
 
 def test_words_of_titles_are_the_attributes_where_there_are_no_categories(tmp_path):
@@ -275,7 +289,7 @@ def test_a_cell_of_ours_keeps_what_the_contract_names(data, tmp_path):
     assert {"plain", "history_excluded", "prior_plain", "prior_history_excluded", "users"} == set(ranks)
     assert all(found.dtype == np.int32 and len(found) == result["users"] for found in ranks.values())
     for name, figures in result["test"].items():
-        assert figures == runs.figures(ranks[name])
+        assert figures == experiment.figures(ranks[name])
     assert (ranks["history_excluded"] <= ranks["plain"]).all()
     assert [epoch["stage"] for epoch in result["curve"]] == ["pretrain", "finetune", "finetune"]
     assert max(epoch["valid_score"] for epoch in result["curve"][1:]) == pytest.approx(result["valid"]["ndcg@10"])
@@ -328,7 +342,7 @@ def pretrained_row():
 @pytest.fixture
 def stop_in(monkeypatch):
     """``stop_in(stage)``: the next training of it is stopped as Ctrl-C does; a list of all trainings begun."""
-    train, begun, due = runs.train, [], []
+    train, begun, due = experiment.train, [], []
 
     def one(config, **given):
         begun.append(config["train_stage"])
@@ -337,7 +351,7 @@ def stop_in(monkeypatch):
             raise KeyboardInterrupt
         return train(config, **given)
 
-    monkeypatch.setattr(work.runs, "train", one)
+    monkeypatch.setattr(worker.runs, "train", one)
     return lambda stage: (due.append(stage), begun)[1]
 
 
@@ -392,12 +406,12 @@ def test_cells_share_the_pretraining_that_they_have_in_common(data, tmp_path, pr
 
 def test_a_shared_pretraining_keeps_the_revision_that_it_began_with(data, tmp_path, pretrained_row, monkeypatch):
     said = iter("abc")
-    monkeypatch.setattr(work.facts, "revision", lambda: next(said))  # of the cell, of the pretraining, of another cell
+    monkeypatch.setattr(worker.facts, "revision", lambda: next(said))  # of the cell, of the pretraining, of another cell
     first, last = pretrained_row["stages"]
     rows = {str(rate): pretrained_row | {"stages": [first, last | {"learning_rate": rate}]} for rate in (0.01, 0.02)}
     first, second = run_here(planned(tmp_path, data, rows)).cells
     assert [cell.result()["revision"] for cell in (first, second)] == ["b then a", "b then c"]
-    assert curve.latest(first.folder / "work") != curve.latest(tmp_path / "nowhere")
+    assert learning_curve.latest(first.folder / "work") != learning_curve.latest(tmp_path / "nowhere")
 
 
 def test_the_prior_is_chosen_under_the_rule_of_validation(data, tmp_path):
@@ -414,19 +428,19 @@ def test_the_prior_is_chosen_under_the_rule_of_validation(data, tmp_path):
 
 def test_baselines_that_know_no_penalty_are_stopped_with_the_history_left_out(data, tmp_path, monkeypatch):
     cell = run_here(planned(tmp_path, data, {"SASRec": BASELINE})).cells[0]
-    monkeypatch.setattr(work, "leave_history_out", lambda model: None)
+    monkeypatch.setattr(worker, "leave_history_out", lambda model: None)
     other = run_here(planned(tmp_path / "2", data, {"SASRec": BASELINE})).cells[0]
     better, worse = (max(e["valid_score"] for e in one.result()["curve"]) for one in (cell, other))
     assert better > worse
 
 
 def test_general_models_are_evaluated_without_the_history_as_recbole_does(data, tmp_path):
-    row = spec.load("table2").rows[0]
+    row = suite_spec.load("table2").rows[0]
     given = {"model": row.model, "files": list(row.files), "settings": dict(row.settings)}
     cell = run_here(planned(tmp_path, data, {"Pop": given})).cells[0]
     assert (cell.ranks()["plain"] == cell.ranks()["history_excluded"]).all()
     files = [str(cells.property_file(file)) for file in row.files]
-    trained = runs.train(runs.configure("Pop", NAME, data, cell.asked["settings"], files))
+    trained = experiment.train(experiment.configure("Pop", NAME, data, cell.asked["settings"], files))
     found = trained.trainer.evaluate(trained.test_data, load_best_model=False)
     # Ties, of which Pop has many, are against the model here, and as they come there.
     assert 0.5 * found["hit@10"] < cell.result()["test"]["plain"]["hit@10"] <= found["hit@10"] + 1e-6
@@ -445,21 +459,21 @@ def test_transfer_rows_share_one_vocabulary(data, tmp_path):
     assert len(files) == 1 and files.pop().endswith(f"/{NAME}.sid")
     assert len(list((tmp_path / "out" / "vocabularies" / NAME).iterdir())) == 1
     assert none.asked["key"] != planned(tmp_path, data, rows, {"epochs": 1}, transfer=True).cells[0].asked["key"]
-    assert "Pretrained on Other" in kinds.make(plan)
+    assert "Pretrained on Other" in suite_kinds.make(plan)
 
 
 def test_statistics_are_those_of_the_file(data, tmp_path):
     lines = [line.split("\t") for line in (data / NAME / f"{NAME}.inter").read_text().splitlines()[1:]]
     users, items = len({line[0] for line in lines}), len({line[1] for line in lines})
     plan = planned(tmp_path, data, {}, kind="statistics")
-    text = kinds.make(plan)
+    text = suite_kinds.make(plan)
     found = json.loads((plan.folder / "table.json").read_text())["statistics"]
     assert found == {
         "users": users, "items": items, "interactions": len(lines),
         "sparsity": 1 - len(lines) / users / items, "length": len(lines) / users,
     }  # fmt: skip
     assert f"| {users} | {items} | {len(lines)} |" in text
-    kinds.make(planned(tmp_path, data, {}, {"user_inter_num_interval": "[7,inf)"}, kind="statistics"))
+    suite_kinds.make(planned(tmp_path, data, {}, {"user_inter_num_interval": "[7,inf)"}, kind="statistics"))
     counts = Counter(line[0] for line in lines)
     found = json.loads((plan.folder / "table.json").read_text())["statistics"]
     assert 0 < found["users"] == sum(count >= 7 for count in counts.values()) < users
@@ -471,17 +485,17 @@ def test_statistics_are_those_of_the_file(data, tmp_path):
 def test_item_vectors_and_costs_become_tables(data, tmp_path):
     rows = {"dynamic": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 0}}}
     plan = run_here(planned(tmp_path, data, rows, {"epochs": 1}, kind="embedding"))
-    text = kinds.make(plan)
+    text = suite_kinds.make(plan)
     assert "| dynamic |" in text and (plan.folder / "embedding.json").exists()
     options = {"models": ["SASRec"], "batches": [2], "rounds": 1, "sizes": {"width": 16}}
     plan = planned(tmp_path, data, {}, kind="cost", options=options)
-    assert "| SASRec |" in kinds.make(plan)
+    assert "| SASRec |" in suite_kinds.make(plan)
     assert json.loads((plan.folder / "table.json").read_text())["costs"][0]["items"] == 40
     before = json.loads((plan.folder / "table.json").read_text())["costs"][0]["flops_score"]
-    kinds.make(planned(tmp_path, data, {}, {"MAX_ITEM_LIST_LENGTH": 25}, kind="cost", options=options))
+    suite_kinds.make(planned(tmp_path, data, {}, {"MAX_ITEM_LIST_LENGTH": 25}, kind="cost", options=options))
     assert json.loads((plan.folder / "table.json").read_text())["costs"][0]["flops_score"] < before
     with pytest.raises(ValueError, match="suite tiny: options has 'round'; known are models, batches, rounds, device"):
-        kinds.make(planned(tmp_path, data, {}, kind="cost", options={"round": 1}))
+        suite_kinds.make(planned(tmp_path, data, {}, kind="cost", options={"round": 1}))
 
 
 # ------------------------------------------------------------------------------------------------------------- runner
@@ -571,8 +585,8 @@ def test_of_two_rows_with_one_cell_the_one_that_needs_its_ids_is_run(tmp_path):
 
 def test_a_cell_says_with_which_code_it_began_and_went_on(tmp_path, monkeypatch):
     said = iter(["abc", "abc", "def+", None])
-    monkeypatch.setattr(work.facts, "revision", lambda: next(said))
-    found = [work._revision(tmp_path / "revisions.txt") for _ in range(4)]
+    monkeypatch.setattr(worker.facts, "revision", lambda: next(said))
+    found = [worker._revision(tmp_path / "revisions.txt") for _ in range(4)]
     assert found == ["abc", "abc", "abc then def+", "abc then def+"]
 
 
@@ -618,8 +632,8 @@ def test_a_cell_that_runs_says_where_it_is(tmp_path, capsys, caplog, monkeypatch
     work = tmp_path / "work"
     work.mkdir()
     running = [("default, seed 1", tmp_path)]
-    monkeypatch.setattr(status, "PULSE", 0.0)
-    with status.Status(2) as shown:
+    monkeypatch.setattr(progress_display, "PULSE", 0.0)
+    with progress_display.Status(2) as shown:
         shown.show(running)
         shown.show([])
         shown.end("default, seed 1: done")
@@ -628,23 +642,23 @@ def test_a_cell_that_runs_says_where_it_is(tmp_path, capsys, caplog, monkeypatch
     ]  # fmt: skip
 
     (work / "curve-pretrain.jsonl").write_text('{"epoch": 0, "seconds": 1.0, "valid_score": null}\n')
-    assert curve.latest(work) == "pretrain epoch 1"
+    assert learning_curve.latest(work) == "pretrain epoch 1"
     monkeypatch.chdir(work)
-    with curve.watched("finetune"):
+    with learning_curve.watched("finetune"):
         caplog.set_level(logging.INFO)
         logger = logging.getLogger()
         for epoch, score in enumerate([0.25, 0.5, 0.375]):
             logger.info(f"epoch {epoch} training [time: 1.00s, train loss: 3.0]")
             logger.info(f"epoch {epoch} evaluating [time: 0.50s, valid_score: {score}]")
-        assert curve.latest(work) == "finetune epoch 3, validation 0.3750 (best 0.5000)"
+        assert learning_curve.latest(work) == "finetune epoch 3, validation 0.3750 (best 0.5000)"
         logger.info("epoch 3 training [time: 1.00s, train loss: 3.0]")
     with open("curve-finetune.jsonl", "a") as half:
         half.write('{"epoch": 4, "sec')
-    assert curve.latest(work) == "finetune epoch 4, validation 0.3750 (best 0.5000)"
+    assert learning_curve.latest(work) == "finetune epoch 4, validation 0.3750 (best 0.5000)"
 
-    monkeypatch.setattr(status, "show_bars", lambda: True)
-    monkeypatch.setattr(status, "REDRAW", 0.0)
-    with status.Status(2) as shown:
+    monkeypatch.setattr(progress_display, "show_bars", lambda: True)
+    monkeypatch.setattr(progress_display, "REDRAW", 0.0)
+    with progress_display.Status(2) as shown:
         shown.show(running)
     assert "0/2 cells" in (drawn := capsys.readouterr().err) and "default, seed 1: finetune epoch 4" in drawn
 
@@ -656,7 +670,7 @@ def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **giv
     if prior:
         ranks |= {"prior_plain": prior, "prior_history_excluded": prior}
     ranks = {name: np.array(found, dtype=np.int32) for name, found in ranks.items()}
-    figures = {name: runs.figures(found) for name, found in ranks.items()}
+    figures = {name: experiment.figures(found) for name, found in ranks.items()}
     asked = {
         "sources": [],
         "tuned": tuned,
@@ -701,10 +715,10 @@ def test_a_row_is_tuned_if_it_was_asked_for_so(tmp_path):
     trials = [(0.5, None), (None, "ValueError"), (0.25, None), (None, None)]  # the last was killed
     write_json(tmp_path / "tuned" / "D" / "chosen.json", [{"ndcg@10": score, "failed": why} for score, why in trials])
     assert [line.tuned for line in compare.compare(plan).lines] == ["", "2 trials on D"]
-    assert "- Tuned by the command tune, 2 trials on D: chosen.\n" in kinds.make(plan)
+    assert "- Tuned by the command tune, 2 trials on D: chosen.\n" in suite_kinds.make(plan)
     other = Row("ablation", "M")
     plan = compared(tmp_path, [finished(tmp_path, other, 1, [1, 2, 3], tuned="tuned/D/chosen.yaml")], (other,))
-    assert "- Tuned by the command tune, 2 trials of the row chosen on D: ablation.\n" in kinds.make(plan)
+    assert "- Tuned by the command tune, 2 trials of the row chosen on D: ablation.\n" in suite_kinds.make(plan)
 
 
 def test_the_comparison_is_what_a_hand_computes(tmp_path):
@@ -759,7 +773,7 @@ def test_what_is_not_significant_is_marked_and_the_direction_is_right(tmp_path):
         test = compare.compare(plan).lines[other].tests["plain"]
         assert np.sign(test.difference) == sign and test.p > 0.05 and not test.significant
         assert test.low < 0 < test.high
-        assert kinds.make(plan).count("*n.s.* |") >= 1
+        assert suite_kinds.make(plan).count("*n.s.* |") >= 1
     same = compare.paired(np.array([[0.5, 0.0]]), np.array([[0.5, 0.0]]))
     assert same.p == 1.0 and same.difference == 0.0 and not same.significant
 
@@ -770,18 +784,18 @@ def test_other_users_are_not_paired_and_said_so(tmp_path):
     (made[1].folder / "cell.json").write_text((made[1].folder / "cell.json").read_text().replace('"users": 3', '"users": 4'))
     plan = compared(tmp_path, made, (one, two), against="one")
     assert not compare.compare(plan).lines[1].tests
-    assert "- **Not the same users for all rows, which are not comparable: one 3, two 4.**\n" in kinds.make(plan)
+    assert "- **Not the same users for all rows, which are not comparable: one 3, two 4.**\n" in suite_kinds.make(plan)
 
 
 def test_failed_and_copied_rows_stand_in_the_table(tmp_path, monkeypatch):
     published = {"SASRec": {"hit@1": 0.25}, "TIGER": {"ndcg@10": 0.125}}
-    monkeypatch.setattr(spec, "published", lambda suite, dataset: published)
+    monkeypatch.setattr(suite_spec, "published", lambda suite, dataset: published)
     row, other = Row("SASRec", "SASRec"), Row("slow", "GRU4Rec")
     made = [finished(tmp_path, row, 1, [1, 2, 3])]
     for seed, known in ((2, row), (1, other)):
         made.append(cells.Cell(known, seed, tmp_path / known.name / f"seed-{seed}", {}))
     write_json(made[1].folder / "failed.json", {"reason": "MemoryError: too big", "log": []})
-    text = kinds.make(compared(tmp_path, made, (row, other)))
+    text = suite_kinds.make(compared(tmp_path, made, (row, other)))
     assert "| SASRec | 1/2 |" in text and "| *SASRec (copied)* |  | *.2500* |  |" in text
     assert "| *TIGER (copied)* |  |  | *.1250* |" in text
     assert "- **SASRec, seed 2: failed: MemoryError: too big**\n" in text and "slow: not run yet" in text
@@ -792,7 +806,7 @@ def test_the_table_says_what_was_given_and_which_row_keeps_its_own(tmp_path):
     two = Row("two", "S3Rec", stages=({"epochs": 20, "checkpoint_as": "pre_model_path"}, {"epochs": 3}))
     made = [finished(tmp_path, row, 1, [1, 2]) for row in (one, two)]
     given = {"stopping_step": 5, "epochs": 3}
-    text = kinds.make(replace(compared(tmp_path, made, (one, two)), given=given))
+    text = suite_kinds.make(replace(compared(tmp_path, made, (one, two)), given=given))
     assert "- Given for every row: stopping_step=5, epochs=3.\n" in text
     assert "- one keeps its own stopping_step=25.\n- two keeps its own epochs (stage 1)=20.\n" in text
     assert "on validation, with the history left out: one, two.\n" in text
@@ -809,7 +823,7 @@ def test_the_table_says_what_a_row_does_not_know_and_what_ended_it(tmp_path):
     asked = {row.name: change for row, change in zip((one, two, three), changes, strict=True)}
     asked["three"]["overridden"] = ["learning_rate"]
     made = [replace(cell, asked={**cell.asked, **asked[cell.row.name]}) for cell in made]
-    text = kinds.make(replace(compared(tmp_path, made, (one, two, three)), given={"dropout": 0.3}))
+    text = suite_kinds.make(replace(compared(tmp_path, made, (one, two, three)), given={"dropout": 0.3}))
     assert "- Given for every row: dropout=0.3.\n- one knows no dropout.\n" in text
     assert "- two: with the seeds 3 all epochs were run that the property epochs allows.\n" in text
     assert text.count("the property epochs") == 1 and "no prior" not in text
@@ -838,12 +852,12 @@ def test_a_result_that_does_not_serve_stands_until_there_is_another(data, tmp_pa
     write_json(cell.folder / "cell.json", before | {"archived": True})
     wanting = replace(cell, with_ids=True)
     assert cell.result() and not wanting.result()
-    work.run(cell.folder)  # asks for no IDs
+    worker.run(cell.folder)  # asks for no IDs
     assert cell.result()["archived"]
     assert names(runner.run([wanting]).ran) == ["ours"]
     assert "archived" not in wanting.result() and wanting.result()["test"] == before["test"]
     stamp = (cell.folder / "cell.json").stat().st_mtime_ns
-    work.run(cell.folder)  # as a second command would, which waited
+    worker.run(cell.folder)  # as a second command would, which waited
     assert (cell.folder / "cell.json").stat().st_mtime_ns == stamp
 
 
@@ -856,17 +870,17 @@ def test_priors_of_another_rule_do_not_count(tmp_path):
     plan = compared(tmp_path, made, (row,))
     lines = compare.compare(plan).lines
     assert [line.seeds for line in lines] == [(1, 2, 3), (2,)] and lines[0].without_prior == (1, 3)
-    assert "- one: no prior with the seeds 1, 3, whose cells are of another version.\n" in kinds.make(plan)
+    assert "- one: no prior with the seeds 1, 3, whose cells are of another version.\n" in suite_kinds.make(plan)
     assert len(compare._users(made, "prior_")["plain"]) == 1
 
 
 def test_the_table_says_with_which_code_its_cells_were_run(tmp_path):
     one, two = Row("one", "SASRec"), Row("two", "SASRec")
     made = [finished(tmp_path, row, seed, [1, 2], revision="abc") for row, seed in ((one, 1), (two, 1))]
-    assert "- Revision of the code: abc.\n" in kinds.make(compared(tmp_path, made, (one, two)))
+    assert "- Revision of the code: abc.\n" in suite_kinds.make(compared(tmp_path, made, (one, two)))
     made.append(finished(tmp_path, two, 2, [1, 2], revision="def+"))
     said = "- Revisions of the code, not the same for all cells: abc (one, two); def+ (two).\n"
-    assert said in kinds.make(compared(tmp_path, made, (one, two)))
+    assert said in suite_kinds.make(compared(tmp_path, made, (one, two)))
 
 
 def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path, monkeypatch):
@@ -874,7 +888,7 @@ def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path, monke
     made = [finished(tmp_path, one, 1, [1, 2]), finished(tmp_path, two, 1, [1, 2])]
     made.append(cells.Cell(three, 1, tmp_path / "three" / "seed-1", {}))
     plan = replace(compared(tmp_path, made, (one, two, three)), rows=("one",))
-    monkeypatch.setattr(spec, "published", lambda suite, dataset: {"two": {"hit@1": 0.2}, "three": {"hit@1": 0.3}})
+    monkeypatch.setattr(suite_spec, "published", lambda suite, dataset: {"two": {"hit@1": 0.2}, "three": {"hit@1": 0.3}})
     comparison = compare.compare(plan)
     assert [line.name for line in comparison.lines] == ["one", "two"] and comparison.lines[1].published == {"hit@1": 0.2}
     assert comparison.copied == {"three": {"hit@1": 0.3}}
@@ -891,7 +905,7 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
             if cell.result() is None:
                 trained.append(cell.row.name)
                 write_json(cell.folder / "config.json", cell.asked)
-                work.run(cell.folder)
+                worker.run(cell.folder)
         return runner.Outcome()
 
     monkeypatch.setattr(runner, "run", run)
@@ -920,12 +934,12 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
     assert ours.read_text() == before  # what is there stays
     assert Path("kept/tiny-Tiny.md").read_text() == text  # the table of other seeds is another one
 
-    plan = cells.plan(replace(spec.load(path), kind="embedding"), NAME, data, Path("three"), {})
+    plan = cells.plan(replace(suite_spec.load(path), kind="embedding"), NAME, data, Path("three"), {})
     assert [cell.result() for cell in plan.cells] == [None, None]  # an archive has no semantic IDs
     with pytest.raises(ValueError, match="--archive and --output are both kept"):
         command([*options, "kept"])
     with pytest.raises(ValueError, match="one of kind statistics needs more"):
-        archive.refuse(Path("kept"), Path("three"), ["statistics"])
+        result_archive.refuse(Path("kept"), Path("three"), ["statistics"])
 
 
 def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
@@ -935,7 +949,7 @@ def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
     made.append(finished(tmp_path, theirs, 2, [5, 3, 11] * 20, prior=ranks))
     unfinished = cells.Cell(theirs, 2, tmp_path / "nowhere", made[1].asked)
     plan = compared(tmp_path, made, (ours, theirs), against="ours")
-    kinds.make(plan)
+    suite_kinds.make(plan)
     table = json.loads((plan.folder / "table.json").read_text())
     known = {line["name"]: line for line in table["lines"]}
 
@@ -948,20 +962,22 @@ def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
     assert list(lines) == ["ours", "theirs", "theirs + prior"]
     assert lines["theirs + prior"] == known["theirs + prior"] | {"earlier": True} and not lines["ours"]["earlier"]
     said = "- Of an earlier table, which had more seeds; tests are against the ours of then: theirs, theirs + prior.\n"
-    assert said in kinds.make(later) and "other settings" not in kinds.make(later)
+    assert said in suite_kinds.make(later) and "other settings" not in suite_kinds.make(later)
     assert now([*made[:2], unfinished])[1]["theirs"]["earlier"]  # one of two seeds here, two there
     for line in table["lines"][1:]:
         line["key"] = "of other settings"
     later = now([*made[:2], unfinished])[0]
-    assert "- Of these, maybe with other settings than are asked for now: theirs, theirs + prior.\n" in kinds.make(later)
+    assert "- Of these, maybe with other settings than are asked for now: theirs, theirs + prior.\n" in suite_kinds.make(
+        later
+    )
     for line in table["lines"][1:]:
         line["key"] = "theirs"
     later = replace(now([*made[:1], unfinished])[0], rows=("ours",))  # whoever does not ask for a row knows what it would be
-    assert said in kinds.make(later) and "other settings" not in kinds.make(later)
+    assert said in suite_kinds.make(later) and "other settings" not in suite_kinds.make(later)
     assert not now(made[:2])[1]["theirs"]["earlier"]  # all that were asked for
     assert now(made)[1] == known
     later, lines = now(made[:1], "theirs")
-    assert not lines["theirs + prior"]["tests"] and "of then" not in kinds.make(later)  # they were against ours
+    assert not lines["theirs + prior"]["tests"] and "of then" not in suite_kinds.make(later)  # they were against ours
     assert not lines["ours"]["tests"]  # and the ranks of theirs are not here
     lost = cells.Cell(ours, 2, tmp_path / "ours" / "seed-2", made[0].asked)
     table["lines"][0]["seeds"] = [1, 2]
@@ -976,29 +992,29 @@ def test_settings_in_an_archive_are_written_over_by_new_ones_only(tmp_path, caps
         path.parent.mkdir(parents=True)
         path.write_text(text)
     cell = finished(output, Row("one", "M"), 1, [1, 2], tuned="tuned/D/one.yaml")
-    archive.keep(kept, output, [cell])
+    result_archive.keep(kept, output, [cell])
     assert theirs.read_text() == "lr: 2\n" and f"{theirs} stays as it is" in capsys.readouterr().out
-    archive.keep(kept, output, [], [mine])
+    result_archive.keep(kept, output, [], [mine])
     assert theirs.read_text() == "lr: 1\n"
 
 
 def test_an_archive_of_another_question_is_refused(tmp_path):
     plan = replace(compared(tmp_path, [], (Row("ours", "M"),)), given={"epochs": 3}, sources=("A",))
-    assert archive.earlier(tmp_path, plan) == {}
+    assert result_archive.earlier(tmp_path, plan) == {}
     path = tmp_path / f"tiny-{NAME}.json"
     path.write_text("{")
     with pytest.raises(ValueError, match=r"tiny-Tiny\.json is not JSON .*; delete it"):
-        archive.earlier(tmp_path, plan)
+        result_archive.earlier(tmp_path, plan)
     same = {"given": {"epochs": 3}, "sources": ["A"], "metrics": ["hit@1", "ndcg@10"], "lines": []}
     for other in ({"given": {}}, {"sources": []}, {"metrics": ["hit@1"]}, {"metrics": None}):
         write_json(path, same | other)
         with pytest.raises(ValueError, match=f"was made with {next(iter(other))} .*Ask as then, or use another --archive"):
-            archive.earlier(tmp_path, plan)
+            result_archive.earlier(tmp_path, plan)
     write_json(path, same)
-    assert archive.earlier(tmp_path, plan) == same
+    assert result_archive.earlier(tmp_path, plan) == same
     more = same | {"metrics": ["hit@1", "hit@5", "ndcg@10"]}
     write_json(path, more)
-    assert archive.earlier(tmp_path, plan) == more
+    assert result_archive.earlier(tmp_path, plan) == more
 
 
 # ------------------------------------------------------------------------------------------------------ the whole way
@@ -1010,7 +1026,7 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
     options = ["--suite", path, "--dataset", NAME, "--data_path", str(data), "--jobs", "2", "--threads", "1", "--output"]
     code = "import sys; from tests.test_suites import command; sys.exit(command(sys.argv[1:])['exit_code'])"
     started = subprocess.Popen([sys.executable, "-c", code, *options, "killed"], stdout=subprocess.DEVNULL)
-    plan = cells.plan(spec.load(path), NAME, data, tmp_path / "killed", {})
+    plan = cells.plan(suite_spec.load(path), NAME, data, tmp_path / "killed", {})
     ours = plan.cells[0]
     progress = ours.folder / "work" / "finetune.progress"
     while not progress.exists():
@@ -1026,8 +1042,8 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
     assert len(ours.result()["curve"]) == ours.result()["epochs"]
     assert not any("Fatal" in (cell.folder / "log.txt").read_text() for cell in plan.cells)  # they end as they should
 
-    whole = run_here(cells.plan(spec.load(path), NAME, data, tmp_path / "whole", {}))
-    kinds.make(whole)
+    whole = run_here(cells.plan(suite_spec.load(path), NAME, data, tmp_path / "whole", {}))
+    suite_kinds.make(whole)
     tables = {name: (plan.folder / name).read_bytes() for name in ("table.json", "table.md")}
     assert tables == {name: (whole.folder / name).read_bytes() for name in tables}
 

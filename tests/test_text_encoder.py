@@ -14,13 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_prep import text_encoder, torchvision_ops
-from dataset_prep.encoding import Job, encode
-from dataset_prep.item_table import DEFAULT_TEMPLATE, Template, read_items, read_texts
-from dataset_prep.model_files import hub_folder, require_installed
-from dataset_prep.text_encoder import TextEncoder, batches, encode_texts, find_model, load_network, load_tokenizer, pool
-from recbole_qbert import features
-from recbole_qbert.artifacts import sha256
+from dataset_prep.encoders import text_encoder, torchvision_ops
+from dataset_prep.encoders.item_texts import DEFAULT_TEMPLATE, Template, read_items, read_texts
+from dataset_prep.encoders.model_files import hub_folder, require_installed
+from dataset_prep.encoders.sharded_encoding import Job, encode
+from dataset_prep.encoders.text_encoder import (
+    TextEncoder,
+    batches,
+    encode_texts,
+    find_model,
+    load_network,
+    load_tokenizer,
+    pool,
+)
+from recbole_qbert.data import item_features as features
+from recbole_qbert.utils.io import sha256
 from tests.helpers import files
 from tests.helpers_encoding import Journal, end, killed_at, run, together
 

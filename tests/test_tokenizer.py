@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recbole_qbert import cli, collisions, features, newcomers, semantic_ids
-from recbole_qbert.features import ItemFeatures
-from recbole_qbert.tokenizer import Tokenizer
+from recbole_qbert import cli
+from recbole_qbert.data import item_features as features
+from recbole_qbert.data.item_features import ItemFeatures
+from recbole_qbert.quantization import collision_resolution, semantic_ids
+from recbole_qbert.quantization.tokenizer import Tokenizer
+from recbole_qbert.serving import cold_start
 from tests.helpers_recbole import QUICK, write_dataset
 
 SMALL = [
@@ -129,18 +132,18 @@ def test_a_second_addition_goes_on_from_the_first(made, tmp_path, capsys):
     second = semantic_ids.load(more)
     assert second.items == (*first.items, "n0", "n2")
     assert np.array_equal(second.codes[: len(first.items)], first.codes)
-    assert set(newcomers.load(newcomers.beside(more)).items) == {"n0", "n1", "n2"}
-    near = newcomers.load(newcomers.beside(more))
+    assert set(cold_start.load(cold_start.beside(more)).items) == {"n0", "n1", "n2"}
+    near = cold_start.load(cold_start.beside(more))
     described(tmp_path, items, loaded, {"n3": 5})
     assert cli.main(command) == 2, "n0 to n2 would lose their IDs"
     assert "3 items would lose the ID" in capsys.readouterr().err
     assert semantic_ids.load(more).items == second.items
     assert cli.main([*command, "--sid", str(more)]) == 0
-    third = newcomers.load(newcomers.beside(more))
+    third = cold_start.load(cold_start.beside(more))
     assert third.items == (*near.items, "n3") and third.nearest[:3].tolist() == near.nearest.tolist()
     features.save(tmp_path, "X", ["n4"], {name: matrix[:1] for name, matrix in loaded.items()}, {})
     assert cli.main([*command, "--sid", str(more)]) == 0, "none of the old items is listed"
-    assert newcomers.load(newcomers.beside(more)).items == third.items
+    assert cold_start.load(cold_start.beside(more)).items == third.items
     assert semantic_ids.load(more).items == (*second.items, "n3", "n4")
     replace(second, vocabulary="other").save(tmp_path / "other.sid")
     assert cli.main([*command, "--sid", str(tmp_path / "other.sid")]) == 2
@@ -184,10 +187,10 @@ def test_taken_ids_stay_taken():
     books = random.normal(size=(2, 4, 3))
     codes, latents = np.zeros((5, 2), dtype=np.int64), np.zeros((5, 3))
     taken = np.array([[0, 0], [1, 1]])
-    result = collisions.reallocate(codes, latents, books, list("abcde"), taken)
+    result = collision_resolution.reallocate(codes, latents, books, list("abcde"), taken)
     ids = {tuple(row) for row in result.tolist()}
     assert len(ids) == 5 and not ids & {(0, 0), (1, 1)}
     assert sum(first == 0 for first, _ in ids) == 3
     full = np.array([[a, b] for a in range(4) for b in range(4)][:12])
     with pytest.raises(ValueError, match="17 items cannot"):
-        collisions.reallocate(codes, latents, books, list("abcde"), full)
+        collision_resolution.reallocate(codes, latents, books, list("abcde"), full)

@@ -1,4 +1,4 @@
-"""recbole_qbert.topk: every way to rank gives what scoring all items and sorting them gives, bit for bit."""
+"""recbole_qbert.retrieval.index: every way to rank gives what scoring all items and sorting them gives, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_qbert import compiled, ranking, topk, topk_chunks, topk_kernels, topk_merged
-from recbole_qbert.network import SemanticSequenceModel
-from recbole_qbert.topk import DenseIndex, ItemIndex
+from recbole_qbert.retrieval import index as retrieval_index
+from recbole_qbert.retrieval import numba_backend, numba_kernels, torch_backend
+from recbole_qbert.retrieval.index import DenseIndex, ItemIndex
+from recbole_qbert.sequence import scoring
+from recbole_qbert.sequence.model import SemanticSequenceModel
+from recbole_qbert.utils import jit
 from tests.helpers import sequence_config
 
 METHODS = ["chunked", "merged", "pruned"]
@@ -22,7 +25,7 @@ INF = float("inf")
 
 def whole_matrix(tables, codes, bias=None, valid=None, exclude=None, adjust=None, allowed=None):
     """All scores, ``[B, N]``, by the definition and one item after the other where the call names single ones."""
-    scores = ranking.code_scores(tables.float(), codes)
+    scores = scoring.code_scores(tables.float(), codes)
     if bias is not None:
         scores = scores + bias
     for user in range(len(scores)):
@@ -50,7 +53,7 @@ def whole_matrix(tables, codes, bias=None, valid=None, exclude=None, adjust=None
 
 def best_of(scores, k):
     """``ranking.top_k``, padded as an index pads."""
-    values, items = ranking.top_k(scores, k)
+    values, items = scoring.top_k(scores, k)
     missing = k - values.shape[1]
     items = items.masked_fill(values == -INF, -1)
     return torch.nn.functional.pad(values, (0, missing), value=-INF), torch.nn.functional.pad(items, (0, missing), value=-1)
@@ -74,7 +77,7 @@ def agrees(tables, codes, size, k, methods=METHODS, threads=1, bias=None, valid=
         same(values, wanted_values)
         same(items, wanted_items)
         if targets is not None:
-            same(index.rank(tables, targets, threads=threads, **call), ranking.rank_of(scores, targets))
+            same(index.rank(tables, targets, threads=threads, **call), scoring.rank_of(scores, targets))
 
 
 @st.composite
@@ -124,8 +127,8 @@ def questions(draw):
 @given(questions())
 def test_ties_changes_and_subsets_agree_with_the_whole_matrix(question):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topk_chunks, "SHORTEST", 1)
-        patch.setattr(topk_chunks, "LONGEST", 9)
+        patch.setattr(torch_backend, "SHORTEST", 1)
+        patch.setattr(torch_backend, "LONGEST", 9)
         agrees(**question)
 
 
@@ -160,7 +163,7 @@ def test_blocks_that_cannot_win_are_not_scored(monkeypatch):
     runs = np.empty((256, 2), np.int64)
     looked_at = 0
     for first in range(64):
-        number = topk_kernels._runs(backend.blocks, bounds, 0, first, np.float32(limit), runs)
+        number = numba_kernels._runs(backend.blocks, bounds, 0, first, np.float32(limit), runs)
         looked_at += (runs[:number, 1] - runs[:number, 0]).sum()
     assert 10 <= looked_at < 0.01 * len(codes)
 
@@ -267,13 +270,13 @@ def test_dense_index_agrees_with_the_whole_product(seed, batch, items, k, chunk)
         for item in {item for item in history[user].tolist() if item >= 0}:
             scores[user, item] -= 2.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topk_chunks, "SHORTEST", 1)
-        patch.setattr(topk_chunks, "LONGEST", chunk)
+        patch.setattr(torch_backend, "SHORTEST", 1)
+        patch.setattr(torch_backend, "LONGEST", chunk)
         index = DenseIndex(vectors, bias=bias, valid=valid)
         for got, wanted in zip(index.top_k(states, k, adjust=(history, -2.0)), best_of(scores, k), strict=True):
             same(got, wanted)
         target = torch.randint(items, (batch,), generator=generator)
-        same(index.rank(states, target, adjust=(history, -2.0)), ranking.rank_of(scores, target))
+        same(index.rank(states, target, adjust=(history, -2.0)), scoring.rank_of(scores, target))
 
 
 def test_minus_zero_ties_with_zero():
@@ -383,9 +386,9 @@ def test_dense_numbers_that_are_none_are_refused():
 
 def test_the_method_goes_with_the_size(monkeypatch):
     assert index_of().method == "merged"
-    monkeypatch.setattr(topk, "PRUNED_FROM", 6)
+    monkeypatch.setattr(retrieval_index, "PRUNED_FROM", 6)
     assert index_of().method == "pruned"
-    monkeypatch.setattr(topk_merged, "WIDEST", 2)
+    monkeypatch.setattr(numba_backend, "WIDEST", 2)
     assert index_of().method == "chunked"
 
 
@@ -398,8 +401,8 @@ def test_where_nothing_can_be_kept_on_disk_it_is_compiled_all_the_same(monkeypat
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(compiled, "njit", njit)
-    assert compiled.compiled(len) is len
+    monkeypatch.setattr(jit, "njit", njit)
+    assert jit.compiled(len) is len
     assert asked == [{"nogil": True, "cache": True}, {"nogil": True}]
 
 
@@ -435,4 +438,4 @@ def test_a_gpu_gives_the_same_bits():
     for got, wanted in zip(index.top_k(tables, 100, adjust=(history, -2.0)), best_of(scores, 100), strict=True):
         assert got.is_cuda
         same(got.cpu(), wanted)
-    same(index.rank(tables, history.abs()[:, 0], adjust=(history, -2.0)).cpu(), ranking.rank_of(scores, history.abs()[:, 0]))
+    same(index.rank(tables, history.abs()[:, 0], adjust=(history, -2.0)).cpu(), scoring.rank_of(scores, history.abs()[:, 0]))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from recbole.trainer import Trainer
 
-from recbole_qbert import checkpoints, runs
+from recbole_qbert.recbole_integration import checkpoint_io, experiment
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -34,7 +34,7 @@ def ids(tmp_path_factory):
 def configure(data, ids, tmp_path):
     def make(name="run", **settings):
         base = {"checkpoint_dir": str(tmp_path / name), "semantic_id_dir": str(ids)}
-        return runs.configure("QBERT4Rec", NAME, data, {**QUICK["QBERT4Rec"], **base, **settings})
+        return experiment.configure("QBERT4Rec", NAME, data, {**QUICK["QBERT4Rec"], **base, **settings})
 
     return make
 
@@ -45,9 +45,9 @@ class KilledError(Exception):
 
 def train(config, folder, until=None, loss="batch_loss", **options):
     """A run; ``until`` = n ends it as a kill in the n-th batch would."""
-    with runs.inside(folder):
+    with experiment.inside(folder):
         if until is None:
-            return runs.train(config, **options)
+            return experiment.train(config, **options)
         count = 0
 
         def prepare(model):
@@ -63,7 +63,7 @@ def train(config, folder, until=None, loss="batch_loss", **options):
             setattr(model, loss, counted)
 
         with pytest.raises(KilledError):
-            runs.train(config, prepare=prepare, **options)
+            experiment.train(config, prepare=prepare, **options)
         return None
 
 
@@ -95,7 +95,7 @@ def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
         if model == "GRU4Rec":
             negatives = {"distribution": "uniform", "sample_num": 1}
             settings |= {"loss_type": "BPR", "train_neg_sample_args": negatives, "dropout_prob": 0.3}
-        config = runs.configure(model, NAME, data, settings)
+        config = experiment.configure(model, NAME, data, settings)
         return train(config, folder, until, "calculate_loss", checkpoint_file=folder / "best.pth")
 
     for name in ("whole", "part"):
@@ -124,21 +124,21 @@ def test_a_training_that_keeps_more_than_is_saved_starts_anew(data, tmp_path, mo
         settings["epochs"] = 1
     if model != "CooccurrenceKNN":  # which sets these itself
         settings |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None}
-    run = train(runs.configure(model, NAME, data, settings), tmp_path, checkpoint_file=tmp_path / "best.pth")
-    assert run.valid and not runs.goes_on(run.trainer) and not list(tmp_path.glob("*.progress"))
+    run = train(experiment.configure(model, NAME, data, settings), tmp_path, checkpoint_file=tmp_path / "best.pth")
+    assert run.valid and not experiment.goes_on(run.trainer) and not list(tmp_path.glob("*.progress"))
 
 
 def test_a_progress_file_of_another_version_leaves_the_weights_as_they_were(configure, tmp_path):
     file = tmp_path / "x.pth"
     first = train(configure(checkpoint_file=str(file)), tmp_path)
-    state = checkpoints.load_checkpoint(file.with_suffix(".progress"))
+    state = checkpoint_io.load_checkpoint(file.with_suffix(".progress"))
     for break_it in (
         lambda new: new["state_dict"].popitem(),
         lambda new: new["optimizer"]["param_groups"].pop(),
     ):
         broken = copy.deepcopy(state)
         break_it(broken)
-        checkpoints.write_checkpoint(broken, file.with_suffix(".progress"))
+        checkpoint_io.write_checkpoint(broken, file.with_suffix(".progress"))
         again = train(configure(checkpoint_file=str(file)), tmp_path)
         assert again.valid == first.valid
         for name, value in first.model.state_dict().items():
@@ -171,7 +171,7 @@ def test_other_validation_items_are_another_training(tmp_path, model):
 
     def one():
         given = {"checkpoint_dir": str(tmp_path / "run"), "semantic_id_dir": str(tmp_path / "ids")} | QUICK[model]
-        return train(runs.configure(model, NAME, folder, given), tmp_path, checkpoint_file=tmp_path / "kept.pth")
+        return train(experiment.configure(model, NAME, folder, given), tmp_path, checkpoint_file=tmp_path / "kept.pth")
 
     first = one()
     rows = [line.split("\t") for line in inter.read_text().splitlines()]
@@ -304,7 +304,7 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
         assert {path.name for path in vocabulary.glob("?.sid")} == {"A.sid", "B.sid", "T.sid"}
         second, said = call(processes, folder, "finetune", "--dataset=T", "--vocabulary", str(vocabulary), *base)
         assert said.count("QBERT4Rec + co-occurrence prior") == 1, "one process speaks"
-        weights = checkpoints.load_checkpoint(folder / "T" / "finetune.pth")["state_dict"]
+        weights = checkpoint_io.load_checkpoint(folder / "T" / "finetune.pth")["state_dict"]
         found.append((first["valid"], second["valid"], second["test"], weights))
     assert found[0][:3] == found[1][:3]
     for name, value in found[0][3].items():
@@ -319,7 +319,7 @@ def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
     """
     code = (
         "import json, sys, time, recbole_qbert\n"
-        "from recbole_qbert import checkpoints\n"
+        "from recbole_qbert.recbole_integration import checkpoint_io as checkpoints\n"
         "from recbole.quick_start import run\n"
         "def slow(checkpoint, path, write=checkpoints.write_checkpoint):\n"
         "    time.sleep(0.5)\n"

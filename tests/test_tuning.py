@@ -10,10 +10,11 @@ from functools import partial
 import pytest
 import yaml
 
-from recbole_qbert import tuning
-from recbole_qbert.commands import tune
-from recbole_qbert.paths import properties
-from recbole_qbert.suites import archive, cells, runner, spec
+from recbole_qbert.cli import tune
+from recbole_qbert.config.property_files import properties
+from recbole_qbert.experiments import tuning
+from recbole_qbert.experiments.suites import result_archive, runner, suite_spec
+from recbole_qbert.experiments.suites import trials as cells
 from tests.helpers_recbole import write_dataset
 
 NAME = "Tiny"
@@ -46,7 +47,7 @@ def files(tmp_path):
     """A suite with one row, and a space."""
     baseline = ["baseline/common.yaml", "baseline/SASRec.yaml"]
     row = {"model": "SASRec", "files": baseline, "settings": {"hidden_size": 16, "inner_size": 16}, "tuned": True}
-    shared = spec.load("table2").shared | {"MAX_ITEM_LIST_LENGTH": 8, "epochs": 1}
+    shared = suite_spec.load("table2").shared | {"MAX_ITEM_LIST_LENGTH": 8, "epochs": 1}
     suite = {"title": "Tiny", "kind": "quality", "seeds": [tuning.SEED], "shared": shared, "rows": {"my SASRec": row}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     (tmp_path / "space.yaml").write_text(SPACE)
@@ -87,7 +88,7 @@ def command(files, data, *more, **given):
 def test_every_model_has_the_same_budget():
     spaces = {path.stem: tuning.read_space(path) for path in properties("tuning").glob("*.yaml")}
     assert {len(tuning.points(space)) for space in spaces.values()} == {tuning.BUDGET}
-    tuned = {row.model for row in spec.load("table2").rows if row.tuned}
+    tuned = {row.model for row in suite_spec.load("table2").rows if row.tuned}
     assert tuned <= set(spaces)
 
 
@@ -153,7 +154,7 @@ def test_trials_and_what_they_chose_are_taken_from_an_archive(files, data, fake)
     again = command(files, data, "--archive", str(files / "kept"))
     assert again == figures and fake() == []
     shutil.rmtree(files / "out")
-    assert archive.take(files / "kept", files / "out", NAME) == 4
+    assert result_archive.take(files / "kept", files / "out", NAME) == 4
     chosen = (files / "out" / "tuned" / NAME / "my SASRec.yaml").read_text()
     assert chosen == (files / "kept" / "tuned" / NAME / "my SASRec.yaml").read_text()
 
@@ -192,7 +193,7 @@ def test_without_any_result_nothing_is_written(files, data, fake):
 
 def test_the_suite_uses_the_chosen_point_and_the_trial_is_its_cell(files, data, fake):
     figures = command(files, data)
-    suite = spec.load(str(files / "tiny.yaml"))
+    suite = suite_spec.load(str(files / "tiny.yaml"))
     plan = cells.plan(suite, NAME, data, files / "out", {})
     assert [cell.asked["tuned"] for cell in plan.cells] == [f"tuned/{NAME}/my SASRec.yaml"]
     assert plan.cells[0].result()["valid"]["ndcg@10"] == figures["valid ndcg@10"]
@@ -230,7 +231,7 @@ def test_jobs_and_threads_are_at_least_one(files, data):
 
 
 def test_models_without_a_space_or_a_row(data, tmp_path):
-    suite = spec.load("table2")
+    suite = suite_spec.load("table2")
     with pytest.raises(ValueError, match=r"no space is declared for Pop .*--space FILE"):
         tuning.space_file("Pop")
     assert tuning.row_of("SASRec", suite) in suite.rows

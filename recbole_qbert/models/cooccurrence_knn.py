@@ -11,7 +11,7 @@ from recbole.trainer import Trainer
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_qbert.cooccurrence import CooccurrencePrior
+from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 
 
 class CooccurrenceKNN(SequentialRecommender):  # type: ignore[misc]

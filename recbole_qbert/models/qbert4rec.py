@@ -13,13 +13,15 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_qbert import checkpoints, compat, pipeline, semantic_ids
-from recbole_qbert.artifacts import digest, sha256
-from recbole_qbert.config import SequenceConfig, TrainConfig, read
-from recbole_qbert.cooccurrence import CooccurrencePrior
-from recbole_qbert.network import SemanticSequenceModel
-from recbole_qbert.processes import first_before_others, rank
-from recbole_qbert.semantic_ids import SemanticIDs
+from recbole_qbert.config.schema import SequenceConfig, TrainConfig, read
+from recbole_qbert.pipeline import stages
+from recbole_qbert.quantization import semantic_ids
+from recbole_qbert.quantization.semantic_ids import SemanticIDs
+from recbole_qbert.recbole_integration import checkpoint_io, patches
+from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
+from recbole_qbert.sequence.model import SemanticSequenceModel
+from recbole_qbert.utils.distributed import first_before_others, rank
+from recbole_qbert.utils.io import digest, sha256
 
 
 class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
@@ -42,13 +44,13 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        values = compat.ConfigValues(config)
+        values = patches.ConfigValues(config)
         self.settings = read(TrainConfig, values)
         sequence = read(SequenceConfig, values | {"max_length": self.max_seq_length})
         tokens = dataset.item_tokens()
         # RecBole's own ids start at 1; rows of a catalogue start at 0.
         histories = [history - 1 for history in dataset.histories]
-        catalogue = pipeline.Catalogue(config["dataset"], Path(config["data_path"]), tokens, histories)
+        catalogue = stages.Catalogue(config["dataset"], Path(config["data_path"]), tokens, histories)
         self.ids, self.identifier_figures = find_semantic_ids(config, catalogue)
         if not self.ids.prefixes and not (sequence.item_rows and sequence.loss == "item"):
             raise ValueError("semantic_ids is none: an item is its row alone, which takes item_rows: true and loss: item")
@@ -109,7 +111,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         Raises:
             ValueError: the checkpoint is of another vocabulary or another shape.
         """
-        checkpoint = checkpoints.load_checkpoint(path)
+        checkpoint = checkpoint_io.load_checkpoint(path)
         given = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
         other = checkpoint.get("other_parameter") or {}
         same_items = other.get("catalogue") == self.catalogue
@@ -156,7 +158,7 @@ def domains_of(tokens: Sequence[str], domains: Sequence[str]) -> Tensor:
     return torch.tensor([0, *found])
 
 
-def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[SemanticIDs, dict[str, Any]]:
+def find_semantic_ids(config: Any, catalogue: stages.Catalogue) -> tuple[SemanticIDs, dict[str, Any]]:
     """IDs of a catalogue and what is known of them; see ``QBERT4Rec`` for where they come from."""
     if config["semantic_ids"] == "none":
         nothing = np.empty((len(catalogue.items), 0), dtype=np.int16)
@@ -164,17 +166,17 @@ def find_semantic_ids(config: Any, catalogue: pipeline.Catalogue) -> tuple[Seman
     given, beside, built = id_places(config)
     path = given or beside
     if not given:
-        pipeline.require_apart(catalogue, built.parent)
+        stages.require_apart(catalogue, built.parent)
     if given or beside.exists():
         ids = semantic_ids.load(path)
         codes = ids.aligned(catalogue.items, str(path))
         health = semantic_ids.health(codes, codes, ids.size, ids.prefixes)
         return ids, {"semantic_ids": {"file": str(path), "code_sets": [{"code_set": "given", **health}]}, "seconds": {}}
-    settings = pipeline.stage_settings(compat.ConfigValues(config))
+    settings = stages.stage_settings(patches.ConfigValues(config))
     rebuild, progress = bool(config["rebuild"]), bool(config["show_progress"])
     with first_before_others():
         # The others find what the first one has built.
-        builder = pipeline.Builder(
+        builder = stages.Builder(
             catalogue, settings, built.parent, rebuild=rebuild and rank() == 0, progress=progress and rank() == 0
         )
         return builder.build()

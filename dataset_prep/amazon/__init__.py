@@ -1,0 +1,1 @@
+"""Raw Amazon reviews and metadata to RecBole atomic files."""

@@ -1,0 +1,288 @@
+"""What one line of each edition of the Amazon data means.
+
+=========  =================================================  ==========================================================
+edition    reviews                                            metadata
+=========  =================================================  ==========================================================
+2014       JSON or Python text: reviewerID, asin, overall,    Python text: asin, title, brand, categories (lists of
+           unixReviewTime                                     lists), description, price, imUrl
+2018       JSON: the same keys                                JSON: asin, title, brand, category, description, price,
+                                                              imageURLHighRes or imageURL
+2023       JSON: user_id, parent_asin, rating, timestamp      JSON: parent_asin, title, details.Brand or store,
+           (milliseconds)                                     categories, description, features, price, images
+recbole    `.inter`: user_id, item_id, rating, timestamp      `.item`: item_id, title, brand, categories, description,
+                                                              price, image_urls
+=========  =================================================  ==========================================================
+
+Only the keys that are used are judged; everything else on a line has to be well-formed and no more.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from dataset_prep.amazon.cleaning import ID_TRAP, SURROGATE, Metadata, check_id, check_item_id, clean_url
+from dataset_prep.amazon.record_parser import record_of
+
+EDITIONS = ("2014", "2018", "2023", "recbole")
+MAX_SECONDS = 1e11  # the year 5138 in seconds, 1973 in milliseconds: beyond it are milliseconds, below it seconds
+PROBED = 100  # lines that say which edition a file is
+Review = tuple[str, str, float, float]  # user, item, rating, seconds
+
+
+@dataclass(frozen=True)
+class _Keys:
+    user: str
+    item: str
+    rating: str
+    time: str
+    per_second: int
+
+
+_AMAZON = _Keys("reviewerID", "asin", "overall", "unixReviewTime", 1)
+_AMAZON_2023 = _Keys("user_id", "parent_asin", "rating", "timestamp", 1000)
+KEYS = {"2014": _AMAZON, "2018": _AMAZON, "2023": _AMAZON_2023}
+
+
+# ------------------------------------------------------------------------------------------------ reviews
+
+
+class _Review(msgspec.Struct, gc=False):
+    user: str = msgspec.field(name="reviewerID")
+    item: str = msgspec.field(name="asin")
+    rating: float = msgspec.field(name="overall")
+    time: float = msgspec.field(name="unixReviewTime")
+
+
+class _Review2023(msgspec.Struct, gc=False):
+    user: str = msgspec.field(name="user_id")
+    item: str = msgspec.field(name="parent_asin")
+    rating: float
+    time: float = msgspec.field(name="timestamp")
+
+
+@dataclass(frozen=True)
+class ReviewLines:
+    """How to read the lines of one review file.
+
+    Attributes:
+        parse: one line to a review; the definition. ValueError for a bad line, `BadIdError` for an id RecBole cannot read.
+        quick: the same for well-formed lines, without checks on the values (`user`, `item`, `rating`, `time` in the file's
+            own unit); any `msgspec.MsgspecError`, UnicodeDecodeError or RecursionError means that `parse` must decide.
+        per_second: the unit of `quick`'s times.
+        header: the first line is no review.
+    """
+
+    parse: Callable[[bytes], Review]
+    quick: Callable[[bytes], Any] | None = None
+    per_second: int = 1
+    header: bool = False
+
+
+def review_lines(edition: str, first_line: bytes) -> ReviewLines:
+    """How to read a review file of the given edition, which begins with `first_line`.
+
+    Raises:
+        ValueError: a RecBole file without the columns needed.
+    """
+    if edition == "recbole":
+        columns = _columns(first_line, ("user_id:token", "item_id:token", "rating:float", "timestamp:float"))
+        return ReviewLines(lambda line: _atomic_review(line, columns), header=True)
+    keys = KEYS[edition]
+    kind = _Review2023 if edition == "2023" else _Review
+    quick = msgspec.json.Decoder(kind).decode
+    return ReviewLines(lambda line: parse_review(record_of(line, edition == "2014"), keys), quick, keys.per_second)
+
+
+def parse_review(record: dict[str, Any], keys: _Keys = _AMAZON) -> Review:
+    """User, item, rating and unix seconds of one record.
+
+    Raises:
+        ValueError: a key is missing or its value is of the wrong kind.
+        BadIdError: an id RecBole would lose.
+    """
+    user, item = _text(record, keys.user), _text(record, keys.item)
+    check_id(keys.user, user)
+    check_item_id(keys.item, item)
+    rating, time = _number(record, keys.rating), _number(record, keys.time)
+    if keys.per_second == 1 and time > MAX_SECONDS:
+        raise ValueError(f"{keys.time} {time:.0f} is not in seconds")
+    if keys.per_second == 1000 and not MAX_SECONDS < time < MAX_SECONDS * 1000:
+        raise ValueError(f"{keys.time} {time:.0f} is not in milliseconds")
+    return user, item, rating, time / keys.per_second
+
+
+def _text(record: dict[str, Any], key: str) -> str:
+    value = record.get(key)
+    if value is None:
+        raise ValueError(f"no key {key!r}" if key not in record else f"{key} is null")
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be a string, found {repr(value)[:100]}")
+    return value
+
+
+def _number(record: dict[str, Any], key: str) -> float:
+    if key not in record:
+        raise ValueError(f"no key {key!r}")
+    value = record[key]
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value) + 0.0  # -0.0 becomes 0.0
+    except OverflowError:
+        raise ValueError(f"{key} is too large for a number") from None
+    raise ValueError(f"{key} must be a finite number, found {repr(value)[:100]}")
+
+
+def _columns(header: bytes, wanted: Sequence[str]) -> tuple[int, ...]:
+    """Where the wanted columns stand in the header of an atomic file."""
+    names = header.decode("utf-8-sig").rstrip("\r").split("\t")
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise ValueError(f"the header has no column {missing[0]!r}, only {', '.join(names)[:200]}")
+    return tuple(names.index(name) for name in wanted)
+
+
+def _atomic_review(line: bytes, columns: tuple[int, ...]) -> Review:
+    cells = line.decode().rstrip("\r").split("\t")
+    try:
+        user, item, rating, seconds = (cells[k] for k in columns)
+        record = {"user_id": user, "item_id": item, "rating": float(rating), "timestamp": float(seconds)}
+    except IndexError:
+        raise ValueError(f"{len(cells)} cells, but the header has more columns") from None
+    return parse_review(record, _Keys("user_id", "item_id", "rating", "timestamp", 1))
+
+
+# ------------------------------------------------------------------------------------------------ metadata
+
+
+def metadata_lines(edition: str, first_line: bytes) -> Callable[[bytes], tuple[str, Metadata]]:
+    """A function from one line to (item, fields); it raises ValueError for a bad line."""
+    if edition == "recbole":
+        names = first_line.decode("utf-8-sig").rstrip("\r").split("\t")
+        _columns(first_line, ("item_id:token",))
+        return lambda line: _atomic_item(line, names)
+    return lambda line: parse_metadata(record_of(line, edition == "2014"), edition)
+
+
+def parse_metadata(record: dict[str, Any], edition: str = "2018") -> tuple[str, Metadata]:
+    """(item, fields) of one product. Only the id must be there: any other field may be absent or of another kind.
+
+    Raises:
+        ValueError: no id that a review could name, or the record is a review.
+    """
+    for review in ("reviewerID", "user_id"):
+        if review in record:
+            raise ValueError(f"a review (it has {review!r}) where a product is expected")
+    key = KEYS[edition].item
+    item = _text(record, key)
+    if not item or ID_TRAP.search(item):
+        raise ValueError(f"{key} {item!r} is no id")
+    title = " ".join(_strings(record.get("title")))
+    fields = {"2014": _fields_2014, "2018": _fields_2018, "2023": _fields_2023}[edition](record)
+    return item, Metadata(
+        # Some pages of 2018 were scraped unformatted; the edition's own notebook tells them by this JavaScript.
+        title="" if "getTime" in title else title,
+        brand=" ".join(fields["brand"]),
+        categories=fields["categories"],
+        description=" ".join(fields["description"]),
+        price=" ".join(_strings(record.get("price"))),
+        image_urls=tuple(filter(None, map(clean_url, fields["image_urls"]))),
+    )
+
+
+def _fields_2014(record: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    paths = record.get("categories")
+    flat = [name for path in paths for name in _strings(path)] if isinstance(paths, list) else _strings(paths)
+    return {
+        "brand": _strings(record.get("brand")),
+        "categories": tuple(flat),
+        "description": _strings(record.get("description")),
+        "image_urls": _strings(record.get("imUrl")),
+    }
+
+
+def _fields_2018(record: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {
+        "brand": _strings(record.get("brand")),
+        "categories": _strings(record.get("category")),
+        "description": _strings(record.get("description")),
+        "image_urls": _strings(record.get("imageURLHighRes")) or _strings(record.get("imageURL")),
+    }
+
+
+def _fields_2023(record: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The bullet points follow the description: half of the products have nothing else to say."""
+    details, images = record.get("details"), record.get("images")
+    urls = []
+    for image in images if isinstance(images, list) else ():
+        sizes = [_strings(image.get(size)) for size in ("hi_res", "large", "thumb")] if isinstance(image, dict) else ()
+        urls.append(next((size[0] for size in sizes if size), ""))
+    return {
+        "brand": _strings(details.get("Brand") if isinstance(details, dict) else None) or _strings(record.get("store")),
+        "categories": _strings(record.get("categories")),
+        "description": _strings(record.get("description")) + _strings(record.get("features")),
+        "image_urls": tuple(urls),
+    }
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    """The strings in a field that may be absent, a string, a number or a list of these."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(SURROGATE.sub(" ", str(v)) for v in values if type(v) in (str, int, float) and v != "")
+
+
+def _atomic_item(line: bytes, names: Sequence[str]) -> tuple[str, Metadata]:
+    cells = dict(zip((name.split(":")[0] for name in names), line.decode().rstrip("\r").split("\t"), strict=False))
+    item = cells.get("item_id", "")
+    if not item or ID_TRAP.search(item):
+        raise ValueError(f"item_id {item!r} is no id")
+    return item, Metadata(
+        title=cells.get("title", ""),
+        brand=cells.get("brand", ""),
+        categories=_atomic_categories(cells.get("categories", "")),
+        description=cells.get("description", ""),
+        price=cells.get("price", ""),
+        image_urls=tuple(filter(None, map(clean_url, cells.get("image_urls", "").split()))),
+    )
+
+
+def _atomic_categories(cell: str) -> tuple[str, ...]:
+    """RecBole's own converter wrote the inside of a Python set, `'Skin Care', 'Beauty'`; ours writes tokens."""
+    if cell.startswith(("'", '"')):
+        try:
+            return tuple(map(str, ast.literal_eval(f"[{cell}]")))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+    return tuple(cell.split())
+
+
+# ------------------------------------------------------------------------------------------------ telling them apart
+
+
+def detect(lines: Sequence[bytes]) -> str:
+    """The edition that most of the first lines of a review or metadata file are of; 2018 where nothing tells.
+
+    Args:
+        lines: the file's first lines.
+    """
+    if lines and b":token" in lines[0] and b"{" not in lines[0]:
+        return "recbole"
+    votes: Counter[str] = Counter()
+    for line in lines[:PROBED]:
+        try:
+            record = record_of(line, python_text=True)
+        except ValueError:
+            continue
+        if "parent_asin" in record:
+            votes["2023"] += 1
+        elif line.lstrip().startswith(b"{'") or record.keys() & {"helpful", "imUrl", "salesRank", "categories"}:
+            votes["2014"] += 1
+        elif "asin" in record:
+            votes["2018"] += 1
+    return votes.most_common(1)[0][0] if votes else "2018"

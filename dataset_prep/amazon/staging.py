@@ -1,0 +1,257 @@
+"""One pass over a raw file: what the later steps need goes to Parquet, bad lines to a list; done once, then reused.
+
+A spilled file is a folder::
+
+    part.parquet     reviews:  line, user_id, item_id, rating, seconds
+                     metadata: line, item_id, pictured, fields (JSON of `Metadata`)
+    rejected.jsonl   the lines left out
+    done.json        what was read; written last, so that a folder with it is whole
+
+The function is the same whoever calls it: this process, or a task of a cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from tqdm import tqdm
+
+from dataset_prep.amazon.cleaning import NA_WORDS, BadIdError
+from dataset_prep.amazon.editions import MAX_SECONDS, PROBED, ReviewLines, detect, metadata_lines, review_lines
+from dataset_prep.amazon.line_reader import AmazonFormatError, BadLines, Block, LineCount, read_blocks
+
+SPILL_VERSION = 1  # raise it when the same input gives other rows, so that nothing of before is reused
+ROWS = 200_000  # of a row group
+SOURCE = 1 << 40  # apart from each other: the line numbers of several files that are read as one
+
+REVIEWS = pa.schema(
+    [("line", pa.int64()), ("user_id", pa.string()), ("item_id", pa.string()), ("rating", pa.float64()),
+     ("seconds", pa.float64())]
+)  # fmt: skip
+METADATA = pa.schema([("line", pa.int64()), ("item_id", pa.string()), ("pictured", pa.bool_()), ("fields", pa.string())])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A file to spill.
+
+    Attributes:
+        path: the raw file.
+        kind: ``reviews`` or ``metadata``.
+        edition: None to tell by its first lines.
+        max_bad_lines: see `BadLines`.
+        folder: where to.
+        source: number of the file among those read as one; it comes before the line numbers.
+    """
+
+    path: Path
+    kind: str
+    edition: str | None
+    max_bad_lines: float
+    folder: Path
+    source: int = 0
+
+
+def spill(task: Task, progress: bool) -> LineCount:
+    """Spill a file, unless the folder holds the same already.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AmazonFormatError: damaged data, too many bad lines, or an id that RecBole cannot read.
+    """
+    made_from = {"version": SPILL_VERSION, "kind": task.kind, "edition": task.edition, "source": task.source}
+    made_from |= {"file": task.path.name, "max_bad_lines": task.max_bad_lines}
+    if (kept := _kept(task, made_from)) is not None:
+        return kept
+    shutil.rmtree(task.folder, ignore_errors=True)
+    task.folder.mkdir(parents=True)
+    size = task.path.stat().st_size
+    with (
+        tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {task.kind}", disable=not progress) as bar,
+        open(task.folder / "rejected.jsonl", "w", encoding="utf-8") as rejected,
+        pq.ParquetWriter(
+            task.folder / "part.parquet", REVIEWS if task.kind == "reviews" else METADATA, use_dictionary=False
+        ) as writer,
+    ):
+        count = _spill(task, bar, rejected, writer)
+    partial = task.folder / "done.part"
+    partial.write_text(json.dumps({"made_from": made_from, "count": asdict(count)}), encoding="utf-8")
+    partial.rename(task.folder / "done.json")
+    return count
+
+
+def outcome(task: Task) -> LineCount | ValueError | FileNotFoundError:
+    """`spill` for a task of a cluster: a refusal is a result, so that it comes back as it is."""
+    try:
+        return spill(task, progress=False)
+    except (ValueError, FileNotFoundError) as error:
+        return error
+
+
+def _kept(task: Task, made_from: dict[str, Any]) -> LineCount | None:
+    """What a run that was stopped later has left, if the file and all else is the same."""
+    try:
+        done = json.loads((task.folder / "done.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if done["made_from"] != made_from:
+        return None
+    with open(task.path, "rb") as handle:
+        digest = hashlib.sha256()
+        while part := handle.read(1 << 22):
+            digest.update(part)
+    return LineCount(**done["count"]) if digest.hexdigest() == done["count"]["sha256"] else None
+
+
+def _spill(task: Task, bar: tqdm, rejected: IO[str], writer: pq.ParquetWriter) -> LineCount:
+    count = LineCount(task.path.name, "")
+    bad = BadLines(task.path, count, task.max_bad_lines, rejected)
+    batches: list[pa.RecordBatch] = []
+    good = 0
+    reader: _Reviews | _Metadata | None = None
+    with closing(read_blocks(task.path, count, bar)) as blocks:
+        for block in blocks:
+            if reader is None:
+                first = block.lines[:PROBED]
+                count.edition = task.edition or detect(first)
+                try:
+                    reader = (_Reviews if task.kind == "reviews" else _Metadata)(count, bad, first[0], task.source * SOURCE)
+                except ValueError as error:
+                    raise AmazonFormatError(f"{task.path}:1: {error}") from None
+            try:
+                found = reader.batches(block)
+            except BadIdError as error:
+                raise AmazonFormatError(f"{task.path}:{reader.number}: {error}") from None
+            good += sum(batch.num_rows for batch in found)
+            batches += found
+            if sum(batch.num_rows for batch in batches) >= ROWS:
+                writer.write_table(pa.Table.from_batches(batches))
+                batches = []
+    if batches:
+        writer.write_table(pa.Table.from_batches(batches))
+    if not good:
+        bad.refuse_all()
+    return count
+
+
+class _Reader:
+    """The lines of a block one by one, blank ones and the header left out.
+
+    Attributes:
+        number: of the line at hand.
+    """
+
+    def __init__(self, count: LineCount, bad: BadLines, offset: int) -> None:
+        self.number, self.header = 0, False
+        self._count, self._bad, self._offset = count, bad, offset
+
+    def careful(self, block: Block) -> Iterator[bytes]:
+        for self.number, line in enumerate(block.lines, block.first):
+            if self.number in block.overlong:
+                self.reject(line, "longer than 16 MiB")
+            elif not line.strip():
+                self._count.blank += 1
+            elif not (self.header and self.number == 1):
+                yield line
+
+    def reject(self, line: bytes, reason: object) -> None:
+        self._bad.add(self.number, line, str(reason))
+
+
+class _Reviews(_Reader):
+    """Blocks of lines to rows of reviews."""
+
+    def __init__(self, count: LineCount, bad: BadLines, first_line: bytes, offset: int) -> None:
+        super().__init__(count, bad, offset)
+        self._lines = review_lines(count.edition, first_line)
+        self.header = self._lines.header
+
+    def batches(self, block: Block) -> list[pa.RecordBatch]:
+        """Quickly where that can be done; around a line that needs care the block is halved, again and again."""
+        columns = _quick_columns(block, self._lines)
+        if columns is None and self._lines.quick is not None and len(block.lines) > 64:
+            one, two = block.halves()
+            return self.batches(one) + self.batches(two)
+        if columns is None:
+            found: list[tuple[int, str, str, float, float]] = []
+            for line in self.careful(block):
+                try:
+                    found.append((self.number, *self._lines.parse(line)))
+                except ValueError as error:
+                    self.reject(line, error)
+            columns = list(zip(*found, strict=True)) if found else [[]] * 5
+        number, *rest = columns
+        return [pa.record_batch([pa.array(np.asarray(number, np.int64) + self._offset), *rest], schema=REVIEWS)]
+
+
+class _Metadata(_Reader):
+    """Blocks of lines to rows of products."""
+
+    def __init__(self, count: LineCount, bad: BadLines, first_line: bytes, offset: int) -> None:
+        super().__init__(count, bad, offset)
+        self._parse = metadata_lines(count.edition, first_line)
+        self.header = count.edition == "recbole"
+
+    def batches(self, block: Block) -> list[pa.RecordBatch]:
+        """One."""
+        found: list[tuple[int, str, bool, str]] = []
+        for line in self.careful(block):
+            try:
+                item, fields = self._parse(line)
+            except ValueError as error:
+                self.reject(line, error)
+            else:
+                row = self.number + self._offset, item, bool(fields.image_urls), msgspec.json.encode(fields).decode()
+                found.append(row)
+        columns: list[Any] = list(zip(*found, strict=True)) if found else [[]] * 4
+        return [pa.record_batch(columns, schema=METADATA)]
+
+
+def _quick_columns(block: Block, lines: ReviewLines) -> list[Any] | None:
+    """The columns of a block in which every line is a plain good review; None if there is any doubt.
+
+    Most time goes by here: a line costs about a microsecond.
+    """
+    quick = lines.quick
+    if quick is None or block.overlong or not block.text:  # keys that are not used are skipped unread, but must be text
+        return None
+    try:
+        rows = [quick(line) for line in block.lines]
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    users, items = [row.user for row in rows], [row.item for row in rows]
+    rating = np.array([row.rating for row in rows]) + 0.0
+    time = np.array([row.time for row in rows])
+    low, high = (-np.inf, MAX_SECONDS) if lines.per_second == 1 else (MAX_SECONDS, MAX_SECONDS * lines.per_second)
+    if not (np.isfinite(rating).all() and (np.isfinite(time) & (low < time) & (time < high)).all()):
+        return None
+    if not (NA_WORDS.isdisjoint(users) and NA_WORDS.isdisjoint(items)):
+        return None
+    user_ids, item_ids = _ids(users), _ids(items)
+    if user_ids is None or item_ids is None:
+        return None
+    return [np.arange(block.first, block.first + len(rows)), user_ids, item_ids, rating, time / lines.per_second + 0.0]
+
+
+def _ids(ids: list[str]) -> pa.Array | None:
+    """An Arrow array of ids that are plain ASCII words; None if one is not. Eight times as fast as `pa.array`."""
+    joined = "".join(ids)
+    if not (joined.isascii() and joined.replace("_", "").isalnum()):
+        return None
+    lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+    if not lengths.all():
+        return None
+    ends = np.zeros(len(ids) + 1, np.int32)
+    np.cumsum(lengths, out=ends[1:])
+    return pa.StringArray.from_buffers(len(ids), pa.py_buffer(ends), pa.py_buffer(joined.encode()))

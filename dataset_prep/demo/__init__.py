@@ -1,0 +1,1 @@
+"""A synthetic demo: three small shops with product pictures."""

@@ -1,0 +1,1 @@
+"""Text and image features by language models and CLIP, in shards."""

@@ -1,0 +1,98 @@
+"""The command line: ``python run_recbole_qbert.py [command] [options] [--property=value ...]``.
+
+Any property of ``properties/model/QBERT4Rec.yaml`` or of RecBole can follow as ``--key=value``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_qbert.cli import benchmark, data, recommend, stages, training, tune
+from recbole_qbert.cli.common import Figures
+from recbole_qbert.config.property_files import parse_yaml
+from recbole_qbert.utils.console import limit_threads, log_to_console
+from recbole_qbert.utils.distributed import rank
+from recbole_qbert.utils.io import write_json
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 when the doctor found something wrong; 2 when an input was refused (the message is on stderr).
+    """
+    parser = build_parser()
+    given = list(sys.argv[1:] if argv is None else argv)
+    args, rest = parser.parse_known_args(given or ["demo"])
+    log_to_console()
+    limit_threads()
+    try:
+        args.properties = parse_properties(rest)
+        figures = args.run(args)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json and rank() == 0:
+        write_json(Path(args.json), figures)
+    return int(figures.get("exit_code", 0))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options, in the order of the work."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", metavar="command")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], Figures], text: str, kind: str = "model"
+    ) -> argparse.ArgumentParser:
+        """A command with the options of its kind.
+
+        ``plain``: none but ``--json``; ``demo``: an output folder; ``one``: and a data set; ``written``: and a data set to
+        be made; ``model``: and a data set and properties; ``models``: the same for one data set or several.
+        """
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        command.add_argument("--json", metavar="FILE", help="write the printed figures there")
+        if kind == "plain":
+            return command
+        command.add_argument("--output", default="runs", help="folder for everything written (default: runs)")
+        if kind == "demo":
+            return command
+        made = " to write" if kind == "written" else ""
+        which = command.add_mutually_exclusive_group(required=True) if kind == "models" else command
+        which.add_argument("--dataset", required=kind != "models", help=f"name of the data set{made}")
+        if kind == "models":
+            which.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="names of several data sets")
+        text = "folder to write the data set's folder into" if made else "folder that holds the data set's folder"
+        command.add_argument("--data_path", required=True, help=text)
+        if kind in ("model", "models"):
+            command.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="property files")
+        return command
+
+    for room in (data, stages, training, recommend, tune, benchmark):
+        room.add_commands(add)
+    return parser
+
+
+def parse_properties(rest: Sequence[str]) -> dict[str, Any]:
+    """``--key=value`` arguments as a mapping; values are read as YAML.
+
+    Raises:
+        ValueError: an argument of another form, or a value that is not YAML.
+    """
+    found = {}
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if not key.startswith("--") or not equals or len(key) < 3:
+            raise ValueError(f"argument {argument!r} is neither an option nor --property=value")
+        try:
+            found[key[2:]] = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{argument!r} is not YAML behind the '=': {error}") from None
+    return found

@@ -1,0 +1,213 @@
+"""Commands that make, complete, take over and check data sets."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataset_prep import checks
+from recbole_qbert.cli.common import Figures, refuse_properties
+from recbole_qbert.utils.console import plain, say, show_bars
+
+
+def add_commands(add: Any) -> None:
+    """Declare the commands of this room; ``add(name, run, text, kind)`` makes a parser."""
+    command = add("prepare", prepare, "raw Amazon files to a data set: atomic files, pictures, features", kind="written")
+    text = "reviews, gzip or plain: 2014, 2018 and 2023 editions, or RecBole's own .inter"
+    command.add_argument("--reviews", required=True, metavar="FILE", help=text)
+    text = "product metadata, likewise (default: none, and items have an id only)"
+    command.add_argument("--metadata", metavar="FILE", help=text)
+    command.add_argument("--edition", choices=("2014", "2018", "2023", "recbole"), help="default: told by the content")
+    text = "local: DuckDB on this machine; spark: PySpark, for what outgrows one (default: local)"
+    command.add_argument("--engine", choices=("local", "spark"), default="local", help=text)
+    command.add_argument("--min_user", type=int, default=5, help="least interactions of a user (default: 5)")
+    command.add_argument("--min_item", type=int, default=5, help="least interactions of an item (default: 5)")
+    command.add_argument("--after", metavar="TIME", help="keep interactions at or after this time (ISO date, or seconds)")
+    command.add_argument("--before", metavar="TIME", help="keep interactions before this time")
+    command.add_argument("--require_image", action="store_true", help="leave out items that list no picture")
+    text = "bad lines let pass: a share of the file, or from 1 on a number (default: 0.001)"
+    command.add_argument("--max_bad_lines", type=float, default=0.001, help=text)
+    command.add_argument("--images", action="store_true", help="fetch the pictures afterwards, as the command images does")
+    _picture_options(command)
+    _encoder_options(command)
+
+    command = add("images", images, "fetch the pictures that an .item file lists", kind="one")
+    _picture_options(command)
+    command = add("encode", encode, "text and image features by a language model and by CLIP", kind="one")
+    _encoder_options(command)
+
+    command = add("import", take_over, "data sets that others publish: MQL4GRec, UniSRec, VQ-Rec, MISSRec", kind="written")
+    command.add_argument("--source", metavar="DIR", help="their folder")
+    command.add_argument("--source_dataset", metavar="NAME", help="what their files are called (default: as --dataset)")
+    text = "instead: a matrix of your own for an existing data set, and the list or table of its item ids; repeatable"
+    command.add_argument("--features", nargs=3, action="append", metavar=("MODALITY", "NPY", "IDS"), help=text)
+    text = "items without a row in the matrix: an error, or a row that says 'no such modality' (default: error)"
+    command.add_argument("--missing", choices=("error", "mask"), default="error", help=text)
+    command.add_argument("--width", type=int, default=768, help="numbers a row of UniSRec's feature files (default: 768)")
+
+    add(
+        "doctor",
+        doctor,
+        "check a data set and what the commands left of it; exit code 1 when something is wrong",
+        kind="one",
+    )
+
+
+def _picture_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("pictures")
+    group.add_argument("--max_images", type=int, metavar="N", help="of an item, the first N (default: all)")
+    group.add_argument("--max_side", type=int, metavar="PIXELS", help="shrink larger pictures (default: keep as they are)")
+    group.add_argument("--user_agent", metavar="TEXT", help="who asks; a way to reach you is good manners")
+    group.add_argument("--per_host_rate", type=float, metavar="R", help="requests a second to one host (default: 10)")
+    group.add_argument("--retry_missing", action="store_true", help="also try again what is not expected to come back")
+
+
+def _encoder_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("encoders")
+    text = "a language model: hub name or local folder, for example huggyllama/llama-7b, the paper's"
+    group.add_argument("--text_encoder", metavar="MODEL", help=text)
+    text = "an open_clip architecture, for example ViT-L-14, the paper's; or local-dir:FOLDER"
+    group.add_argument("--image_encoder", metavar="MODEL", help=text)
+    group.add_argument("--pretrained", default="openai", metavar="TAG|FILE", help="its weights (default: openai)")
+    text = "mean of all tokens (default), last token, or first (cls)"
+    group.add_argument("--pooling", choices=("mean", "last", "cls"), default="mean", help=text)
+    group.add_argument("--template", help="text of an item, with the columns of .item in braces")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the computation")
+    group.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
+    group.add_argument(
+        "--images_per_item", type=int, default=1, metavar="J", help="pictures encoded of an item (default: 1)"
+    )
+    group.add_argument("--rebuild", action="store_true", help="replace features that another encoder made")
+
+
+def prepare(args: argparse.Namespace) -> Figures:
+    """Raw Amazon files to atomic files, then pictures and features where they are asked for."""
+    from dataset_prep.amazon.convert import convert
+
+    refuse_properties(args)
+    report = convert(
+        args.reviews,
+        args.metadata,
+        args.dataset,
+        Path(args.data_path),
+        engine=args.engine,
+        edition=args.edition,
+        min_user_interactions=args.min_user,
+        min_item_interactions=args.min_item,
+        require_image=args.require_image,
+        after=args.after,
+        before=args.before,
+        max_bad_lines=args.max_bad_lines,
+        progress=show_bars(),
+    )
+    figures: Figures = plain(asdict(report))
+    show_prepared(figures, folder_of(args))
+    if args.images:
+        figures["images"] = images(args)
+    if args.text_encoder or args.image_encoder:
+        figures["features"] = encode(args)["features"]
+    return figures
+
+
+def images(args: argparse.Namespace) -> Figures:
+    """Pictures of a data set."""
+    from dataset_prep.images.download import Options, download
+
+    refuse_properties(args)
+    names = ("max_images", "max_side", "user_agent", "per_host_rate", "retry_missing")
+    given = {name: getattr(args, name) for name in names if getattr(args, name)}
+    report = download(folder_of(args), args.dataset, options=Options(**given), progress=show_bars())
+    figures: Figures = plain(asdict(report))
+    show(figures)
+    return figures
+
+
+def encode(args: argparse.Namespace) -> Figures:
+    """Features by a language model and by CLIP."""
+    refuse_properties(args)
+    if not args.text_encoder and not args.image_encoder:
+        raise ValueError("nothing to encode: give --text_encoder, --image_encoder or both")
+    figures: Figures = {"dataset": args.dataset, "features": {}}
+    common: dict[str, Any] = {"device": args.device, "rebuild": args.rebuild, "progress": show_bars()}
+    if args.text_encoder:
+        from dataset_prep.encoders.text_encoder import encode_texts
+
+        options = common | {"model": args.text_encoder, "pooling": args.pooling, "dtype": args.dtype}
+        if args.template:
+            options["template"] = args.template
+        figures["features"]["text"] = encode_texts(folder_of(args), args.dataset, **options)
+    if args.image_encoder:
+        from dataset_prep.encoders.image_encoder import encode_images
+
+        precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[args.dtype]
+        options = common | {"model": args.image_encoder, "pretrained": args.pretrained}
+        options |= {"precision": precision, "max_images": args.images_per_item}
+        figures["features"]["image"] = encode_images(folder_of(args), args.dataset, **options)
+    for modality, record in figures["features"].items():
+        shape = "x".join(map(str, record["shape"]))
+        say(f"{modality:<6} {shape} {record['dtype']}, {record['coverage']:.1%} of the items: {record['encoder']}")
+    return plain(figures)
+
+
+def take_over(args: argparse.Namespace) -> Figures:
+    """Data sets and features that others made."""
+    from dataset_prep import importers
+
+    refuse_properties(args)
+    if bool(args.source) == bool(args.features):
+        raise ValueError("give either --source DIR or --features MODALITY NPY IDS")
+    if args.features:
+        files = {modality: (Path(matrix), Path(ids)) for modality, matrix, ids in args.features}
+        report = importers.arrays(folder_of(args), args.dataset, files, missing=args.missing, progress=show_bars())
+    else:
+        source, theirs = Path(args.source), args.source_dataset or args.dataset
+        kind = importers.detect(source)
+        if kind == "arrays":
+            raise ValueError(f"{source} holds matrices only; give them with --features MODALITY NPY IDS")
+        if kind == "mql4grec":
+            report = importers.mql4grec(source, theirs, Path(args.data_path), name=args.dataset, progress=show_bars())
+        else:
+            report = importers.unisrec(
+                source, theirs, Path(args.data_path), name=args.dataset, width=args.width, progress=show_bars()
+            )
+    figures: Figures = plain(asdict(report))
+    show(figures)
+    return figures
+
+
+def doctor(args: argparse.Namespace) -> Figures:
+    """What is wrong with a data set, and what to do."""
+    refuse_properties(args)
+    found = checks.check(Path(args.data_path), args.dataset, output=Path(args.output), progress=show_bars())
+    say(checks.as_text(found))
+    return {"dataset": args.dataset, "findings": [asdict(one) for one in found], "exit_code": checks.worst(found)}
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """The data set's own folder."""
+    return Path(args.data_path) / args.dataset
+
+
+def show_prepared(figures: Figures, folder: Path) -> None:
+    """What was kept, step by step, and what was left out."""
+    for kind in ("reviews", "metadata"):
+        for file in [figures[kind]] if kind == "reviews" else figures[kind]:
+            say(f"{kind:<9} {file['file']}, {file['edition']}: {file['lines']:,} lines, {file['bad']} bad")
+            for bad in file["bad_lines"][:5]:
+                say(f"  left out: {bad}")
+    say(f"{'step':<18} {'users':>10} {'items':>10} {'interactions':>13} {'sparsity':>9} {'average length':>15}")
+    for step in figures["steps"]:
+        sizes = f"{step['users']:>10,} {step['items']:>10,} {step['interactions']:>13,}"
+        say(f"{step['step']:<18} {sizes} {step['sparsity']:>9.4%} {step['average_length']:>15.2f}")
+    lacking = ", ".join(f"{name} {count}" for name, count in figures["items_without"].items() if count)
+    say(f"items without: {lacking or 'nothing'}")
+    say(f"written: {folder} (prepare.json says all of this)")
+
+
+def show(figures: Figures) -> None:
+    """Figures as YAML, for a person."""
+    say(yaml.safe_dump(figures, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,1 @@
+"""Settings of all stages as frozen dataclasses, and the property files they come from."""

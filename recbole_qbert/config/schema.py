@@ -1,0 +1,217 @@
+"""Settings of the three stages: property files and command lines are read once, into frozen dataclasses.
+
+Nothing else in the package reads a configuration mapping. Where each default comes from is written beside the key in
+``properties/model/QBERT4Rec.yaml``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from recbole_qbert.utils.spelling import did_you_mean
+
+MODEL = "QBERT4Rec"
+
+# Properties that do not change what is computed: where things are written, what is shown, which device, who takes part.
+INCIDENTAL = frozenset(
+    "checkpoint_dir checkpoint_file show_progress state device gpu_id use_gpu worker verbose semantic_id_dir rebuild "
+    "local_rank world_size nproc ip port offset single_spec log_wandb wandb_project data_path".split()
+)
+
+Config = TypeVar("Config")
+
+
+def _choice(key: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key} is {value!r}{did_you_mean(str(value), allowed)}; it must be one of {', '.join(allowed)}")
+
+
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{key} is {value}; it must lie between {low} and {high}")
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """Stage 3: the sequence model. Keys as in the property file; see there for meaning and source."""
+
+    hidden_size: int
+    n_layers: int
+    n_heads: int
+    inner_size: int
+    hidden_dropout_prob: float
+    attn_dropout_prob: float
+    initializer_range: float
+    max_length: int
+    views: tuple[str, ...]
+    loss: str
+    item_rows: bool
+    repeat_penalty: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "views", tuple(self.views))
+        if not self.views:
+            raise ValueError("views is empty; it must name causal, masked or both")
+        for view in self.views:
+            _choice("views", view, ("causal", "masked"))
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"views is {', '.join(self.views)}; name each once")
+        _choice("loss", self.loss, ("item", "code"))
+        _choice("repeat_penalty", self.repeat_penalty, ("learned", "exclude", "none"))
+        _within("hidden_dropout_prob", self.hidden_dropout_prob, 0, 0.95)
+        _within("attn_dropout_prob", self.attn_dropout_prob, 0, 0.95)
+        if self.hidden_size % self.n_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}")
+        if self.loss == "code" and self.repeat_penalty == "learned":
+            raise ValueError(
+                "repeat_penalty is 'learned' but loss is 'code': a penalty on items has no place in a loss over codes; "
+                "set repeat_penalty to exclude or none, or loss to item"
+            )
+
+
+@dataclass(frozen=True)
+class InjectionConfig:
+    """Stage 1: dynamic cross-modal injection. Property keys carry the prefix ``injection_``."""
+
+    modalities: tuple[str, ...]
+    query: str
+    dim: int
+    layers: int
+    heads: int
+    dropout: float
+    gate: str
+    temperature: float
+    contrast_temperature: float
+    consistency: float
+    depth_cost: float
+    id_dropout: float
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    patience: int
+    holdout: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modalities", tuple(self.modalities))
+        _choice("injection_query", self.query, ("random", "structural"))
+        _choice("injection_gate", self.gate, ("dynamic", "none"))
+        _within("injection_layers", self.layers, 1, 100)
+        _within("injection_id_dropout", self.id_dropout, 0, 1)
+        _within("injection_holdout", self.holdout, 0, 0.5)
+        if self.dim % self.heads:
+            raise ValueError(f"injection_dim {self.dim} is not a multiple of injection_heads {self.heads}")
+        if self.temperature <= 0 or self.contrast_temperature <= 0:
+            raise ValueError("injection_temperature and injection_contrast_temperature must be above 0")
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """Stage 2: the residual-quantized autoencoder. Property keys carry the prefix ``rq_``."""
+
+    levels: int
+    codes: int
+    dim: int
+    hidden: tuple[int, ...]
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    warmup_epochs: int
+    epochs: int
+    beta: float
+    kmeans_iterations: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        _within("rq_levels", self.levels, 1, 26)
+        _within("rq_codes", self.codes, 2, 32_000)
+        for key in ("dim", "batch_size"):
+            _within(f"rq_{key}", getattr(self, key), 1, 1_000_000)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Stage 3: how the sequence model is trained."""
+
+    train_stage: str
+    view_schedule: str
+    mask_ratio: float
+    span_ratio: float
+    multi_region_ratio: float
+    tail_ratio: float
+    structural_prior: str
+    adam_betas: tuple[float, float]
+    warmup_steps: int
+    matmul_precision: str
+    pretrain_masks: tuple[str, ...]
+    domain_sampling: str
+    freeze: tuple[str, ...]
+    pretrained: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("adam_betas", "pretrain_masks", "freeze"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        for mask in self.pretrain_masks:
+            _choice("pretrain_masks", mask, ("random", "span", "multi_region", "tail"))
+        for part in self.freeze:
+            _choice("freeze", part, ("encoder", "codebook", "rows", "mask_vector", "repeat_penalty"))
+        _choice("domain_sampling", self.domain_sampling, ("proportional", "balanced"))
+        _choice("train_stage", self.train_stage, ("pretrain", "finetune"))
+        _choice("view_schedule", self.view_schedule, ("alternate", "joint"))
+        _choice("matmul_precision", self.matmul_precision, ("highest", "high", "medium"))
+        _choice("structural_prior", self.structural_prior, ("none", "cooccurrence"))
+        for key in ("mask_ratio", "span_ratio", "multi_region_ratio", "tail_ratio"):
+            _within(key, getattr(self, key), 0, 0.99)
+        if not self.mask_ratios:
+            raise ValueError(f"every mask ratio of train_stage {self.train_stage} is 0: nothing would be hidden")
+
+    @property
+    def mask_ratios(self) -> dict[str, float]:
+        """Mask strategies: ``pretrain_masks`` or, when fine-tuning, the plain one; a ratio of 0 leaves one out."""
+        names = self.pretrain_masks if self.train_stage == "pretrain" else ("random",)
+        ratios = {name: getattr(self, "mask_ratio" if name == "random" else f"{name}_ratio") for name in names}
+        return {name: ratio for name, ratio in ratios.items() if ratio > 0}
+
+
+@dataclass(frozen=True)
+class IdentifierConfig:
+    """What is quantized into an item's semantic ID, and from which features."""
+
+    semantic_ids: str
+    missing_features: str
+    builtin_width: int
+
+    def __post_init__(self) -> None:
+        _choice("semantic_ids", self.semantic_ids, ("fused", "per_modality", "both", "none"))
+        _choice("missing_features", self.missing_features, ("error", "mask"))
+
+    def code_sets(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the code sets, in the order of their letters; without modalities only ``fused`` is left."""
+        if self.semantic_ids == "none":
+            return ()
+        fused = ("fused",) if self.semantic_ids != "per_modality" or not modalities else ()
+        return (*fused, *(modalities if self.semantic_ids != "fused" else ()))
+
+
+def read(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
+    """Build a configuration dataclass from a mapping that may hold other keys too.
+
+    Args:
+        kind: a frozen dataclass.
+        values: property keys and values.
+        prefix: what the property keys carry before the field names.
+
+    Raises:
+        ValueError: a key has no value, or a value is refused by the dataclass.
+    """
+    taken = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = values.get(prefix + field.name)
+        if value is not None:
+            taken[field.name] = value
+        elif field.default is dataclasses.MISSING:
+            raise ValueError(f"property {prefix + field.name!r} has no value; give it one, or leave it out for its default")
+    return kind(**taken)

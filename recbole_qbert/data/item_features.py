@@ -1,0 +1,194 @@
+"""Item features on disk and in memory: one matrix a modality, aligned by item token (never by row or internal id).
+
+Files of data set ``X``: ``X.items.txt`` (one item token a line), ``X.<modality>.npy`` (``[N, D]`` or ``[N, J, D]``
+float16/32, row r for line r; a row of NaN says that the item has no such modality) and ``X.features.json`` (what made
+them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_qbert.utils.io import sha256, whole, write_array, write_json
+
+# What pandas, and so RecBole, silently reads as 'no value': an item of that name would vanish from the data.
+READ_AS_MISSING = frozenset(
+    "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
+) | {""}
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """Features of a list of items.
+
+    Attributes:
+        items: ``N`` item tokens.
+        vectors: modality -> ``[N, J, D]`` float32; zeros where ``present`` is false.
+        present: modality -> ``[N, J]`` bool.
+        made_from: hashes and manifest of the files, for the manifests of later stages.
+    """
+
+    items: tuple[str, ...]
+    vectors: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+    made_from: dict[str, Any]
+
+    def coverage(self) -> dict[str, float]:
+        """Share of items that have each modality."""
+        return {name: float(there.any(1).mean()) for name, there in self.present.items()}
+
+
+def available(folder: Path, dataset: str) -> tuple[str, ...]:
+    """Modalities that have a file in ``folder``, text and image first."""
+    names = (path.name for path in folder.glob("*.npy") if path.name.startswith(f"{dataset}."))
+    found = {name[len(dataset) + 1 : -len(".npy")] for name in names} - {"fused", "depth"}
+    found = {name for name in found if "." not in name}  # X.Y.text.npy belongs to a data set named X.Y
+    first = {"text": 0, "image": 1}
+    return tuple(sorted(found, key=lambda name: (first.get(name, 2), name)))
+
+
+def load(
+    folder: Path, dataset: str, items: Sequence[str], modalities: Sequence[str], missing: str = "error"
+) -> ItemFeatures:
+    """Read features of the given items, in the given order.
+
+    Args:
+        folder: where the feature files lie.
+        dataset: name that the files start with.
+        items: item tokens wanted; rows of other items are not read (the files are memory-mapped).
+        modalities: which matrices.
+        missing: ``error`` when an item has no row, or ``mask`` to treat it as an item without modalities.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: an item token twice or unreadable, a matrix with the wrong number of rows, dimensions or type, partly
+            NaN or infinite rows, or items without a row while ``missing`` is ``error``.
+    """
+    if missing not in ("error", "mask"):
+        raise ValueError(f"missing_features is {missing!r}; it must be error or mask")
+    names = folder / f"{dataset}.items.txt"
+    row_of = read_item_list(names)
+    rows = np.array([row_of.get(item, -1) for item in items], dtype=np.int64)
+    absent = np.flatnonzero(rows < 0)
+    if len(absent) and missing == "error":
+        first = ", ".join(items[i] for i in absent[:3])
+        raise ValueError(
+            f"{len(absent)} of {len(items)} items of {dataset} have no row in {names} (first: {first}); "
+            "make features for them, or set missing_features to mask"
+        )
+    vectors, present, made_from = {}, {}, {"items": sha256(names)}
+    for modality in modalities:
+        path = folder / f"{dataset}.{modality}.npy"
+        matrix = _open(path, len(row_of), names)
+        picked = np.array(matrix[np.maximum(rows, 0)], dtype=np.float32)
+        picked = picked[:, None, :] if picked.ndim == 2 else picked
+        empty = np.isnan(picked).all(2) | (rows < 0)[:, None]
+        bad = np.argwhere(~np.isfinite(picked).all(2) & ~empty)
+        if len(bad):
+            row = int(rows[bad[0, 0]])
+            raise ValueError(
+                f"{path}: row {row} (item {items[bad[0, 0]]}) holds NaN or infinite values, and {len(bad)} vectors do in "
+                "all; a vector is finite, or NaN throughout to say that the item has no such modality"
+            )
+        picked[empty] = 0.0
+        vectors[modality], present[modality], made_from[modality] = picked, ~empty, sha256(path)
+    manifest = folder / f"{dataset}.features.json"
+    if manifest.exists():
+        made_from["manifest"] = sha256(manifest)
+    return ItemFeatures(tuple(items), vectors, present, made_from)
+
+
+def save(
+    folder: Path, dataset: str, items: Sequence[str], matrices: Mapping[str, np.ndarray], made_from: Mapping[str, Any]
+) -> list[Path]:
+    """Write feature files and their manifest; returns the paths.
+
+    Raises:
+        ValueError: a matrix does not have one row an item.
+    """
+    for name, matrix in matrices.items():
+        if len(matrix) != len(items):
+            raise ValueError(f"{name} has {len(matrix)} rows for {len(items)} items")
+    names = folder / f"{dataset}.items.txt"
+    with whole(names) as temporary:
+        temporary.write_text("".join(f"{item}\n" for item in items), encoding="utf-8")
+    paths = [names]
+    for name, matrix in matrices.items():
+        paths.append(folder / f"{dataset}.{name}.npy")
+        write_array(paths[-1], matrix)
+    paths.append(folder / f"{dataset}.features.json")
+    write_json(paths[-1], dict(made_from))
+    return paths
+
+
+def read_item_list(path: Path) -> dict[str, int]:
+    """Item token -> line number from 0.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a token stands twice, is empty, or is a word that pandas reads as 'missing'.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; it lists the item token of each feature row, one a line")
+    row_of: dict[str, int] = {}
+    with open(path, encoding="utf-8") as handle:
+        for number, line in enumerate(handle):
+            item = line.rstrip("\r\n")
+            check_token(item, f"{path}:{number + 1}")
+            if item in row_of:
+                raise ValueError(f"{path}:{number + 1}: item {item!r} stands on line {row_of[item] + 1} already")
+            row_of[item] = number
+    return row_of
+
+
+def check_token(token: str, where: str, kind: str = "item token") -> None:
+    """Refuse user and item tokens that RecBole would lose.
+
+    Raises:
+        ValueError: the token is a word that pandas reads as 'missing'.
+    """
+    if token in READ_AS_MISSING:
+        raise ValueError(
+            f"{where}: {kind} {token!r} is read as a missing value by pandas, so RecBole would drop what it names; "
+            "give it a prefix, here and in the other files"
+        )
+
+
+def open_matrix(path: Path) -> np.ndarray:
+    """Open a plain ``.npy``, memory-mapped; ``[N, D]`` or ``[N, J, D]``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an archive, pickled objects, a damaged file, or another shape or type.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # on a damaged header numpy raises nearly anything
+        raise ValueError(f"{path} is not a plain .npy matrix ({error}); save it with numpy.save") from error
+    if not isinstance(matrix, np.ndarray):
+        raise ValueError(f"{path} is not a plain .npy matrix but an archive of several; save each with numpy.save")
+    if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
+        raise ValueError(f"{path} holds {matrix.dtype}; features are float16, float32 or float64")
+    if matrix.ndim not in (2, 3) or 0 in matrix.shape[1:]:
+        raise ValueError(f"{path} has shape {matrix.shape}; features are [N, D] or [N, J, D]")
+    return matrix
+
+
+def _open(path: Path, rows: int, names: Path) -> np.ndarray:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; make it, or take its modality out of injection_modalities")
+    matrix = open_matrix(path)
+    if len(matrix) != rows:
+        kind = "extra" if len(matrix) > rows else "missing"
+        raise ValueError(
+            f"{path} has {len(matrix)} rows but {names} names {rows} items: {abs(len(matrix) - rows)} rows are {kind}; "
+            "make both again from the same list"
+        )
+    return matrix

@@ -1,0 +1,185 @@
+"""Several data sets as one: a union whose items and users carry the name of their data set (``Arts/B0002E3CHC``).
+
+A union is a data set like any other: features, stages 1 and 2 and pretraining run on it unchanged, and one quantizer makes
+the vocabulary of all its domains.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_qbert.data import item_features as features
+from recbole_qbert.utils.io import Stage, sha256, whole, write_json
+
+INTER = ("user_id:token", "item_id:token", "timestamp:float")
+
+
+def union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> Path:
+    """Write the union of data sets as a data set of its own; kept and reused while its parts stay the same.
+
+    Interactions keep their order. Item texts (``.item``) are united where every data set has them, features where every data
+    set has the same modalities in the same shape; pictures are linked.
+
+    Args:
+        datasets: their names.
+        data_path: folder that holds their folders.
+        output: folder to write the union's folder into (RecBole's ``data_path`` of the union).
+        name: of the union.
+
+    Returns:
+        The union's folder.
+
+    Raises:
+        FileNotFoundError: a data set is missing.
+        ValueError: no data set, a name twice or with a '/', a header without user, item and timestamp, or
+            features that differ in modalities or shape.
+    """
+    if len(set(datasets)) != len(datasets) or not datasets or any("/" in dataset for dataset in datasets):
+        raise ValueError(f"datasets are {', '.join(datasets) or 'none'}; name each once, without '/'")
+    folders = {dataset: data_path / dataset for dataset in datasets}
+    for dataset, folder in folders.items():
+        if not (folder / f"{dataset}.inter").exists():
+            raise FileNotFoundError(f"{folder / dataset}.inter is missing; data_path must hold a folder {dataset} with it")
+    target = output / name
+    target.mkdir(parents=True, exist_ok=True)
+    modalities = _common_modalities(folders)
+    texts = all((folder / f"{dataset}.item").exists() for dataset, folder in folders.items())
+    ends = [".inter", *([".item"] if texts else [])]
+    ends += [".items.txt", *(f".{modality}.npy" for modality in modalities)] if modalities else []
+    inputs = {str(path): sha256(path) for d, f in folders.items() for end in ends if (path := f / f"{d}{end}").exists()}
+    made_from = {"datasets": list(datasets), "inputs": inputs}
+
+    def build() -> dict[str, Any]:
+        count = _unite_interactions(folders, target / f"{name}.inter")
+        if texts:
+            _unite_items(folders, target / f"{name}.item")
+        if modalities:
+            _unite_features(folders, target, name, modalities)
+        return {"interactions": count, "modalities": list(modalities), "texts": texts}
+
+    kept = [*ends, ".features.json"] if modalities else ends
+    for end in (".item", ".items.txt", ".features.json", *(f".{old}.npy" for old in features.available(target, name))):
+        if end not in kept:  # of an earlier union, which had more
+            (target / f"{name}{end}").unlink(missing_ok=True)
+    Stage(target, f"{name}.union", made_from, [target / f"{name}{end}" for end in ends]).run(build)
+    _link_images(folders, target / "images")
+    return target
+
+
+def balanced(domains: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows of an epoch in which every domain has the same number of rows, about as many in all as there are.
+
+    Rows of small domains come several times (each as often as any other, give or take one), of large ones not all.
+
+    Args:
+        domains: ``[U]`` int64 domain of each row.
+        generator: of the order.
+    """
+    kinds = domains.unique().tolist()
+    share = -(-len(domains) // len(kinds))
+    parts = []
+    for kind in kinds:
+        rows = (domains == kind).nonzero()[:, 0]
+        rounds = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-share // len(rows)))]
+        parts.append(torch.cat(rounds)[:share])
+    rows = torch.cat(parts)
+    return rows[torch.randperm(len(rows), generator=generator)]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    with open(path, encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            yield number, line.rstrip("\r\n").split("\t")
+
+
+def _unite_interactions(folders: dict[str, Path], path: Path) -> int:
+    count = 0
+    with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+        handle.write("\t".join(INTER) + "\n")
+        for dataset, folder in folders.items():
+            source = folder / f"{dataset}.inter"
+            for number, cells in _rows(source):
+                if number == 1:
+                    names = [cell.split(":")[0] for cell in cells]
+                    wanted = [name.split(":")[0] for name in INTER]
+                    missing = [name for name in wanted if name not in names]
+                    if missing:
+                        raise ValueError(f"{source}:1: no column {', '.join(missing)} among {', '.join(names)}")
+                    user, item, time = (names.index(name) for name in wanted)
+                    continue
+                if len(cells) != len(names):
+                    raise ValueError(f"{source}:{number}: {len(cells)} fields where the header has {len(names)}")
+                handle.write(f"{dataset}/{cells[user]}\t{dataset}/{cells[item]}\t{cells[time]}\n")
+                count += 1
+    return count
+
+
+def _unite_items(folders: dict[str, Path], path: Path) -> None:
+    """Item rows with the columns that any data set has; a column that one lacks is empty there."""
+    headers = {dataset: next(_rows(folder / f"{dataset}.item"))[1] for dataset, folder in folders.items()}
+    columns = list(dict.fromkeys(column for header in headers.values() for column in header))
+    columns.sort(key=lambda column: not column.startswith("item_id:"))
+    with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+        handle.write("\t".join(columns) + "\n")
+        for dataset, folder in folders.items():
+            for number, cells in _rows(folder / f"{dataset}.item"):
+                if number == 1:
+                    continue
+                row = dict(zip(headers[dataset], cells, strict=False))
+                row[columns[0]] = f"{dataset}/{row[columns[0]]}"
+                handle.write("\t".join(row.get(column, "") for column in columns) + "\n")
+
+
+def _common_modalities(folders: dict[str, Path]) -> tuple[str, ...]:
+    found = {dataset: features.available(folder, dataset) for dataset, folder in folders.items()}
+    first, *others = found.values()
+    if all(other == first for other in others):
+        return first
+    listed = "; ".join(f"{dataset}: {', '.join(names) or 'none'}" for dataset, names in found.items())
+    raise ValueError(
+        f"the data sets have different features ({listed}); encode all of them with the same encoders, or remove the "
+        "feature files to use the built-in encoders for all"
+    )
+
+
+def _unite_features(folders: dict[str, Path], target: Path, name: str, modalities: Sequence[str]) -> None:
+    """Feature rows one under another; streamed, so that no matrix is held as a whole."""
+    lists = {dataset: list(features.read_item_list(f / f"{dataset}.items.txt")) for dataset, f in folders.items()}
+    rows = sum(map(len, lists.values()))
+    for modality in modalities:
+        paths = {dataset: folder / f"{dataset}.{modality}.npy" for dataset, folder in folders.items()}
+        matrices = {d: np.load(path, mmap_mode="r", allow_pickle=False) for d, path in paths.items()}
+        shapes = {d: (matrix.shape[1:], len(matrix) == len(lists[d])) for d, matrix in matrices.items()}
+        first = next(iter(matrices.values()))
+        if any(shape != (first.shape[1:], True) for shape in shapes.values()):
+            listed = "; ".join(f"{paths[d]}: {matrix.shape}" for d, matrix in matrices.items())
+            raise ValueError(f"{modality} features of the data sets do not fit together ({listed}); use one encoder for all")
+        with whole(target / f"{name}.{modality}.npy") as temporary:
+            united = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                temporary, "w+", np.float32, (rows, *first.shape[1:])
+            )
+            start = 0
+            for matrix in matrices.values():
+                for part in range(0, len(matrix), 65_536):
+                    united[start + part : start + min(part + 65_536, len(matrix))] = matrix[part : part + 65_536]
+                start += len(matrix)
+            united.flush()
+            del united
+    with whole(target / f"{name}.items.txt") as temporary:
+        temporary.write_text("".join(f"{d}/{item}\n" for d, items in lists.items() for item in items), encoding="utf-8")
+    write_json(target / f"{name}.features.json", {"union_of": {d: str(folder) for d, folder in folders.items()}})
+
+
+def _link_images(folders: dict[str, Path], target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    for dataset, folder in folders.items():
+        if (folder / "images").is_dir():
+            target.mkdir(exist_ok=True)
+            (target / dataset).symlink_to((folder / "images").resolve(), target_is_directory=True)

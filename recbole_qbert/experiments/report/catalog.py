@@ -1,0 +1,117 @@
+"""What a data set knows of its items for a person's eye: titles and small pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from recbole_qbert.data.builtin_encoders import find_images
+
+TITLE_LENGTH = 120  # characters
+SIDE = 72  # pixels; shown at half of it
+MOST_PICTURES = 1500
+MOST_PICTURE_BYTES = 2_500_000
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Titles and pictures, with a line for whatever is not there.
+
+    Attributes:
+        titles: item token -> title, shortened.
+        images: item token -> first image file.
+        missing: what could not be read, for the reader of the report.
+    """
+
+    titles: dict[str, str]
+    images: dict[str, Path]
+    missing: tuple[str, ...]
+
+    @classmethod
+    def read(cls, data_path: Path | None, dataset: str, items: Sequence[str]) -> Catalogue:
+        """Look into the data set's folder, ``data_path/<dataset>``."""
+        if data_path is None or not (data_path / dataset).is_dir():
+            where = "no data folder was given" if data_path is None else f"the data folder has no {dataset}"
+            return cls({}, {}, (f"titles and pictures: {where}",))
+        folder, missing = data_path / dataset, []
+        titles: dict[str, str] = {}
+        try:
+            titles = read_titles(folder / f"{dataset}.item")
+        except (OSError, ValueError) as error:
+            missing.append(f"titles: {error}")
+        found = zip(items, find_images(folder / "images", items), strict=True)
+        images = {item: files[0] for item, files in found if files}
+        if not images:
+            missing.append(f"pictures: {folder.name} has no folder images/<item>/ with files for any of these items")
+        return cls(titles, images, tuple(missing))
+
+
+def read_titles(path: Path) -> dict[str, str]:
+    """Item token -> title from a RecBole ``.item`` file, shortened to ``TITLE_LENGTH``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no column ``item_id`` or no column ``title``.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} is missing")
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3)
+    table.columns = [column.split(":")[0] for column in table.columns]
+    absent = [column for column in ("item_id", "title") if column not in table]
+    if absent:
+        raise ValueError(f"{path.name} has no column {' or '.join(absent)}")
+    return {
+        item: title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1].rstrip() + "…"
+        for item, title in zip(table["item_id"], table["title"], strict=True)
+        if title.strip()
+    }
+
+
+def thumbnails(catalogue: Catalogue, items: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Small JPEG pictures as data URIs, of the items in the given order until the room for them is used up.
+
+    Returns:
+        ``(item token -> data URI, notes)``: the notes say how many did not fit or could not be read.
+    """
+    pictures: dict[str, str] = {}
+    size = unreadable = no_room = 0
+    for item in dict.fromkeys(items):
+        if item not in catalogue.images:
+            continue
+        if len(pictures) == MOST_PICTURES or size >= MOST_PICTURE_BYTES:
+            no_room += 1
+            continue
+        uri = _thumbnail(catalogue.images[item])
+        if uri is None:
+            unreadable += 1
+            continue
+        pictures[item] = uri
+        size += len(uri)
+    notes = []
+    if no_room:
+        notes.append(f"pictures not shown, to keep this file small: {no_room:,}")
+    if unreadable:
+        notes.append(f"pictures that could not be read: {unreadable:,}")
+    return pictures, notes
+
+
+def _thumbnail(path: Path) -> str | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (SIDE * 2, SIDE * 2))
+            small = image.convert("RGBA")
+        small.thumbnail((SIDE, SIDE))
+        white = Image.new("RGB", small.size, "white")
+        white.paste(small, mask=small)
+        stream = io.BytesIO()
+        white.save(stream, "JPEG", quality=70, optimize=True)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

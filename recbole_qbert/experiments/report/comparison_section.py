@@ -1,0 +1,87 @@
+"""The comparison, both settings: means and spread, what differs for sure, what is copied, what failed or cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recbole_qbert.experiments.report.figures import metric_name
+from recbole_qbert.experiments.report.html import Html, join, tag
+from recbole_qbert.experiments.report.html_tables import NOTHING, line, notes, spread, table
+from recbole_qbert.experiments.report.suite_reader import SETTINGS, Suite
+from recbole_qbert.experiments.statistics import Spread
+from recbole_qbert.utils.formatting import share
+
+_EXPLAINED = {
+    "history_excluded": "Items of a user's history are ranked last, for every model: the fairer setting.",
+    "plain": "Items of the history stay in the ranking; a model that has learned not to repeat has an advantage.",
+}
+
+
+def comparison(suite: Suite) -> Html:
+    """Tables of both settings, legend and notes; empty without a ``table.json`` of a comparison."""
+    if not suite.lines:
+        return Html("")
+    tables = [_table(suite, setting) for setting in SETTINGS]
+    best = tag("p", "In colour: the best of the rows that were run.", class_="quiet")
+    said = [tag("span", text, class_="warn") if grave else join(text) for text, grave in suite.table.get("remarks", ())]
+    return join(*tables, best, notes(said))
+
+
+def _table(suite: Suite, setting: str) -> Html:
+    known = suite.table
+    metrics, against = list(known["metrics"]), known.get("against") or ""
+    best = {
+        metric: max(
+            (found[metric]["mean"] for each in known["lines"] if (found := each["figures"].get(setting))), default=0.0
+        )
+        for metric in metrics
+    }
+    head = ["row", *map(metric_name, metrics), "seeds"]
+    if against:
+        head += [f"{against} - row, NDCG@10", "p"]
+    rows = []
+    for each in known["lines"]:
+        rows.append(_line(each, setting, metrics, best, against))
+        if each["published"] and setting == "plain":  # as the paper evaluates, as far as it says
+            rows.append(_copied(each["row"], each["published"], metrics, bool(against)))
+    copied = known.get("copied", {}) if setting == "plain" else {}
+    others = [_copied(name, figures, metrics, bool(against)) for name, figures in copied.items()]
+    caption = join(tag("b", SETTINGS[setting][:1].upper() + SETTINGS[setting][1:]), f". {_EXPLAINED[setting]}")
+    return table(caption, head, rows, others)
+
+
+def _line(each: Mapping[str, Any], setting: str, metrics: list[str], best: Mapping[str, float], against: str) -> Html:
+    columns = len(metrics) + 1 + (2 if against else 0)
+    marks = [word for word, of_it in (("tuned", each["tuned"]), ("earlier", each.get("earlier"))) if of_it]
+    name = join(each["name"], *(part for word in marks for part in (" ", tag("span", word, class_="mark"))))
+    figures = each["figures"].get(setting)
+    if not figures:
+        reason = tag("td", _no_result(each), colspan=columns, class_="words")
+        return tag("tr", tag("th", name, scope="row"), reason, class_="none")
+    seeds = len(each["seeds"])
+    cells: list[object] = [spread(Spread(**figures[m]), best=figures[m]["mean"] == best[m]) for m in metrics]
+    cells.append(str(seeds) if seeds == each["asked"] else tag("span", f"{seeds} of {each['asked']}", class_="warn"))
+    if against:
+        cells += _test(each["tests"].get(setting), each["name"] == against)
+    return line(name, cells, "against" if each["name"] == against else None)
+
+
+def _test(test: Mapping[str, Any] | None, itself: bool) -> list[object]:
+    if test is None:
+        return ["" if itself else NOTHING] * 2
+    difference, low, high = (f"{test[key]:+.4f}".replace("0.", ".", 1) for key in ("difference", "low", "high"))
+    p = "< .001" if test["p"] < 0.001 else f"{test['p']:.3f}".replace("0.", ".", 1)
+    mark = "" if test["significant"] else tag("span", "n.s.", class_="mark")
+    return [join(difference, " ", tag("small", f"[{low}, {high}]")), join(mark, " ", p)]
+
+
+def _no_result(each: Mapping[str, Any]) -> str:
+    """In a word; the reasons are in the notes."""
+    return "not possible on this data set" if each["impossible"] else "failed" if each["failed"] else "not run yet"
+
+
+def _copied(name: str, figures: Mapping[str, float], metrics: list[str], tested: bool) -> Html:
+    cells = [share(figures[metric]) if metric in figures else NOTHING for metric in metrics]
+    mark = tag("td", tag("span", "copied from the paper", class_="mark"), colspan=3 if tested else 1, class_="words")
+    return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), mark, class_="copied")

@@ -1,0 +1,137 @@
+"""Which plots a suite gives: learning curves, seeds, sweep, embeddings in a plane, fusion depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recbole_qbert.experiments.report import plots
+from recbole_qbert.experiments.report.plots import Curve, Plot
+from recbole_qbert.experiments.report.suite_reader import SETTINGS, Cell, Suite
+from recbole_qbert.experiments.statistics import Spread
+
+
+def metric_name(metric: str) -> str:
+    """``hit@10`` -> ``HR@10``, as the paper and the documents write it."""
+    return metric.upper().replace("HIT@", "HR@")
+
+
+def seeds(suite: Suite) -> list[Plot]:
+    """Every seed of every row."""
+    if suite.spec["sweep"] or not suite.lines:
+        return []
+    metric = "ndcg@10" if "ndcg@10" in suite.spec["metrics"] else suite.spec["metrics"][-1]
+    rows = {
+        row: {title: [float(cell.result["test"][setting][metric]) for cell in cells] for setting, title in SETTINGS.items()}
+        for row, cells in suite.by_row()
+    }
+    caption = f"Test {metric_name(metric)} of every seed (dots) and the mean over seeds (strokes)."
+    return [plots.seeds("seeds", caption, rows, f"test {metric_name(metric)}")] if rows else []
+
+
+def sweep(suite: Suite) -> list[Plot]:
+    """Metrics over the values of the setting that varies (figures 3 to 5)."""
+    label = suite.spec["sweep"]
+    known = [line for line in suite.lines if line["figures"] and line["name"] == line["row"]]
+    if not label or not known:
+        return []
+    made = []
+    values = [_number(line["name"].partition("=")[2]) for line in known]
+    for metric in [name for name in ("hit@10", "ndcg@10") if name in suite.spec["metrics"]] or suite.spec["metrics"][:2]:
+        spreads = {
+            title: [Spread(**line["figures"][setting][metric]) for line in known] for setting, title in SETTINGS.items()
+        }
+        name = metric_name(metric)
+        caption = f"Test {name} over {label}: mean over seeds; bars are one standard deviation."
+        made.append(plots.sweep(f"sweep_{metric.replace('@', '_')}", caption, values, spreads, label, f"test {name}"))
+    return made
+
+
+def curves(suite: Suite) -> list[Plot]:
+    """Validation by epoch and by seconds of training."""
+    by_epoch: dict[str, list[Curve]] = {}
+    by_time: dict[str, list[Curve]] = {}
+    for cell in suite.cells:
+        points = _points(cell.result.get("curve") or ())
+        if points:
+            stages, epochs, seconds, scores = zip(*points, strict=True)
+            by_epoch.setdefault(cell.row, []).append(Curve(epochs, scores, stages))
+            by_time.setdefault(cell.row, []).append(Curve(seconds, scores, stages))
+    if not by_epoch:
+        return []
+    how = (
+        "one line a seed, its best epoch marked; stages before the last (pretraining) are pale. Each row is validated under "
+        "the rule by which its epoch is chosen, which the notes of the tables name"
+    )
+    label = "validation NDCG@10"
+    return [
+        plots.learning_curves("curves_epochs", f"Validation by epoch: {how}.", by_epoch, "epoch", label),
+        plots.learning_curves(
+            "curves_seconds", "The same by time: training and validation together.", by_time, "seconds", label
+        ),
+    ]
+
+
+def depth(suite: Suite) -> list[Plot]:
+    """Figure 7; rows whose shares are the same (they have the same IDs) are one."""
+    rows = same_together({row: [depth_of(cell) for cell in cells if depth_of(cell)] for row, cells in suite.by_row()})
+    caption = "Share of items by layers of fusion; error bars are one standard deviation over seeds."
+    return [plots.depth("fusion_depth", caption, rows)] if rows else []
+
+
+def depth_of(cell: Cell) -> list[float]:
+    """Share of items at depth 1, 2, … of a finished cell; empty where stage 1 did not run."""
+    shares = ((cell.result.get("identifiers") or {}).get("injection") or {}).get("depth") or []
+    return [float(share) for share in shares] if any(shares) else []
+
+
+def same_together(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Rows of the same values under one name, joined by commas; those without any are left out."""
+    groups: dict[str, list[Any]] = {}
+    for row, known in rows.items():
+        same = next((name for name, other in groups.items() if other == known), None)
+        if same is not None:
+            groups = {f"{name}, {row}" if name == same else name: other for name, other in groups.items()}
+        elif known:
+            groups[row] = known
+    return groups
+
+
+def embeddings(suite: Suite) -> list[Plot]:
+    """Figure 6."""
+    rows = {row: known for row, known in suite.embedding.items() if "points" in known}
+    if not rows:
+        return []
+    known = next(iter(rows.values()))
+    method = {"pca": "principal components", "tsne": "t-SNE, which keeps neighbours but not distances"}[known["method"]]
+    shown = len(next(iter(known["points"].values())))
+    caption = (
+        f"Text, image and fused vectors of {shown} items, drawn at random, in one plane ({method}); grey lines join an "
+        "item's fused vector with its text and its image. Each panel has a plane of its own."
+    )
+    return [plots.planes("embeddings", caption, rows)]
+
+
+#: What a report draws, each where the suite has it.
+ALL = (seeds, sweep, curves, depth, embeddings)
+
+
+def _points(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float, float]]:
+    """``(stage, epoch, seconds, score)`` of validated epochs; epochs and seconds go on from stage to stage."""
+    found = []
+    stages: list[Any] = []
+    seconds = 0.0
+    for number, point in enumerate(curve, 1):
+        if point["stage"] not in stages:
+            stages.append(point["stage"])
+        seconds += point.get("seconds") or 0.0
+        if point.get("valid_score") is not None:
+            found.append((len(stages) - 1, float(number), seconds, float(point["valid_score"])))
+    return found
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

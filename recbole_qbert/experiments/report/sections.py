@@ -1,0 +1,210 @@
+"""The parts of the page besides the results: one function each, from what a suite's cells say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_qbert.experiments.report import figures
+from recbole_qbert.experiments.report import id_explorer as explore
+from recbole_qbert.experiments.report.catalog import Catalogue
+from recbole_qbert.experiments.report.html import Html, join, tag
+from recbole_qbert.experiments.report.html_tables import NOTHING, facts, line, mean_of, spread, table
+from recbole_qbert.experiments.report.page import gallery
+from recbole_qbert.experiments.report.plots import Plot
+from recbole_qbert.experiments.report.suite_reader import Cell, Suite
+from recbole_qbert.experiments.statistics import Spread
+from recbole_qbert.experiments.suites.suite_spec import PRIOR
+from recbole_qbert.quantization import semantic_ids
+from recbole_qbert.utils.formatting import share
+
+
+def cost(suite: Suite) -> Html:
+    """What training and testing took: mean over seeds."""
+    rows = []
+    for row, cells in suite.by_row():
+        results = [cell.result for cell in cells]
+        seconds = [result["seconds"] for result in results]
+        epochs = [len(result["curve"]) for result in results]
+        each = [known["training"] / count for known, count in zip(seconds, epochs, strict=True) if count]
+        shown = [
+            results[0]["model"],
+            len(results),
+            mean_of(result["parameters"] for result in results),
+            mean_of(epochs),
+            mean_of(known["training"] for known in seconds),
+            mean_of(each, 2),
+            mean_of((known["test"] for known in seconds), 1),
+            mean_of(result["peak_memory_mb"] for result in results),
+        ]
+        rows.append(line(row, shown))
+    if not rows:
+        return Html("")
+    head = ("row", "model", "seeds", "parameters", "epochs", "training (s)", "an epoch (s)", "test (s)", "peak memory (MB)")
+    caption = "Mean ± standard deviation over seeds. Epochs and seconds are of all stages; memory is of the whole process."
+    return table(caption, head, rows)
+
+
+def health(suite: Suite) -> Html:
+    """Tokenizer health; rows whose cells have the same figures stand together."""
+    groups = figures.same_together(
+        {row: [one for cell in cells if (one := _code_sets(cell))] for row, cells in suite.by_row()}
+    )
+    rows = [
+        line(name, [tag("b", code_set[0]["code_set"]), *_health(code_set)])
+        for name, known in groups.items()
+        for code_set in zip(*known, strict=True)
+    ]
+    if not rows:
+        return Html("")
+    head = (
+        "row", "code set", "items", "distinct IDs", "share their ID", "moved", "reconstruction", "codes in use (%)",
+        "perplexity",
+    )  # fmt: skip
+    caption = (
+        "Before and after reallocation, which gives every item an ID of its own; means over seeds. Reconstruction: "
+        "squared error, of vectors of mean squared length 1. Codes in use and perplexity (how many codes, used evenly, "
+        "would say as much) are level by level."
+    )
+    return table(caption, head, rows)
+
+
+def _health(several: Iterable[Mapping[str, Any]]) -> list[str]:
+    known = list(several)
+
+    def level_by_level(key: str, factor: int) -> str:
+        return " ".join(
+            f"{factor * sum(values) / len(values):.0f}" for values in zip(*(one[key] for one in known), strict=True)
+        )
+
+    def mean(key: str, digits: int = 0) -> str:
+        return mean_of((one.get(key) for one in known), digits)
+
+    def percent(key: str) -> str:
+        return f"{sum(one[key] for one in known) / len(known):.1%}"
+
+    return [
+        mean("items"),
+        f"{mean('unique_before')} → {mean('unique')}",
+        f"{percent('collision_rate_before')} → {percent('collision_rate')}",
+        mean("moved"),
+        mean("reconstruction_error", 3),
+        level_by_level("usage_per_level", 100),
+        level_by_level("perplexity_per_level", 1),
+    ]
+
+
+def depth(suite: Suite, plots: list[Plot]) -> Html:
+    """Figure 7, and its numbers."""
+    known = {row: [figures.depth_of(cell) for cell in cells if figures.depth_of(cell)] for row, cells in suite.by_row()}
+    lines = [
+        line(row, [_median(runs), mean_of((sum(d * s for d, s in enumerate(run, 1)) for run in runs), 2), len(runs)])
+        for row, runs in figures.same_together(known).items()
+    ]
+    caption = "Layers of fusion that an item goes through. The paper: most between one and three, median two."
+    return gallery(plots, table(caption, ("row", "median", "mean", "seeds"), lines)) if lines else Html("")
+
+
+def _median(several: list[list[float]]) -> int:
+    reached = 0.0
+    shares = [sum(column) / len(several) for column in zip(*several, strict=True)]
+    for layers, part in enumerate(shares, 1):
+        reached += part
+        if reached >= 0.5:
+            return layers
+    return len(shares)
+
+
+def embeddings(suite: Suite, plots: list[Plot]) -> Html:
+    """Figure 6 and its distances."""
+    measured = {row: known for row, known in suite.embedding.items() if "distances" in known}
+    if not measured:
+        return Html("")
+    pairs = list(dict.fromkeys(pair for known in measured.values() for pair in known["distances"]))
+    rows = []
+    for row, known in measured.items():
+        cells: list[object] = [known["seeds"]]
+        for pair in pairs:
+            found = known["distances"].get(pair)
+            cells += [NOTHING, NOTHING] if found is None else [
+                spread(Spread(found["mean"], found["sd"])), share(found["other_items"])
+            ]  # fmt: skip
+        rows.append(line(row, cells))
+    head = ["row", "seeds", *(title for pair in pairs for title in (pair, "of different items"))]
+    caption = (
+        "Squared distance of an item's own vectors, scaled to length 1 (0: the same direction, 2: nothing in common), and "
+        "of vectors of different items. The paper prints an average MSE of 0.6351 for dynamic and 0.6603 for fixed depth, "
+        "but not its formula: not to be compared with these."
+    )
+    return join(gallery(plots), table(caption, head, rows))
+
+
+def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]]:
+    """The semantic-ID explorer of one cell: the row that tests are about, its first seed.
+
+    Returns:
+        ``(markup, style, what is missing or left out)``; the markup is empty where no cell keeps IDs.
+    """
+    found = _cell_with_ids(suite)
+    if found is None:
+        return Html(""), "", ["semantic-ID explorer: no finished cell keeps a .sid file"] if suite.about["cells"] else []
+    cell, path = found
+    try:
+        ids = semantic_ids.load(path)
+    except ValueError as error:
+        return Html(""), "", [f"semantic-ID explorer: {error}"]
+    names = [known["code_set"] for known in _code_sets(cell)]
+    catalogue = Catalogue.read(data_path, suite.dataset, ids.items)
+    made = explore.explorer(ids, names, catalogue)
+    intro = tag(
+        "p",
+        "Items whose IDs begin alike, code by code: how many they are, words that their titles share, pictures where there "
+        f"are any. IDs of row {cell.row}, seed {cell.seed}; every seed makes its own. Open a code to see its items.",
+    )
+    field = tag("input", type="search", placeholder="words of a title, an item token, or <a_170>", aria_label="Find items")
+    search = tag("form", field, tag("output", class_="quiet"), id="find", hidden=True)
+    return join(intro, search, made.markup), made.style, [*catalogue.missing, *made.notes]
+
+
+def _cell_with_ids(suite: Suite) -> tuple[Cell, Path] | None:
+    for cell in sorted(suite.cells, key=lambda cell: cell.row != suite.spec["against"].removesuffix(PRIOR)):
+        path = cell.folder / str(cell.result.get("sid"))
+        if path.is_file():
+            return cell, path
+    return None
+
+
+def environment(suite: Suite) -> Html:
+    """Machine, versions, revision and command; and by which revisions and machines the cells were made."""
+    about = suite.about
+    made_by = Counter((str(cell.result.get("revision")), _machine(cell.result.get("machine") or {})) for cell in suite.cells)
+    known = {
+        "command": tag("code", about["command"]) if about.get("command") else NOTHING,
+        "table made with revision": about.get("revision"),
+        "table made on": _machine(about.get("machine") or {}),
+        "versions": about.get("versions") or {},
+        **{
+            f"{count} cell{'s' * (count > 1)} by revision": f"{revision}, on {machine}"
+            for (revision, machine), count in made_by.items()
+        },
+        "seeds": ", ".join(map(str, dict.fromkeys(cell.seed for cell in suite.cells))),
+        "settings of every row": (suite.spec.get("shared") or {}) | about.get("given", {}),
+    }
+    return facts(known)
+
+
+def _machine(known: Mapping[str, Any]) -> str:
+    """What stays the same from run to run; the load does not."""
+    gpu = f", {known['gpu']}" if known.get("gpu") else ""
+    return (
+        f"{known.get('processor')}, {known.get('cores')} cores, {known.get('memory_gb')} GB{gpu}, {known.get('system')}"
+        if known
+        else NOTHING
+    )
+
+
+def _code_sets(cell: Cell) -> list[Mapping[str, Any]]:
+    found = ((cell.result.get("identifiers") or {}).get("semantic_ids") or {}).get("code_sets")
+    return found or []

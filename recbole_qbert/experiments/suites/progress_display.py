@@ -1,0 +1,58 @@
+"""What a person sees of cells that run for hours: on a terminal a line that is kept true, in a log one now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recbole_qbert.experiments.suites import learning_curve
+from recbole_qbert.utils.console import say, show_bars
+
+PULSE = 600.0  # seconds between two lines in a log
+REDRAW = 1.0  # the same on a terminal
+
+
+class Status:
+    """How many cells are done, and where those that run are.
+
+    Args:
+        total: cells to run.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.drawn = total, 0, time.monotonic()
+        self.bar = tqdm(
+            total=total, disable=not show_bars(), leave=False, dynamic_ncols=True,
+            bar_format="{n}/{total} cells [{elapsed}] {desc}",
+        )  # fmt: skip
+
+    def __enter__(self) -> Status:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, running: Sequence[tuple[str, Path]]) -> None:
+        """Draw, if it is time to.
+
+        Args:
+            running: name and folder of every cell that runs.
+        """
+        if not running or time.monotonic() - self.drawn < (PULSE if self.bar.disable else REDRAW):
+            return
+        self.drawn = time.monotonic()
+        text = "; ".join(f"{name}: {learning_curve.latest(folder / 'work')}" for name, folder in running)
+        if self.bar.disable:
+            say(f"running: {text}")
+        else:
+            self.bar.set_description_str(text)
+
+    def end(self, text: str) -> None:
+        """A cell has ended; says so."""
+        self.done += 1
+        self.bar.clear()
+        say(f"[{self.done}/{self.total}] {text}")
+        self.bar.update()

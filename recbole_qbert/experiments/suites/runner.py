@@ -1,0 +1,206 @@
+"""Runs cells that have no result yet, a child process each; stops in good order and goes on with the same command."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from recbole_qbert.experiments.suites.progress_display import Status
+from recbole_qbert.experiments.suites.trials import Cell
+from recbole_qbert.utils.console import say
+from recbole_qbert.utils.io import write_json
+
+WORKER = (sys.executable, "-m", "recbole_qbert.experiments.suites.worker")
+_LOOK = 0.1  # seconds between looks at the children: cells take seconds to hours
+_UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; children are stopped."""
+
+
+@dataclass
+class Outcome:
+    """What became of the cells of one call.
+
+    Attributes:
+        ran: cells that got a result now.
+        kept: cells that had one.
+        failed: cell -> reason; also those that failed before and were not tried again.
+        left: cells that the budget did not reach.
+    """
+
+    ran: list[Cell] = field(default_factory=list)
+    kept: list[Cell] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    left: list[Cell] = field(default_factory=list)
+
+
+@dataclass
+class _Child:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+def run(
+    cells: Iterable[Cell],
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    retry: bool = False,
+    budget: float | None = None,
+    worker: Sequence[str] = WORKER,
+) -> Outcome:
+    """Run every cell once that has no result; one that fails does not stop the others.
+
+    Args:
+        cells: in the order of running; one that is there twice is run once.
+        jobs: cells at a time.
+        threads: of each; by default the cores divided by ``jobs``, or what ``OMP_NUM_THREADS`` says.
+        retry: try again what failed before.
+        budget: seconds after which no further cell is started; what runs is finished.
+        worker: command that runs the cell of the folder behind it.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the children are stopped.
+    """
+    outcome, waiting = Outcome(), []
+    for cell in _once(cells):
+        failure = cell.failure()
+        if cell.result() is not None:
+            outcome.kept.append(cell)
+        elif failure and not retry:
+            outcome.failed[cell.folder] = failure["reason"]
+        else:
+            waiting.append(cell)
+    earlier = f", {len(outcome.failed)} failed before (--retry tries them again)" if outcome.failed else ""
+    say(f"{len(waiting)} cells to run, {len(outcome.kept)} done{earlier}")
+    threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // jobs)
+    end = time.monotonic() + budget if budget is not None else float("inf")
+    children: list[_Child] = []
+    with _stoppable(children) as received, Status(len(waiting)) as status:
+        while (waiting or children) and not received:
+            while waiting and len(children) < jobs and time.monotonic() < end:
+                cell = waiting.pop(0)
+                if cell.result() is None:
+                    children.append(_start(cell, threads, worker))
+                else:  # of another command that runs at the same time
+                    outcome.kept.append(cell)
+            if not children and time.monotonic() >= end:
+                break
+            time.sleep(_LOOK)
+            for child in [child for child in children if child.process.poll() is not None]:
+                children.remove(child)
+                status.end(_end(child, outcome))
+            status.show([(name_of(child.cell), child.cell.folder) for child in children])
+        if received:
+            raise Interrupted(signal.Signals(received[0]).name)
+    outcome.left = waiting
+    if waiting:
+        say(f"budget spent: {len(waiting)} cells left; the same command goes on with them")
+    return outcome
+
+
+def duration(text: str) -> float:
+    """Seconds of ``2h``, ``30m``, ``1h30m`` or ``45s``.
+
+    Raises:
+        ValueError: another form.
+
+    >>> duration("1h30m")
+    5400.0
+    """
+    parts = re.findall(r"([\d.]+)([hms])", text)
+    try:
+        if not parts or "".join(map("".join, parts)) != text:
+            raise ValueError
+        return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    except ValueError:
+        raise ValueError(f"budget is {text!r}; write it as 2h, 30m or 1h30m") from None
+
+
+def name_of(cell: Cell) -> str:
+    """For a person."""
+    return f"{cell.row.name}, seed {cell.seed}"
+
+
+def _once(cells: Iterable[Cell]) -> Iterable[Cell]:
+    """Of rows that share a cell, one that asks for all that any of them does: its checkpoint, its IDs."""
+    found: dict[Path, Cell] = {}
+    for cell in cells:
+        same = found.setdefault(cell.folder, cell)
+        more = cell if cell.row.keep and not same.row.keep else same
+        found[cell.folder] = replace(more, with_ids=cell.with_ids or same.with_ids)
+    return found.values()
+
+
+def _start(cell: Cell, threads: int, worker: Sequence[str]) -> _Child:
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    (cell.folder / "failed.json").unlink(missing_ok=True)
+    write_json(cell.folder / "config.json", {**cell.asked, "with_ids": cell.with_ids})
+    environment = dict(os.environ)
+    environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    # The same code wherever the child stands; the same order of sets in every run.
+    package = str(Path(__file__).resolve().parents[3])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment["PYTHONHASHSEED"] = "0"
+    with open(cell.folder / "log.txt", "ab") as log:  # another command may be at this cell: its log stays
+        process = subprocess.Popen(
+            [*worker, str(cell.folder), "--with_parent"], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+            env=environment, start_new_session=True,  # Ctrl-C comes here, not there
+        )  # fmt: skip
+    return _Child(cell, process, time.monotonic())
+
+
+def _end(child: _Child, outcome: Outcome) -> str:
+    """Books what a child that has ended leaves; the line to print."""
+    cell, code = child.cell, child.process.returncode
+    assert child.process.stdin is not None
+    child.process.stdin.close()
+    took = f"{time.monotonic() - child.started:.0f} s"
+    result = cell.result()
+    if result is not None:
+        outcome.ran.append(cell)
+        test = result["test"]
+        figures = f"{test['plain']['ndcg@10']:.4f}, history excluded {test['history_excluded']['ndcg@10']:.4f}"
+        return f"{name_of(cell)}: NDCG@10 {figures}; {result['epochs']} epochs, {took}"
+    failure = cell.failure()
+    if failure:
+        reason = failure["reason"]
+    elif code < 0:  # no failed.json: the same command tries it again
+        reason = f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+    else:
+        reason = f"ended with status {code} and without a result"
+        write_json(cell.folder / "failed.json", {"reason": reason, "log": []})
+    outcome.failed[cell.folder] = reason
+    return f"{name_of(cell)}: FAILED after {took}: {reason} (log: {cell.folder / 'log.txt'})"
+
+
+@contextmanager
+def _stoppable(children: list[_Child]) -> Iterator[list[int]]:
+    """In the block the list gets the signals of Ctrl-C and SIGTERM; whatever ends the block stops the children."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        # An exception from here would be lost where Python swallows exceptions: in a collector's callback, in ``__del__``.
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for child in children:
+            child.process.terminate()
+        for child in children:
+            child.process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,124 @@
+"""What is made of a suite, by kind: an object for ``table.json`` and the text of ``table.md``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from recbole_qbert.config.schema import MODEL
+from recbole_qbert.experiments.suites import markdown, suite_spec
+from recbole_qbert.experiments.suites.comparison import compare
+from recbole_qbert.experiments.suites.trials import Plan
+from recbole_qbert.recbole_integration import experiment, patches
+from recbole_qbert.utils import environment
+from recbole_qbert.utils.formatting import count
+from recbole_qbert.utils.io import whole, write_json
+
+#: For ``table.json``, and lines of ``table.md`` under the title.
+Made = tuple[Any, list[str]]
+
+#: Property -> size of table 6 that it sets.
+_SIZES = {
+    "hidden_size": "width", "n_layers": "layers", "n_heads": "heads", "inner_size": "inner",
+    "MAX_ITEM_LIST_LENGTH": "max_length",
+}  # fmt: skip
+
+
+def make(plan: Plan) -> str:
+    """Write ``suite.json``, ``table.json`` and ``table.md`` into the suite's folder; returns the Markdown."""
+    content, lines = KINDS[plan.suite.kind](plan)
+    paper = f" ({plan.suite.paper} of the paper)" if plan.suite.paper else ""
+    given = [] if plan.suite.kind == "quality" or not plan.given else ["", f"- {markdown.of_every_row(plan.given)}"]
+    text = "\n".join([f"# {plan.suite.title}: {plan.dataset}{paper}", "", *lines, *given]) + "\n"
+    write_json(plan.folder / "suite.json", _about(plan))
+    write_json(plan.folder / "table.json", content)
+    with whole(plan.folder / "table.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text
+
+
+def quality(plan: Plan) -> Made:
+    """Rows against rows."""
+    comparison = compare(plan)
+    said = markdown.remarks(comparison)
+    lines = markdown.markdown(comparison, said, depth=bool(plan.suite.options.get("depth")))
+    return asdict(comparison) | {"remarks": said}, lines
+
+
+def statistics(plan: Plan) -> Made:
+    """Size of the data set as the models read it."""
+    found, copied = _statistics(plan), suite_spec.published(plan.suite.name, plan.dataset)
+    rows = [["", *found], [plan.dataset, *map(count, found.values())]]
+    rows += [[f"*{row} (copied)*", *(f"*{count(known[name])}*" for name in found)] for row, known in copied.items()]
+    notes = ["", "- *(copied)*: printed in the paper."] if copied else []
+    return {"suite": plan.suite.name, "statistics": found, "copied": copied}, [*markdown.table(rows), *notes]
+
+
+def embedding(plan: Plan) -> Made:
+    """Text, image and fused vectors of every row's items: their distances, and one plane to draw them in."""
+    from recbole_qbert.experiments.suites import embedding as module
+
+    rows: dict[str, list[Any]] = {row.name: [] for row in plan.suite.rows}
+    for cell in plan.cells:
+        if cell.result() is not None:
+            rows[cell.row.name].append(cell.folder)
+    measured = module.write(plan.folder, rows)
+    wanted = ("seeds", "distances", "reason")
+    distances = {row: {key: known[key] for key in wanted if key in known} for row, known in measured.items()}
+    return {"suite": plan.suite.name, "rows": distances}, module.table(measured).splitlines()
+
+
+def cost(plan: Plan) -> Made:
+    """Parameters, operations and latency of models over a catalogue as large as the data set's.
+
+    Raises:
+        ValueError: ``options`` or its ``sizes`` has a name that is not known.
+    """
+    from recbole_qbert.experiments.suites import cost as module
+
+    options, given = dict(plan.suite.options), {_SIZES[key]: value for key, value in plan.given.items() if key in _SIZES}
+    sizes = {**options.pop("sizes", {}), **given}
+    for names, chosen in ((module.OPTIONS, options), (_SIZES.values(), sizes)):
+        if strange := [key for key in chosen if key not in names]:
+            raise ValueError(f"suite {plan.suite.name}: options has {strange[0]!r}; known are {', '.join(names)}")
+    rows, ratios = module.measure(module.Sizes(_statistics(plan)["items"], **sizes), **options)
+    copied = suite_spec.published(plan.suite.name, plan.dataset)
+    shown = [["", "parameters", "FLOPs a user", "batch", "ms a user"]]
+    for row in rows:
+        flops, count = (f"{row[name] / 1e6:.2f}M" for name in ("flops_score", "parameters"))
+        shown.append([row["model"], count, flops, str(row["batch"]), f"{row['ms_a_user']:.3f}"])
+    for name, known in copied.items():
+        figures = f"{known['parameters'] / 1e6:.2f}M", f"{known['flops'] / 1e6:.2f}M", "1", f"{known['ms']:.2f}"
+        shown.append([f"*{name} (copied)*", *(f"*{text}*" for text in figures)])
+    return {"suite": plan.suite.name, "costs": rows, "ratios": ratios, "copied": copied}, markdown.table(shown)
+
+
+#: A kind is added here and named in ``spec.KINDS``.
+KINDS: Mapping[str, Callable[[Plan], Made]] = {
+    "quality": quality, "statistics": statistics, "embedding": embedding, "cost": cost,
+}  # fmt: skip
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    """``suite.json``: what was asked, where the cells are, and with what."""
+    cells = [
+        {"row": cell.row.name, "seed": cell.seed, "path": str(cell.folder.relative_to(plan.output))} for cell in plan.shown
+    ]
+    return {
+        "suite": asdict(plan.suite), "given": dict(plan.given), "dataset": plan.dataset, "data_path": str(plan.data_path),
+        "cells": cells,
+        "impossible": dict(plan.impossible), "command": shlex.join(sys.argv), "versions": environment.versions(),
+        "revision": environment.revision(), "machine": environment.machine(),
+    }  # fmt: skip
+
+
+def _statistics(plan: Plan) -> dict[str, Any]:
+    config = experiment.configure(MODEL, plan.dataset, plan.data_path, {**plan.suite.shared, **plan.given})
+    with experiment.inside(plan.folder):
+        data = patches.quick_start.create_dataset(config)
+    users, items, interactions = data.user_num - 1, data.item_num - 1, data.inter_num  # RecBole counts the padding
+    found = {"users": users, "items": items, "interactions": interactions}
+    return found | {"sparsity": 1 - interactions / users / items, "length": interactions / users}

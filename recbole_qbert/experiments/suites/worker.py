@@ -1,0 +1,300 @@
+"""Runs one cell: ``python -m recbole_qbert.experiments.suites.worker CELLDIR``, a process of its own.
+
+RecBole's global state, the peak of memory and crashes stay in it. What is asked stands in ``config.json``; ``cell.json`` is
+written last, so that a cell which is killed is simply run again; it goes on from its last validation, if ``runs.train`` can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_qbert.cli import shared_vocabulary
+from recbole_qbert.config.schema import MODEL
+from recbole_qbert.experiments.suites import learning_curve
+from recbole_qbert.experiments.suites.suite_spec import EVALUATIONS
+from recbole_qbert.experiments.suites.trials import FORMAT, fingerprint, identity, property_file, serves, validated
+from recbole_qbert.models.qbert4rec import ids_file
+from recbole_qbert.pipeline import stages
+from recbole_qbert.recbole_integration import experiment, patches
+from recbole_qbert.utils import environment
+from recbole_qbert.utils.io import alone, digest, read_json, whole, write_json
+
+LOG_LINES = 40
+A_MB = 2**20 if sys.platform == "darwin" else 2**10  # what getrusage counts in: bytes there, KiB elsewhere
+
+
+def main() -> int:
+    """Run the cell of the command line; 0, or 1 with the reason in ``failed.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="CELLDIR")
+    parser.add_argument("--with_parent", action="store_true", help="end when standard input does")
+    args = parser.parse_args()
+    if args.with_parent:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder = args.folder.resolve()
+    try:
+        run(folder)
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        log = folder / "log.txt"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
+        write_json(folder / "failed.json", {"reason": f"{type(error).__name__}: {error}", "log": lines})
+        return 1
+    return 0
+
+
+def run(folder: Path) -> None:
+    """Train and test what ``config.json`` asks for; writes ``ranks.npz`` and ``cell.json``."""
+    asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with alone(folder):
+        done = folder / "cell.json"
+        if done.exists() and serves(
+            json.loads(done.read_text(encoding="utf-8")), asked["keep"], asked.get("with_ids", False)
+        ):
+            return  # another process was quicker
+        with experiment.inside(folder / "work"):
+            result, ranks = _run(asked)
+        done.unlink(missing_ok=True)  # one that did not serve: its figures are not those of the new ranks
+        with whole(folder / "ranks.npz") as temporary, open(temporary, "wb") as handle:
+            np.savez_compressed(handle, **ranks)
+        checkpoint = Path(result["checkpoint"]) if asked["keep"] else None
+        write_json(done, result | {"checkpoint": checkpoint and str(checkpoint.relative_to(folder))})
+        for path in (folder / "work").rglob("*"):  # only now: whoever is killed before goes on from them
+            if path.suffix in (".pth", ".progress") and path != checkpoint:
+                path.unlink()
+
+
+@dataclass
+class Stage:
+    """One training of a cell: pretraining, fine-tuning, or all there is."""
+
+    name: str
+    dataset: str
+    data_path: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    checkpoint_as: str | None = None
+
+
+def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """``cell.json`` and the ranks."""
+    here = Path.cwd()
+    revision = _revision(here / "revisions.txt")
+    files = [str(property_file(file)) for file in asked["files"]]
+    base = {**asked["settings"], "seed": asked["seed"], "checkpoint_dir": str(here), "show_progress": False, "state": "INFO"}
+    config = experiment.configure(asked["model"], asked["dataset"], asked["data_path"], base, files)
+    base |= _identifiers(asked, config)
+    seconds = {"data": 0.0, "model": 0.0}
+    epochs: list[dict[str, Any]] = []
+    carried: dict[str, Any] = {}
+    identifiers, peak = None, 0
+    for stage in _stages(asked, config, base):
+        config = experiment.configure(asked["model"], stage.dataset, stage.data_path, base | stage.settings | carried, files)
+        if stage.checkpoint_as and asked["model"] != MODEL:
+            said = _shared(asked, stage, config)
+            revision = _then(said["revision"], revision)
+        else:  # QBERT4Rec's trainer knows by itself that it has ended, and whether it would start from the same
+            trained, said = _train(here, stage, config)
+        epochs += said["epochs"]
+        peak = max(peak, said["peak_memory_mb"])
+        for name in seconds:
+            seconds[name] += said["seconds"][name]
+        if identifiers is None or asked["sources"]:  # a later stage finds built what the first one has built
+            identifiers = said["identifiers"]
+        carried = {stage.checkpoint_as: said["checkpoint"]} if stage.checkpoint_as else {}
+    take_history_back(trained.model)  # the tests do their own excluding
+    started = time.perf_counter()
+    ranks, test = tested(trained)
+    seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
+    prior = None
+    if hasattr(trained.trainer, "fit_prior") and trained.model.prior is None:
+        prior = experiment.add_prior(trained) | {"rule": validated(config)}  # as in validation: the model still knows
+        with_prior, figures = tested(trained)
+        ranks |= {f"prior_{name}": found for name, found in with_prior.items()}
+        test |= {f"prior_{name}": found for name, found in figures.items()}
+    rows = trained.test_data._dataset
+    # Users by RecBole's ids, in whose order the ranks are: a model that knows other test users cannot be paired.
+    ranks["users"] = np.sort(rows.inter_feat[config["USER_ID_FIELD"]].numpy()).astype(np.int32)
+    result = {
+        "format": FORMAT,
+        **{key: asked[key] for key in ("key", "dataset", "sources", "model", "seed", "settings", "tuned")},
+        "valid": trained.valid,
+        "test": test,
+        "curve": epochs,
+        "epochs": len(trained.trainer.train_loss_dict),
+        "seconds": seconds,
+        "peak_memory_mb": max(peak, _peak_mb()),
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "items": rows.item_num - 1,
+        "users": len(ranks["users"]),
+        "identifiers": identifiers,
+        "sid": os.path.relpath(path, here.parent) if asked["model"] == MODEL and (path := ids_file(config)) else None,
+        "prior": prior,
+        "checkpoint": trained.trainer.saved_model_file,
+        "versions": environment.versions(),
+        "revision": revision,
+        "machine": environment.machine(),
+    }
+    return result, ranks
+
+
+def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, Any]:
+    """What ``_train`` says of a stage that another one goes on from.
+
+    Cells of the same data, seed and settings in this stage share it. The first one trains it and has its log.
+    """
+    key = digest([fingerprint(Path(stage.data_path), stage.dataset), identity(config)])
+    folder = Path(asked["pretrained"]) / f"{asked['model']}-{key[:12]}" / f"seed-{asked['seed']}"
+    done = folder / "stage.json"
+    with alone(folder):
+        if done.exists():
+            known = read_json(done, "delete it, and the stage is trained anew")
+            known["checkpoint"] = str(folder / known["checkpoint"])
+            if Path(known["checkpoint"]).exists():
+                return known
+            done.unlink()
+        config["checkpoint_dir"] = str(folder)
+        revision = _revision(folder / "revisions.txt")
+        said = _train(folder, stage, config)[1] | {"revision": revision}
+        write_json(done, said | {"checkpoint": os.path.relpath(said["checkpoint"], folder)})
+    return said
+
+
+def _train(here: Path, stage: Stage, config: Any) -> tuple[experiment.Run, dict[str, Any]]:
+    """Run a stage, and say what the cell must know of it."""
+    with learning_curve.watched(stage.name) as seen:
+        prepare = partial(set_rule, config)
+        trained = experiment.train(config, prepare=prepare, checkpoint_file=here / f"{stage.name}.pth")
+    losses = trained.trainer.train_loss_dict
+    return trained, {
+        "epochs": [{"stage": stage.name, **seen.get(n, {"epoch": n}), "train_loss": float(x)} for n, x in losses.items()],
+        "seconds": trained.seconds,
+        "identifiers": getattr(trained.model, "identifier_figures", None),
+        "checkpoint": os.path.abspath(trained.trainer.saved_model_file),
+        "peak_memory_mb": _peak_mb(),
+    }
+
+
+def _peak_mb() -> int:
+    """Peak of this process's memory so far; a stage of another process has its own."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB)
+
+
+def _revision(file: Path) -> str | None:
+    """Of the code, as it is now, before hours of training; behind those with which a killed training began."""
+    known = file.read_text().splitlines() if file.exists() else []
+    now = environment.revision()
+    if now is not None and known[-1:] != [now]:
+        known.append(now)
+        with whole(file) as temporary:
+            temporary.write_text("".join(f"{revision}\n" for revision in known))
+    return _then(*known)
+
+
+def _then(*revisions: str | None) -> str | None:
+    """Revisions, or chains of them, in the order in which they were at work."""
+    return " then ".join(dict.fromkeys(part for known in revisions if known for part in known.split(" then "))) or None
+
+
+def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> list[Stage]:
+    """The trainings of a cell in their order."""
+    place = (asked["dataset"], asked["data_path"])
+    if asked["stages"]:
+        named = [(f"stage-{number}", dict(given)) for number, given in enumerate(asked["stages"], 1)]
+        return [Stage(name, *place, given, given.pop("checkpoint_as", None)) for name, given in named]
+    if asked["model"] != MODEL:
+        return [Stage("train", *place)]
+    last = Stage("finetune", *place)
+    before = Stage("pretrain", *place, experiment.pretraining(config), "pretrained")
+    if asked["sources"]:
+        union, ids = _vocabulary(asked, config, base)
+        before.dataset, before.data_path = union.dataset, union.data_path
+        before.settings |= {key: union.properties[key] for key in ("semantic_id_file", "domains")}
+        last.settings["semantic_id_file"] = str(ids)
+    pretrained = config["pretrain_epochs"] > 0 and not config["pretrained"]
+    return [before, last] if pretrained else [last]
+
+
+def _identifiers(asked: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Where the semantic IDs of a cell lie; cells of the same data, seed and settings of stages 1 and 2 share them."""
+    if asked["model"] != MODEL or asked["sources"]:
+        return {}
+    settings = asdict(stages.stage_settings(patches.ConfigValues(config)))
+    data = fingerprint(Path(asked["data_path"]), asked["dataset"])
+    return {"semantic_id_dir": str(Path(asked["vocabularies"]) / digest([data, settings])[:12])}
+
+
+def _vocabulary(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> tuple[argparse.Namespace, Path]:
+    """The sources as one data set, and the target's semantic IDs, from one quantizer over sources and target.
+
+    Cells of the same data, seed and settings of stages 1 and 2 share it; the first one builds it.
+    """
+    sources, target = asked["sources"], asked["dataset"]
+    data = [fingerprint(Path(asked["data_path"]), name) for name in (*sources, target)]
+    settings = asdict(stages.stage_settings(patches.ConfigValues(config)))
+    folder = Path(asked["vocabularies"]) / digest([sources, data, settings])[:12]
+    union = argparse.Namespace(
+        datasets=sources, targets=[target], data_path=asked["data_path"], output=str(folder), dataset=None,
+        config_files=[str(property_file(file)) for file in asked["files"]], properties=dict(base),
+    )  # fmt: skip
+    with alone(folder):
+        shared_vocabulary.build(union, {})
+    return union, Path(union.properties["semantic_id_file"]).with_name(f"{target}.sid")
+
+
+def tested(trained: experiment.Run) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+    """Ranks, ``[U]`` int32, and figures of both evaluations."""
+    ranks = {name: experiment.ranks(trained, trained.test_data, exclude_history=out) for name, out in EVALUATIONS.items()}
+    figures = {name: experiment.figures(found) for name, found in ranks.items()}
+    return {name: found.astype(np.int32) for name, found in ranks.items()}, figures
+
+
+def set_rule(config: Any, model: Any) -> None:
+    """Make a model's validation that of ``cells.validated``."""
+    if validated(config) == "history_excluded":
+        leave_history_out(model)
+
+
+def leave_history_out(model: Any) -> None:
+    """Make the validation of a sequential model rank the items of the history last."""
+    model.history_left_out = True  # for QBERT4RecTrainer, which ranks without full_sort_predict
+    if not hasattr(model, "ITEM_SEQ"):  # of RecBole's general models RecBole itself leaves the history out
+        return
+    plain = model.full_sort_predict
+
+    def excluded(interaction: Any) -> torch.Tensor:
+        scores = plain(interaction).view(len(interaction), -1).clone()
+        return scores.scatter(1, interaction[model.ITEM_SEQ], -torch.inf)
+
+    model.full_sort_predict = excluded
+
+
+def take_history_back(model: Any) -> None:
+    """Let ``full_sort_predict`` rank the items of the history again."""
+    vars(model).pop("full_sort_predict", None)
+
+
+def _end_with_parent() -> None:
+    """A runner that is killed takes its cells with it: its end of the pipe closes, whatever it died of."""
+    while os.read(0, 1):  # not sys.stdin: its lock, held here, aborts an interpreter that ends
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Structural item vectors, the start of the ID vectors of stage 1.
+
+The paper names 'structural features' (3.1) and never defines them. We read them as co-occurrence in training histories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+
+from recbole_qbert.data.cooccurrence import counts
+
+
+def vectors(sequences: Sequence[np.ndarray], items: int, width: int, seed: int) -> np.ndarray:
+    """Item vectors from the training interactions: truncated SVD of the positive pointwise mutual information.
+
+    Args:
+        sequences: training histories as item rows.
+        items: ``N``.
+        width: ``D``; cut to ``N - 1`` for tiny catalogues and filled up with zeros.
+        seed: of the randomised SVD.
+
+    Returns:
+        ``[N, D]`` float32; zeros for items that never co-occur in training (cold items).
+    """
+    from sklearn.utils.extmath import randomized_svd  # slow to import, needed once
+
+    count = counts(sequences, items)
+    alone = count.diagonal()
+    count.setdiag(0.0)
+    count.eliminate_zeros()
+    pairs = count.tocoo()
+    information = np.log(pairs.data * max(len(sequences), 1) / (alone[pairs.row] * alone[pairs.col]))
+    keep = information > 0
+    positive = sp.csr_matrix((information[keep], (pairs.row[keep], pairs.col[keep])), shape=count.shape)
+    result = np.zeros((items, width), dtype=np.float32)
+    rank = min(width, items - 1)
+    if positive.nnz and rank > 0:
+        left, strength, _ = randomized_svd(positive, n_components=rank, random_state=seed)
+        result[:, :rank] = left * np.sqrt(strength)
+    return result

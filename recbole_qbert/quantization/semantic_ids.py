@@ -1,0 +1,228 @@
+"""Semantic IDs: codes in memory, ``<a_2> <b_3> <c_1> <d_6>`` in a ``.sid`` file, and figures on their health."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_qbert.data.item_features import check_token
+from recbole_qbert.utils.io import read_json, sha256, whole, write_json
+
+HEADER = "item_id:token\tsemantic_id:token_seq"
+LARGEST = int(np.iinfo(np.int16).max)
+_TOKEN = re.compile(r"<([A-Za-z]+)_(\d+)>")
+
+
+@dataclass(frozen=True)
+class SemanticIDs:
+    """IDs of a catalogue.
+
+    Attributes:
+        items: ``N`` item tokens.
+        codes: ``[N, K]`` int16; -1 at the levels of a modality that the item does not have.
+        prefixes: ``K`` level names: ``a``-``z`` for the first set of codes (fused, or text), ``A``-``Z`` for the second
+            (image), ``aa``, ``ba``, … for the third and so on, so that no two levels share a token.
+        size: ``M``, codes a level.
+        vocabulary: hash of the quantizer that made them, '' if unknown; in all data sets of one vocabulary an ID means the
+            same.
+    """
+
+    items: tuple[str, ...]
+    codes: np.ndarray
+    prefixes: tuple[str, ...]
+    size: int
+    vocabulary: str = ""
+
+    def tokens(self, row: int) -> list[str]:
+        """The ID of one item as tokens; levels it does not have are left out."""
+        return [f"<{p}_{c}>" for p, c in zip(self.prefixes, self.codes[row], strict=True) if c >= 0]
+
+    def text(self, row: int) -> str:
+        """The ID of one item as the paper prints it: ``<a_2><b_3><c_1><d_6>``."""
+        return "".join(self.tokens(row))
+
+    def save(self, path: Path) -> None:
+        """Write the ``.sid`` atomic file, and ``.sid.json`` with what its rows do not tell; each whole or not at all."""
+        with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+            handle.write(HEADER + "\n")
+            for row, item in enumerate(self.items):
+                handle.write(f"{item}\t{' '.join(self.tokens(row))}\n")
+        known = {"prefixes": self.prefixes, "codes_per_level": self.size, "vocabulary": self.vocabulary}
+        write_json(_beside(path), {**known, "sha256": sha256(path)})
+
+    def of_domain(self, domain: str) -> SemanticIDs:
+        """The IDs of one data set of a union, under the names its items have there."""
+        rows = [row for row, item in enumerate(self.items) if item.partition("/")[0] == domain]
+        items = tuple(self.items[row].partition("/")[2] for row in rows)
+        return replace(self, items=items, codes=self.codes[rows])
+
+    def aligned(self, items: Sequence[str], source: str) -> np.ndarray:
+        """Codes of the given items in the given order; ``[len(items), K]`` int16.
+
+        Args:
+            items: item tokens.
+            source: what to call these IDs in an error.
+
+        Raises:
+            ValueError: items without an ID.
+        """
+        row_of = {item: row for row, item in enumerate(self.items)}
+        absent = [item for item in items if item not in row_of]
+        if absent:
+            share = len(absent) / len(items)
+            hint = "it belongs to another data set" if share > 0.5 else "it is older than the data"
+            raise ValueError(
+                f"{source} has no semantic ID for {len(absent)} of {len(items)} items (first: {', '.join(absent[:3])}): "
+                f"{hint}; remove or rebuild it, or point semantic_id_file to the right one"
+            )
+        return self.codes[[row_of[item] for item in items]]
+
+
+def prefixes_of(levels: int, code_set: int) -> tuple[str, ...]:
+    """Level names of the ``code_set``-th set of codes.
+
+    Raises:
+        ValueError: more than 26 levels.
+    """
+    if not 1 <= levels <= 26:
+        raise ValueError(f"{levels} levels; an ID has 1 to 26, one letter each")
+    letters = string.ascii_lowercase[:levels]
+    if code_set < 2:
+        return tuple(letters.upper() if code_set else letters)
+    return tuple(letter + string.ascii_lowercase[code_set - 2] for letter in letters)
+
+
+def load(path: Path, size: int | None = None) -> SemanticIDs:
+    """Read a ``.sid`` file.
+
+    Args:
+        path: the file.
+        size: codes a level; taken from the largest code when ``None``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a bad header, a malformed or repeated row, a code of ``size`` or more, or two items with the same ID.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; build it with 'run_recbole_qbert.py quantize'")
+    rows: dict[str, dict[str, int]] = {}
+    levels: dict[str, None] = {}
+    with open(path, encoding="utf-8") as handle:
+        header = handle.readline().rstrip("\r\n")
+        if header != HEADER:
+            raise ValueError(f"{path}:1: header is {header!r}; it must be {HEADER!r}")
+        for number, line in enumerate(handle, 2):
+            item, code = _parse(line.rstrip("\r\n"), f"{path}:{number}")
+            if item in rows:
+                raise ValueError(f"{path}:{number}: item {item!r} has an ID already")
+            rows[item] = code
+            levels.update(dict.fromkeys(code))
+    beside = _known_of(path)
+    order = beside.get("prefixes") or sorted(levels, key=_set_then_letter)
+    size = size or beside.get("codes_per_level")
+    codes = np.array([[code.get(level, -1) for level in order] for code in rows.values()], dtype=np.int16)
+    largest = int(codes.max(initial=0))
+    if size is not None and largest >= size:
+        raise ValueError(f"{path} has code {largest}, but codes end at {size - 1}; set rq_codes to {largest + 1} or more")
+    codes = codes.reshape(len(rows), len(order))
+    ids = SemanticIDs(tuple(rows), codes, tuple(order), size or largest + 1, beside.get("vocabulary", ""))
+    require_unique(ids, str(path))
+    return ids
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _known_of(path: Path) -> dict[str, Any]:
+    """What ``SemanticIDs.save`` wrote beside a file; nothing where the file was replaced since."""
+    known = _beside(path)
+    if not known.exists():
+        return {}
+    beside = read_json(known, "remove it")
+    return beside if beside.get("sha256") == sha256(path) else {}
+
+
+def require_unique(ids: SemanticIDs, source: str) -> None:
+    """Refuse IDs that two items share: a ranker could not tell these items apart.
+
+    Raises:
+        ValueError: names the items and the ID.
+    """
+    seen: dict[bytes, int] = {}
+    for row, code in enumerate(ids.codes):
+        first = seen.setdefault(code.tobytes(), row)
+        if first != row:
+            if (code < 0).all():
+                raise ValueError(f"{source}: items {ids.items[first]} and {ids.items[row]} have no codes; give each an ID")
+            raise ValueError(
+                f"{source}: items {ids.items[first]} and {ids.items[row]} share the semantic ID {ids.text(row)}; "
+                "rebuild it with 'run_recbole_qbert.py quantize', which ends with unique IDs"
+            )
+
+
+def health(before: np.ndarray, after: np.ndarray, size: int, prefixes: Sequence[str]) -> dict[str, Any]:
+    """Figures of one code set.
+
+    Args:
+        before: ``[N, K]`` codes before reallocation; -1 is no code.
+        after: ``[N, K]`` codes after it.
+        size: ``M``.
+        prefixes: level names.
+
+    Returns:
+        items, distinct IDs before and after, collision rate (share of items whose ID is not theirs alone) before and
+        after, moved items, and per level the share of codes in use and the perplexity of the final IDs.
+    """
+    used = [column[column >= 0] for column in after.T]
+    return {
+        "levels": list(prefixes),
+        "codes_per_level": size,
+        "items": len(after),
+        "unique_before": len(np.unique(before, axis=0)),
+        "unique": len(np.unique(after, axis=0)),
+        "collision_rate_before": _collision_rate(before),
+        "collision_rate": _collision_rate(after),
+        "moved": int((before != after).any(1).sum()),
+        "usage_per_level": [len(np.unique(codes)) / size for codes in used],
+        "perplexity_per_level": [_perplexity(codes) for codes in used],
+    }
+
+
+def _collision_rate(codes: np.ndarray) -> float:
+    _, owner, count = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    return float((count[owner.ravel()] > 1).mean()) if len(codes) else 0.0
+
+
+def _perplexity(codes: np.ndarray) -> float:
+    share = np.unique(codes, return_counts=True)[1] / max(len(codes), 1)
+    return math.exp(-float((share * np.log(share)).sum()))
+
+
+def _parse(line: str, where: str) -> tuple[str, dict[str, int]]:
+    item, tab, tokens = line.partition("\t")
+    if not tab:
+        raise ValueError(f"{where}: no tab in {line!r}; a row is an item token, a tab, and the ID's tokens")
+    check_token(item, where)
+    code: dict[str, int] = {}
+    for token in tokens.split():
+        match = _TOKEN.fullmatch(token)
+        if not match or match[1] in code:
+            raise ValueError(f"{where}: {token!r} is not a code token like <a_2> of a new level")
+        code[match[1]] = int(match[2])
+        if code[match[1]] > LARGEST:
+            raise ValueError(f"{where}: {token!r} is beyond the largest code, {LARGEST}")
+    return item, code
+
+
+def _set_then_letter(level: str) -> tuple[int, str, str]:
+    if len(level) > 1:
+        return 2, level[1:], level[0]
+    return int(level.isupper()), "", level

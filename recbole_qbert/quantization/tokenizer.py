@@ -1,0 +1,201 @@
+"""Stages 1 and 2 with frozen weights: semantic IDs of a vocabulary that exists, for items that came later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
+from recbole_qbert.data.item_features import ItemFeatures
+from recbole_qbert.injection.network import DynamicInjection
+from recbole_qbert.quantization import collision_resolution, semantic_ids
+from recbole_qbert.quantization.rqvae import RQVAE
+from recbole_qbert.quantization.semantic_ids import SemanticIDs
+from recbole_qbert.utils.io import read_json, whole
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    from safetensors.torch import save  # here: importing the package brings no more than RecBole does
+
+    with whole(path) as temporary:
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def injection_weights(network: DynamicInjection) -> dict[str, Tensor]:
+    """What is kept of stage 1: all but the items' own query vectors, which no new item has."""
+    weights = {name: value for name, value in network.state_dict().items() if name != "query.weight"}
+    return weights | {"no_id": network.query.weight.detach()[network.no_id]}
+
+
+def one_vector(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Mean of an item's vectors of one modality; ``[N, J, D]`` and ``[N, J]`` to ``[N, D]``, zeros where there are none."""
+    return (vectors.sum(1) / np.maximum(present.sum(1, keepdims=True), 1)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A trained vocabulary.
+
+    Attributes:
+        ids: semantic IDs of the items it was made for.
+        injection: stage 1, ``None`` where no code set needs it.
+        quantizers: code set -> ``(network, mean [D], scale [])`` of stage 2, in the order of the levels.
+    """
+
+    ids: SemanticIDs
+    injection: DynamicInjection | None
+    quantizers: dict[str, tuple[RQVAE, Tensor, Tensor]]
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read what stages 1 and 2 wrote into a folder.
+
+        Raises:
+            FileNotFoundError: there is no vocabulary, or a part of it is missing.
+            ValueError: the folder holds several.
+        """
+        from safetensors.torch import load_file
+
+        found = sorted(folder.glob("*.quantizer.safetensors"))
+        if not found:
+            raise FileNotFoundError(
+                f"{folder} holds no *.quantizer.safetensors; make one with 'run_recbole_qbert.py quantize'"
+            )
+        if len(found) > 1:
+            raise ValueError(f"{folder} holds several vocabularies: {', '.join(path.name for path in found)}")
+        name = found[0].name.removesuffix(".quantizer.safetensors")
+        made = _made_from(folder / f"{name}.sid.manifest.json")
+        weights = load_file(found[0])
+        config = QuantizerConfig(**made["settings"])
+        quantizers = {}
+        for code_set in made["code_sets"]:
+            state = {k.removeprefix(f"{code_set}."): v for k, v in weights.items() if k.startswith(f"{code_set}.")}
+            mean, scale = state.pop("mean"), state.pop("scale")
+            network = RQVAE(len(mean), config)
+            network.load_state_dict(state)
+            quantizers[code_set] = network.eval(), mean, scale
+        injection = None
+        if "fused" in quantizers:
+            settings = InjectionConfig(**_made_from(folder / f"{name}.injection.manifest.json")["settings"])
+            injection = _injection(load_file(folder / f"{name}.injection.safetensors"), settings)
+        return cls(semantic_ids.load(folder / f"{name}.sid"), injection, quantizers)
+
+    def extended(self, more: SemanticIDs, source: str, domain: str = "") -> Tokenizer:
+        """The same vocabulary with the IDs that ``add`` gave before; they then count as existing ones.
+
+        Args:
+            more: what ``add`` gave.
+            source: what to call it in an error.
+            domain: data set of a union whose items it has, under the names they have there; empty for all.
+
+        Raises:
+            ValueError: it does not extend this vocabulary.
+        """
+        own = self.ids.of_domain(domain) if domain else self.ids
+        same = more.vocabulary == own.vocabulary and more.prefixes == own.prefixes
+        if not same or not np.array_equal(more.aligned(own.items, source), own.codes):
+            raise ValueError(f"{source} is of another vocabulary; name a file that 'add' wrote with this one")
+        known = set(own.items)
+        rows = [row for row, item in enumerate(more.items) if item not in known]
+        items = tuple(f"{domain}/{more.items[row]}" if domain else more.items[row] for row in rows)
+        ids = replace(self.ids, items=self.ids.items + items, codes=np.concatenate([self.ids.codes, more.codes[rows]]))
+        return replace(self, ids=ids)
+
+    @torch.no_grad()
+    def add(self, new: ItemFeatures) -> SemanticIDs:
+        """IDs of new items, different from each other and from all that exist; what exists stays as it is.
+
+        Items are fused with the shared 'no ID' query, quantized with the weights as they are, and only the new ones are
+        moved where IDs collide (paper silent; design: IDs are frozen data).
+
+        Args:
+            new: features of the new items, of the encoders that the vocabulary was made with.
+
+        Returns:
+            The existing IDs, then the new ones.
+
+        Raises:
+            ValueError: an item has an ID already, or features of another kind.
+        """
+        known = set(self.ids.items)
+        again = [item for item in new.items if item in known]
+        if again:
+            raise ValueError(f"{len(again)} items have a semantic ID already (first: {again[0]}); leave them out")
+        self._check(new)
+        levels = len(self.ids.prefixes) // len(self.quantizers)
+        blocks = []
+        for number, (code_set, (network, mean, scale)) in enumerate(self.quantizers.items()):
+            vectors, real = self._vectors(code_set, new, mean)
+            taken = self.ids.codes[:, number * levels : (number + 1) * levels]
+            codes, latents = network.encode((torch.from_numpy(vectors) - mean) / scale)
+            block = np.full((len(new.items), levels), -1, dtype=np.int16)
+            block[real] = collision_resolution.reallocate(
+                codes.numpy()[real],
+                latents.numpy()[real],
+                network.codebooks.numpy(),
+                [item for item, there in zip(new.items, real, strict=True) if there],
+                taken[(taken >= 0).all(1)],
+            )
+            blocks.append(block)
+        both = SemanticIDs(
+            self.ids.items + new.items,
+            np.concatenate([self.ids.codes, np.concatenate(blocks, 1)]),
+            self.ids.prefixes,
+            self.ids.size,
+            self.ids.vocabulary,
+        )
+        semantic_ids.require_unique(both, "the extended vocabulary")
+        return both
+
+    def _check(self, new: ItemFeatures) -> None:
+        wanted = {name: len(mean) for name, (_, mean, _) in self.quantizers.items() if name != "fused"}
+        if self.injection is not None:
+            wanted |= {name: int(layer.in_features) for name, layer in self.injection.project.items()}  # type: ignore[arg-type]
+        for name, width in wanted.items():
+            if name not in new.vectors or new.vectors[name].shape[2] != width:
+                found = new.vectors[name].shape[2] if name in new.vectors else "no such features"
+                raise ValueError(
+                    f"the vocabulary was made from {name} features {width} wide; the new items have {found}. Encode them "
+                    "with the encoder of the other items"
+                )
+
+    def _vectors(self, code_set: str, new: ItemFeatures, mean: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """``([N, D], [N] bool)``: what to quantize, and which items have it."""
+        if code_set == "fused" and self.injection is not None:
+            rows = torch.full((len(new.items),), self.injection.no_id)
+            vectors = {name: torch.from_numpy(new.vectors[name]) for name in self.injection.project}
+            present = {name: torch.from_numpy(new.present[name]) for name in self.injection.project}
+            return self.injection(rows, vectors, present).vector.numpy(), np.ones(len(new.items), dtype=bool)
+        real = new.present[code_set].any(1)
+        vector = one_vector(new.vectors[code_set], new.present[code_set])
+        if code_set == next(iter(self.quantizers)):  # an item without any modality stands where the average item stands
+            nothing = ~np.any([new.present[modality].any(1) for modality in self.quantizers], axis=0)
+            vector[nothing] = mean.numpy()
+            real = real | nothing
+        return vector, real
+
+
+def _injection(weights: dict[str, Tensor], config: InjectionConfig) -> DynamicInjection:
+    widths = {
+        name.split(".")[1]: value.shape[1]
+        for name, value in weights.items()
+        if name.startswith("project.") and name.endswith(".weight")
+    }
+    network = DynamicInjection(0, widths, config)
+    network.load_state_dict({"query.weight": weights.pop("no_id")[None], **weights})
+    return network.eval()
+
+
+def _made_from(manifest: Path) -> dict[str, Any]:
+    way_out = "it says how the vocabulary was made. Run quantize again"
+    if not manifest.exists():
+        raise FileNotFoundError(f"{manifest} is missing; {way_out}")
+    made: dict[str, Any] = read_json(manifest, way_out)["made_from"]
+    return made

@@ -1,0 +1,1 @@
+"""All that knows RecBole: registration, patches, data set, trainer, checkpoints."""

@@ -1,0 +1,301 @@
+"""Checkpoints of tensors and plain values only: written and read by RecBole and by us, on today's torch.
+
+RecBole 1.2.1 pickles whole objects, which ``torch.load`` refuses since torch 2.6; :func:`apply` lets RecBole write and
+read by this module.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import os
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import recbole.trainer
+import recbole.utils
+import torch
+from recbole.config import Config
+from recbole.model.abstract_recommender import AbstractRecommender
+from scipy import sparse
+
+from recbole_qbert.recbole_integration.patches import (
+    PICKLED_CACHES,
+    clean_argv,
+    quick_start,
+    replace,
+    without_pickled_caches,
+)
+from recbole_qbert.utils.distributed import rank
+from recbole_qbert.utils.io import whole
+
+FORMAT = 1
+#: Keys that ``run(nproc=2)`` adds (quick_start.py:57, :174). A Config that has them joins a process group.
+_DDP_KEYS = frozenset({"local_rank", "world_size", "nproc", "ip", "port", "offset"})
+_KIND = "__recbole_qbert_kind__"
+#: What ``torch.load(weights_only=True)`` reads beside tensors; exact types, since an IntEnum is an int, too.
+_LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
+
+
+class UntrustedCheckpointError(ValueError):
+    """A file that can only be read by running code stored in it."""
+
+
+def apply() -> None:
+    """Let RecBole write and read checkpoints by this module; a second call changes nothing."""
+    plain_checkpoints()
+    readable_checkpoints()
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def plain_checkpoints() -> None:
+    """Write checkpoints of tensors and plain values only.
+
+    RecBole stores its whole Config, with pickle protocol 4 (trainer/trainer.py:289, and :755 for
+    pretraining). torch 2.6 made ``weights_only=True`` the default of ``torch.load``, which refuses both;
+    RecBole calls it without a word about it (trainer.py:323 and :583, s3rec.py:120), so every run fails when
+    it loads its best epoch. FDSA, SASRecF, GRU4RecF, DIN and DIEN even store the Dataset, inside a module in
+    ``other_parameter`` (fdsa.py:108); the module's weights are in ``state_dict`` already. Written plainly,
+    RecBole's own code reads all of them.
+    """
+    replace(recbole.trainer.Trainer, "_save_checkpoint", lambda _: _save_checkpoint)
+    replace(recbole.trainer.PretrainTrainer, "save_pretrained_model", lambda _: _save_pretrained_model)
+    replace(AbstractRecommender, "load_other_parameter", _load_other_parameter)
+
+
+def _save_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+    if not self.config["single_spec"] and (self.config["local_rank"] != 0 or rank() != 0):
+        return
+    saved_model_file = kwargs.pop("saved_model_file", self.saved_model_file)
+    write_checkpoint(checkpoint_state(self, epoch), saved_model_file)
+    if verbose:
+        self.logger.info(recbole.utils.set_color("Saving current", "blue") + f": {saved_model_file}")
+
+
+def _save_pretrained_model(self: Any, epoch: int, saved_model_file: str) -> None:
+    write_checkpoint(checkpoint_state(self, epoch), saved_model_file)
+    self.saved_model_file = saved_model_file
+
+
+def _load_other_parameter(original: Callable[..., None]) -> Callable[..., None]:
+    def load(self: Any, para: Mapping[str, Any] | None) -> None:
+        original(self, _revive(para))
+
+    return load
+
+
+def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
+    """What a checkpoint holds: RecBole's keys, with plain values.
+
+    ``config`` is ``{"model", "dataset", "external"}``, the last being what the user set, from which a Config
+    can be built anew anywhere (the final settings cannot: ``data_path`` has the data set's name joined to it
+    by then). The settings of a process group are left out, so that one process can read what many wrote.
+    ``module`` is what must be imported before RecBole can find the model.
+
+    A value that cannot be made plain is kept as it is, with a warning: the file then needs ``trusted=True``.
+    """
+    config, model = trainer.config, trainer.model
+    external = {key: value for key, value in config.external_config_dict.items() if key not in _DDP_KEYS}
+    owned = {id(module) for module in model.modules()}
+    other = {key: value for key, value in model.other_parameter().items() if id(value) not in owned}
+    foreign: list[str] = []
+    state = {
+        "format": FORMAT,
+        "module": type(model).__module__,
+        "config": {
+            "model": config["model"],
+            "dataset": config["dataset"],
+            "external": _plain(external, "config", foreign),
+        },
+        "epoch": epoch,
+        "cur_step": trainer.cur_step,
+        "best_valid_score": float(trainer.best_valid_score),
+        "state_dict": model.state_dict(),
+        "other_parameter": _plain(other, "other_parameter", foreign),
+        "optimizer": _plain(trainer.optimizer.state_dict(), "optimizer", foreign),
+    }
+    if foreign:
+        trainer.logger.warning(
+            f"The checkpoint of {config['model']} holds {', '.join(foreign)}. torch.load refuses "
+            "such objects unless told to trust the file, and so will RecBole's evaluate() and "
+            "resume_checkpoint(): pass saved=False, or read the file with recbole_qbert's "
+            "load_data_and_model(file, trusted=True)."
+        )
+    return state
+
+
+def write_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write the file, whole or not at all."""
+    with whole(Path(path)) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def _plain(value: Any, name: str, foreign: list[str]) -> Any:
+    """``value`` with numpy and scipy objects as tensors; what cannot be is kept and named in ``foreign``."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.Tensor) or type(value) in _LEAVES:
+        return value
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, dict):
+        return {
+            key.item() if isinstance(key, np.generic) else key: _plain(item, f"{name}[{key!r}]", foreign)
+            for key, item in value.items()
+        }
+    if type(value) in (list, tuple, set):
+        return type(value)(_plain(item, f"{name}[...]", foreign) for item in value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        kind = "matrix" if isinstance(value, np.matrix) else "array"  # EASE computes with np.matrix (ease.py:59)
+        return {_KIND: kind, "data": torch.from_numpy(np.array(value))}
+    if sparse.issparse(value):
+        rows = value.tocsr()
+        parts = {part: torch.from_numpy(np.array(getattr(rows, part))) for part in ("data", "indices", "indptr")}
+        return {_KIND: value.format, "shape": tuple(int(length) for length in rows.shape), **parts}
+    foreign.append(f"{name} ({type(value).__module__}.{type(value).__qualname__})")
+    return value
+
+
+def _revive(value: Any, device: torch.device | None = None) -> Any:
+    """The reverse of :func:`_plain`, with tensors on ``device``."""
+    if isinstance(value, torch.Tensor):
+        return value if device is None else value.to(device)
+    if type(value) in (list, tuple, set):
+        return type(value)(_revive(item, device) for item in value)
+    if type(value) is not dict:
+        return value
+    kind = value.get(_KIND)
+    if kind is None:
+        return {key: _revive(item, device) for key, item in value.items()}
+    if kind in ("array", "matrix"):
+        array = value["data"].cpu().numpy()
+        return np.asmatrix(array) if kind == "matrix" else array
+    parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
+    return sparse.csr_matrix(parts, shape=value["shape"]).asformat(kind)
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without running anything that may be hidden in it.
+
+    Args:
+        path: a file written by :func:`write_checkpoint`, or by ``torch.save``.
+        trusted: whether a file that holds other objects than tensors and plain values, such as a checkpoint
+            of stock RecBole, may be unpickled, which runs whatever code its author put there.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UntrustedCheckpointError: the file needs ``trusted=True``.
+        ValueError: the file is damaged, or is no checkpoint.
+    """
+    try:
+        with warnings.catch_warnings():  # torch asks to file an issue about what is refused here a moment later
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not trusted:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it holds {found.group(1)}" if found else "a kind of pickle that stock RecBole writes, too"
+            raise UntrustedCheckpointError(
+                f"{os.fspath(path)} is more than tensors and plain values ({reason}), and reading it can run "
+                "code hidden in it. If you wrote the file, or trust who did, pass trusted=True."
+            ) from error
+        state = torch.load(path, map_location="cpu", weights_only=False)
+    except OSError:
+        raise
+    except Exception as error:  # torch's reader of pickles fails in many ways on bytes that are none
+        raise ValueError(f"{os.fspath(path)} is damaged or no checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{os.fspath(path)} is no checkpoint: it holds a {type(state).__name__}, not a dict")
+    return state
+
+
+def readable_checkpoints() -> None:
+    """Let ``recbole.quick_start.load_data_and_model`` be ours.
+
+    RecBole's (quick_start.py:230) cannot read any file since torch 2.6, and expects a pickled Config in it;
+    one that was written under DDP ends in "Default process group has not been initialized", since the Config
+    says so.
+    """
+    for module in (importlib.import_module("recbole.quick_start"), quick_start):
+        module.load_data_and_model = load_data_and_model  # type: ignore[attr-defined]
+
+
+def load_data_and_model(
+    model_file: str | os.PathLike[str], trusted: bool = False
+) -> tuple[Config, AbstractRecommender, Any, Any, Any, Any]:
+    """Load a checkpoint, and with it everything to evaluate its model.
+
+    The command line is not read: the settings are those that the model was trained with. Paths among them are
+    taken as they are, so a relative ``data_path`` is looked for from the current folder.
+
+    Args:
+        model_file: the checkpoint; the argument has RecBole's name.
+        trusted: see :func:`load_checkpoint`; needed for the files of stock RecBole.
+
+    Returns:
+        config, model, dataset, train_data, valid_data, test_data.
+
+    Raises:
+        UntrustedCheckpointError: the file needs ``trusted=True``.
+        ImportError: the model's class comes from a module of your own, which you must import first.
+        ValueError: the file is no checkpoint of RecBole.
+    """
+    checkpoint = load_checkpoint(model_file, trusted)
+    config = _rebuild_config(checkpoint, os.fspath(model_file))
+    quick_start.init_seed(config["seed"], config["reproducibility"])
+    quick_start.init_logger(config)
+    logging.getLogger().info(config)
+    with without_pickled_caches():
+        dataset = quick_start.create_dataset(config)
+        logging.getLogger().info(dataset)
+        train_data, valid_data, test_data = quick_start.data_preparation(config, dataset)
+    quick_start.init_seed(config["seed"], config["reproducibility"])
+    model = quick_start.get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    model.load_state_dict(checkpoint["state_dict"])
+    model.load_other_parameter(_revive(checkpoint.get("other_parameter"), config["device"]))
+    return config, model, dataset, train_data, valid_data, test_data
+
+
+def _rebuild_config(checkpoint: Mapping[str, Any], path: str) -> Config:
+    """A Config from what the user set when the checkpoint was written, for this process alone."""
+    stored = checkpoint.get("config")
+    if isinstance(stored, Config):  # stock RecBole, trusted
+        model, dataset, external = stored["model"], stored["dataset"], stored.external_config_dict
+    elif isinstance(stored, dict) and {"model", "dataset", "external"} <= stored.keys():
+        _import_home(str(checkpoint.get("module")), stored["model"], path)
+        model, dataset, external = stored["model"], stored["dataset"], _revive(stored["external"])
+    else:
+        raise ValueError(f"{path} is no checkpoint of a RecBole model: its 'config' is {type(stored)}")
+    settings = {
+        # Config evaluates the strings of a config_dict (configurator.py:127): "[5,10]" would become a list.
+        key: repr(value) if isinstance(value, str) else copy.deepcopy(value)
+        for key, value in external.items()
+        if key not in _DDP_KEYS | PICKLED_CACHES
+    }
+    if model == "QBERT4Rec":  # its weights are at hand: there are none to start from, and no stage is to run again
+        settings |= {"pretrained": None, "rebuild": False}
+        folder, data = (external.get(key) for key in ("semantic_id_dir", "data_path"))
+        if folder and data and Path(folder).resolve() == (Path(data) / dataset).resolve():  # was not refused once
+            settings["semantic_id_dir"] = None
+    with clean_argv():
+        return Config(model=model, dataset=dataset, config_dict=settings)
+
+
+def _import_home(module: str, model: str, path: str) -> None:
+    """Import the package that registers the model, if RecBole or ours: a file must not choose others."""
+    root = module.partition(".")[0]
+    if root in ("recbole", "recbole_qbert"):
+        importlib.import_module(root)
+    elif module not in sys.modules:
+        raise ImportError(
+            f"{path} holds a {model} of module {module!r}. Only recbole and recbole_qbert are imported for a "
+            f"file: import {module} (which must register {model}) yourself, then load again."
+        )

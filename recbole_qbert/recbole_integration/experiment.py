@@ -1,0 +1,246 @@
+"""One training run through RecBole: configuration, data, model, training, figures."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.trainer import S3RecTrainer, Trainer
+from recbole.utils import get_model, get_trainer, init_logger, init_seed
+from tqdm import tqdm
+
+from recbole_qbert.pipeline.stages import Catalogue
+from recbole_qbert.recbole_integration import checkpoint_io, patches
+from recbole_qbert.recbole_integration.resume import ProgressFile, of_rows, of_tensors
+from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
+from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
+from recbole_qbert.sequence.scoring import rank_of
+from recbole_qbert.utils.io import digest
+
+
+@dataclass
+class Run:
+    """A trained model with the data it was trained on.
+
+    Attributes:
+        config: RecBole's configuration.
+        model: with its best weights.
+        trainer: RecBole's trainer; ``trainer.saved_model_file`` is the checkpoint.
+        valid_data: validation loader.
+        test_data: test loader.
+        valid: metrics of the best epoch on validation, lower-case names.
+        seconds: ``data``, ``model`` (with stages 1 and 2 where they ran) and ``training``.
+    """
+
+    config: Config
+    model: Any
+    trainer: Any
+    valid_data: Any
+    test_data: Any
+    valid: dict[str, float]
+    seconds: dict[str, float]
+
+    def test(self) -> dict[str, float]:
+        """Metrics on test, by RecBole's evaluator, with the model as it is now."""
+        result = self.trainer.evaluate(self.test_data, load_best_model=False)
+        return {name: float(value) for name, value in result.items()}
+
+
+def configure(
+    model: str, dataset: str, data_path: str | os.PathLike[str], settings: Mapping[str, Any], files: Sequence[str] = ()
+) -> Config:
+    """RecBole's configuration; the command line of the process is not read.
+
+    Args:
+        model: registered name.
+        dataset: name of the data set.
+        data_path: folder that holds the data set's folder.
+        settings: property keys; they win over files.
+        files: property files; later ones win.
+
+    Raises:
+        FileNotFoundError: a property file or the data set's ``.inter`` is missing.
+        ValueError: an unknown property key.
+    """
+    inter = Path(data_path) / dataset / f"{dataset}.inter"
+    if not inter.exists():
+        raise FileNotFoundError(f"{inter} is missing; data_path must hold a folder {dataset} with RecBole atomic files")
+    for file in files:
+        if not Path(file).exists():
+            raise FileNotFoundError(f"property file {file} is missing")
+    given = {**settings, "data_path": str(Path(data_path).resolve())}
+    with patches.clean_argv():
+        return Config(
+            model=model,
+            dataset=dataset,
+            config_file_list=[str(file) for file in files],
+            # Config evaluates strings (configurator.py:127); quoted, they stay what they are.
+            config_dict={k: repr(v) if isinstance(v, str) else v for k, v in given.items()},
+        )
+
+
+def catalogue_of(config: Config) -> Catalogue:
+    """What stages 1 and 2 need of a data set: its items and the training part of its histories."""
+    with _caches_of(config):
+        train = create_dataset(config).build()[0]
+    histories = [history - 1 for history in train.histories]  # rows of a catalogue start at 0, RecBole's ids at 1
+    return Catalogue(config["dataset"], Path(config["data_path"]), train.item_tokens(), histories)
+
+
+def pretraining(config: Config) -> dict[str, Any]:
+    """Properties that turn a configuration into that of its pretraining."""
+    return {
+        "train_stage": "pretrain",
+        "pretrained": None,
+        "structural_prior": "none",
+        "epochs": config["pretrain_epochs"],
+        "learning_rate": config["pretrain_learning_rate"],
+        "train_batch_size": config["pretrain_batch_size"],
+    }
+
+
+def train(
+    config: Config,
+    title: str | None = None,
+    prepare: Callable[[Any], None] | None = None,
+    checkpoint_file: Path | None = None,
+) -> Run:
+    """Train one model and put its best weights back; everything RecBole writes goes to the current folder.
+
+    The seed is set before the data and again before the model, so that the model does not depend on how the data were
+    cut.
+
+    Args:
+        config: of ``configure``.
+        title: shows a progress bar over epochs under this name.
+        prepare: is given the model before training.
+        checkpoint_file: in place of the property of this name, and for RecBole's sequential models, too: where the best
+            weights go; with it, an interrupted training goes on from its last validation and equals one that was not
+            stopped. Other models start anew (``goes_on``).
+    """
+    seconds = {}
+    patches.fresh_logging()
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    started = time.perf_counter()
+    with _caches_of(config):
+        train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
+    seconds["data"] = time.perf_counter() - started
+    started = time.perf_counter()
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    seconds["model"] = time.perf_counter() - started
+    if prepare:
+        prepare(model)
+    if checkpoint_file:
+        config["checkpoint_file"] = str(checkpoint_file)  # which QBERT4RecTrainer reads
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    started = time.perf_counter()
+    progress = None
+    if checkpoint_file and goes_on(trainer):
+        trainer.saved_model_file = str(checkpoint_file)
+        progress = ProgressFile(checkpoint_file, config, _start(model, train_data._dataset), train_data.generator)
+    with tqdm(
+        total=config["epochs"], desc=f"{title or '':<18}", ncols=100, disable=None if title else True, leave=False
+    ) as bar:
+
+        def show(_: int, score: float) -> None:
+            bar.update()
+            bar.set_postfix_str(f"{config['valid_metric']} {score:.4f} (best {max(trainer.best_valid_score, score):.4f})")
+
+        # RecBole's own bars, one an epoch and one a validation, would fight with this one for the line.
+        fit = partial(trainer.fit, train_data, valid_data, True, True, False)
+        _, valid = progress.fit(trainer, fit, train_data, valid_data, show) if progress else fit(show)
+    seconds["training"] = time.perf_counter() - started
+    checkpoint = checkpoint_io.load_checkpoint(trainer.saved_model_file)
+    model.load_state_dict(checkpoint["state_dict"])
+    model.load_other_parameter(checkpoint.get("other_parameter"))
+    model.eval()
+    valid = {name: float(value) for name, value in (valid or {}).items()}
+    return Run(config, model, trainer, valid_data, test_data, valid, seconds)
+
+
+def _caches_of(config: Config) -> AbstractContextManager[None]:
+    """RecBole's pickled caches are read only for a user who asked for them: unpickling runs code."""
+    return nullcontext() if any(config[key] for key in patches.PICKLED_CACHES) else patches.without_pickled_caches()
+
+
+def goes_on(trainer: Any) -> bool:
+    """Whether weights, optimizer and random states are all that a RecBole training has.
+
+    They are with its sequential models under its plain trainer (S3Rec's, too, but for the pretraining, which has no
+    validation to call back after). Others keep more: RecVAE a second optimizer, MultiVAE a count of steps, KGAT a loader.
+    """
+    return type(trainer) in (Trainer, S3RecTrainer) and isinstance(trainer.model, SequentialRecommender)
+
+
+def _start(model: torch.nn.Module, rows: Any) -> str:
+    """What a training starts from: weights and data."""
+    return digest([of_tensors(model.state_dict()), of_rows(rows)])
+
+
+def add_prior(run: Run) -> dict[str, float]:
+    """Give a trained QBERT4Rec the co-occurrence prior, its weight fitted on validation; returns what was chosen."""
+    run.model.prior = CooccurrencePrior(run.valid_data._dataset.histories, run.model.n_items).to(run.model.device)
+    return run.trainer.fit_prior(run.valid_data)
+
+
+@torch.no_grad()
+def ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
+    """Rank of each user's target among all items, counted from 1, ties against the model.
+
+    Args:
+        run: a trained model, ours or RecBole's.
+        data: ``run.valid_data`` or ``run.test_data``.
+        exclude_history: put the items of the history that is read (the newest ``MAX_ITEM_LIST_LENGTH``) last; the same right
+            for every model. For general models, such as Pop, RecBole itself leaves the whole history out, in any case.
+
+    Returns:
+        ``[users]`` int64 in the order of the users' internal ids.
+    """
+    model, found, owners = run.model.eval(), [], []
+    if isinstance(run.trainer, QBERT4RecTrainer):
+        users = data._dataset.inter_feat[model.USER_ID]
+        return run.trainer.target_ranks(data, exclude_history=exclude_history)[users.argsort()].numpy()
+    for interaction, seen, _, target in data:
+        interaction = interaction.to(model.device)
+        scores = model.full_sort_predict(interaction).view(len(interaction), -1)[:, : run.valid_data._dataset.item_num]
+        scores = scores.clone()
+        if seen is not None:  # general models get the history by the side
+            scores[seen] = -torch.inf
+        elif exclude_history:
+            scores.scatter_(1, interaction[model.ITEM_SEQ], -torch.inf)
+        scores[:, 0] = -torch.inf
+        found.append(rank_of(scores, target.to(scores.device)).cpu())
+        owners.append(interaction[model.USER_ID].cpu())
+    return torch.cat(found)[torch.cat(owners).argsort()].numpy()
+
+
+def figures(rank: np.ndarray, topk: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """HR and NDCG of one target a user; names as RecBole's (``hit@10``, ``ndcg@10``)."""
+    hits = {k: rank <= k for k in topk}
+    result = {f"hit@{k}": float(hit.mean()) for k, hit in hits.items()}
+    return result | {f"ndcg@{k}": float((hit / np.log2(rank + 1.0)).mean()) for k, hit in hits.items()}
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in ``folder``: RecBole writes logs to the current folder and knows no other place for them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

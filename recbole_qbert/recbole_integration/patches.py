@@ -1,0 +1,258 @@
+"""What RecBole 1.2.1 needs on today's torch: one shim per upstream problem; :func:`apply` runs all.
+
+* :func:`countable_metrics` - item coverage and its like crash.
+* :func:`log_every_run` - the second run of a process logs nowhere.
+* :func:`no_anomaly_detection` - importing RecBole's models turns on autograd's debugging mode.
+* :func:`processes_without_gpu` - several processes need NCCL, and so a GPU each.
+* :func:`folders_made_together` - several processes that make the same folder fail.
+
+Beside them, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`without_pickled_caches`, :class:`ConfigValues`.
+``checkpoints.py`` is of the same kind, for files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib
+import logging
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import recbole.data.utils
+import recbole.trainer
+import recbole.utils
+import recbole.utils.logger
+import torch
+from recbole.config import Config
+from recbole.evaluator.collector import Collector
+
+from recbole_qbert.utils.distributed import PATIENCE, close_at_exit, open_group, together
+
+with warnings.catch_warnings():  # ray 2.6.3, which this module imports, still uses pkg_resources and says so
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    quick_start = importlib.import_module("recbole.quick_start.quick_start")
+
+__all__ = [
+    "PICKLED_CACHES",
+    "ConfigValues",
+    "apply",
+    "clean_argv",
+    "countable_metrics",
+    "folders_made_together",
+    "fresh_logging",
+    "log_every_run",
+    "no_anomaly_detection",
+    "processes_without_gpu",
+    "quick_start",
+    "replace",
+    "without_pickled_caches",
+]
+
+#: Properties of RecBole that ask for pickles of data sets and loaders. Only a user may set them, never a file.
+PICKLED_CACHES = frozenset({"dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"})
+_MARK = "_recbole_qbert"
+
+
+def apply() -> None:
+    """Apply every shim; a second call changes nothing."""
+    countable_metrics()
+    log_every_run()
+    no_anomaly_detection()
+    processes_without_gpu()
+    folders_made_together()
+
+
+def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Set ``owner.name`` to ``make(original)``, once."""
+    original = getattr(owner, name)
+    if not hasattr(original, _MARK):
+        wrapper = functools.wraps(original)(make(original))
+        setattr(wrapper, _MARK, True)
+        setattr(owner, name, wrapper)
+
+
+# ------------------------------------------------------------------------------------------------- evaluation
+def countable_metrics() -> None:
+    """Let ItemCoverage, GiniIndex, AveragePopularity and TailPercentage run.
+
+    ``Collector.get_data_struct`` calls ``.cpu()`` on everything collected (evaluator/collector.py:227), and
+    these metrics need an int and a Counter.
+    """
+    replace(Collector, "get_data_struct", lambda _: _get_data_struct)
+
+
+def _get_data_struct(self: Any) -> Any:
+    collected = self.data_struct._data_dict
+    for key, value in collected.items():
+        if isinstance(value, torch.Tensor):
+            collected[key] = value.cpu()
+    returned = copy.deepcopy(self.data_struct)
+    for key in ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label"):
+        collected.pop(key, None)
+    return returned
+
+
+# --------------------------------------------------------------------------------------- logging and argument
+_handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
+
+
+def fresh_logging() -> None:
+    """Take RecBole's handlers off the root logger and close their files; other handlers stay."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        by_recbole = any(isinstance(item, recbole.utils.logger.RemoveColorFilter) for item in handler.filters)
+        if handler in _handlers or by_recbole:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def log_every_run() -> None:
+    """Give every run its own log file, and so its own folder for tensorboard.
+
+    ``init_logger`` ends in ``logging.basicConfig`` (utils/logger.py:119), which does nothing when the root
+    logger has
+    handlers: the second run of a process, or any run of a program that logs, gets an empty file.
+    """
+    replace(quick_start, "init_logger", _init_logger)
+    for module in (recbole.utils, recbole.utils.logger):
+        module.init_logger = quick_start.init_logger
+
+
+def _init_logger(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def init_logger(config: Any) -> None:
+        fresh_logging()
+        root = logging.getLogger()
+        others = root.handlers[:]
+        for handler in others:
+            root.removeHandler(handler)
+        try:
+            original(config)
+        finally:
+            for handler in root.handlers[:]:
+                if others and not isinstance(handler, logging.FileHandler):
+                    root.removeHandler(handler)  # the program has its own idea of what the console shows
+                else:
+                    _handlers.add(handler)
+            for handler in others:
+                root.addHandler(handler)
+
+    return init_logger
+
+
+def no_anomaly_detection() -> None:
+    """Turn autograd's anomaly detection off again.
+
+    Importing any sequential model of RecBole runs ``torch.autograd.set_detect_anomaly(True)``
+    (model/sequential_recommender/sine.py:25): every operation of every model then records a stack trace and every
+    gradient is searched for NaN. RecBole's trainer checks the loss for NaN anyway.
+    """
+    importlib.import_module("recbole.model.sequential_recommender")  # now, or it would happen later
+    torch.autograd.set_detect_anomaly(False)
+
+
+def processes_without_gpu() -> None:
+    """Let several processes run on CPUs, with gloo, and under torchrun.
+
+    ``Config._init_device`` knows NCCL only (configurator.py:497) and opens a port of its own, which under torchrun is taken;
+    ``AbstractTrainer`` names a GPU to ``DistributedDataParallel`` (trainer.py:59).
+    """
+    replace(Config, "_init_device", _init_device)
+    replace(recbole.trainer.trainer.AbstractTrainer, "__init__", _init_trainer)
+
+
+def _init_device(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def init_device(self: Any) -> None:
+        final = self.final_config_dict
+        cpu = not torch.cuda.is_available() or str(final["gpu_id"]) == "" or final["use_gpu"] is False
+        torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        if "local_rank" not in final or not (cpu or torchrun):
+            original(self)
+            if together():
+                close_at_exit()
+            return
+        if not together():
+            if torchrun:
+                address: dict[str, Any] = {"init_method": "env://"}
+            else:
+                rank = final["local_rank"] + final["offset"]
+                host = f"tcp://{final['ip']}:{final['port']}"
+                address = {"init_method": host, "rank": rank, "world_size": final["world_size"]}
+            open_group("gloo" if cpu else "nccl", timeout=PATIENCE, **address)
+        final["device"] = torch.device("cpu") if cpu else torch.device("cuda", final["local_rank"])
+        if not cpu:
+            torch.cuda.set_device(final["local_rank"])
+        final["single_spec"] = False
+        if final["local_rank"] != 0:
+            final |= {"state": "error", "show_progress": False, "verbose": False}
+
+    return init_device
+
+
+def _init_trainer(original: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
+    def init_trainer(self: Any, config: Any, model: Any) -> None:
+        if config["single_spec"] or config["device"].type != "cpu":
+            original(self, config, model)
+            return
+        self.config, self.model = config, model
+        self.distributed_model = torch.nn.parallel.DistributedDataParallel(model)
+
+    return init_trainer
+
+
+def folders_made_together() -> None:
+    """Let several processes make the same folder.
+
+    ``ensure_dir`` looks first and makes the folder then (utils/utils.py:44): of two processes that start together, one finds
+    that the other was quicker, and ends with FileExistsError.
+    """
+    for name in ("utils.logger", "trainer.trainer", "data.utils", "data.dataset.dataset"):
+        replace(importlib.import_module(f"recbole.{name}"), "ensure_dir", lambda _: _ensure_dir)
+
+
+def _ensure_dir(dir_path: str) -> None:
+    os.makedirs(dir_path, exist_ok=True)
+
+
+class ConfigValues(dict[str, Any]):
+    """RecBole's Config as a mapping: Config has no ``keys`` of its own. A missing key gives None, as Config does."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.final_config_dict)
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def clean_argv() -> Iterator[None]:
+    """Hide the command line from ``Config``, which reads it in every process (configurator.py:163)."""
+    kept = sys.argv
+    sys.argv = kept[:1] or [""]
+    try:
+        yield
+    finally:
+        sys.argv = kept
+
+
+@contextlib.contextmanager
+def without_pickled_caches() -> Iterator[None]:
+    """Make RecBole build data sets and loaders from atomic files, whatever caches of them lie on the disk.
+
+    ``create_dataset`` and ``load_split_dataloaders`` (data/utils.py:59, :119) unpickle the file of ``dataset_save_path`` or
+    ``dataloaders_save_path``. Without these they take one whose path is made of ``checkpoint_dir`` and the name of the
+    data set. Unpickling runs code, and settings that come from a checkpoint may name any file.
+    """
+    module = recbole.data.utils
+    kept = module.os
+    module.os = SimpleNamespace(path=SimpleNamespace(join=kept.path.join, exists=lambda _: False))
+    try:
+        yield
+    finally:
+        module.os = kept

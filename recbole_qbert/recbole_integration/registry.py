@@ -1,0 +1,339 @@
+"""The only room that writes into RecBole's registries.
+
+RecBole 1.2.1 has no entry points: it finds a model by importing ``recbole.model.<kind>.<name in lower
+case>``, its defaults in a YAML file inside its own package, its Dataset and Trainer classes by the names
+``<Model>Dataset`` and ``<Model>Trainer``. :func:`register` puts a class where that search looks;
+:func:`install` teaches ``Config`` to read defaults from outside the package and makes the children of
+``run(nproc=2)`` import this plugin. Both may be called any number of times. RecBole's own models work as
+before, in the same process.
+
+Touched in RecBole: ``Config._load_internal_config_dict``, ``quick_start.run_recboles`` and the name
+``get_model`` inside ``recbole.config.configurator``. ``tests/test_plugin.py`` fails when one of them changes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import recbole
+import recbole.config.configurator as configurator
+import recbole.data.dataset
+import recbole.trainer
+import recbole.utils.argument_list as argument_list
+
+from recbole_qbert.config.property_files import parse_yaml
+from recbole_qbert.recbole_integration.patches import quick_start
+
+__all__ = ["check_keys", "install", "known_properties", "objective_function", "register", "run_recboles", "use_dataset"]
+
+_RECBOLE = Path(recbole.__file__).parent
+_KINDS = ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
+#: Keys RecBole reads though none of its YAML files or argument lists has them (found by a search of its
+#: code, which tests/test_plugin.py repeats), and the flags of its scripts, which Config sees in sys.argv.
+_UNLISTED = frozenset(
+    """model dataset config_files encoding verbose tail_ratio neg_sampling training_neg_sample_num
+    valid_neg_sample_args test_neg_sample_args
+    local_rank world_size nproc ip port offset group_offset
+    params_file output_file display_file tool model_ours model_baseline st_seed run_times""".split()
+)
+#: Options of RecBole's built-in ``transform`` (data/transform.py): they mean something only beside that key.
+_TRANSFORM_OPTIONS = frozenset({"mask_ratio", "ft_ratio", "eta", "beta"})
+_MARK = "_recbole_qbert"
+
+
+@dataclass(frozen=True)
+class _Registration:
+    """What :func:`register` was told about one model."""
+
+    model: type
+    dataset: type | None
+    trainer: type | None
+    properties: Path
+    dataset_arguments: tuple[str, ...]
+
+
+# A reload (as notebooks do it) runs this module again in the same namespace: what is registered stays so.
+_registered: dict[str, _Registration] = globals().get("_registered", {})
+
+
+# ------------------------------------------------------------------------------------------------ registering
+def register(
+    model: type,
+    *,
+    dataset: type | None = None,
+    trainer: type | None = None,
+    properties: Path,
+    dataset_arguments: Sequence[str] = (),
+) -> None:
+    """Make RecBole find ``model`` by its class name, as if it were one of its own.
+
+    Args:
+        model: the model class; ``run_recbole(model=model.__name__)`` finds it afterwards. A model of any
+            RecBole type will do: the type is read from the class, not from where it is found.
+        dataset: its Dataset class, or None for the one RecBole chooses by model type.
+        trainer: its Trainer class, or None for RecBole's choice.
+        properties: YAML file with the model's defaults; every property the model knows must stand in it.
+        dataset_arguments: properties that change the built data set. RecBole then compares them before it
+            takes a data set from a cache file (data/utils.py:63), and stale caches are not used.
+
+    Registering a class again (the same module and name, as after a reload) replaces its earlier registration.
+
+    Raises:
+        ValueError: the name, in whatever case, or ``<name>Dataset`` / ``<name>Trainer`` belongs to another
+            class.
+        FileNotFoundError: ``properties`` is no file.
+    """
+    entry = _Registration(model, dataset, trainer, Path(properties), tuple(dataset_arguments))
+    name, alias = model.__name__, f"recbole.model.sequential_recommender.{model.__name__.lower()}"
+    _read_properties(entry.properties)  # a broken file is reported here, not at the first run
+    _recbole_properties()  # kept before dataset_arguments grows by what only our models know
+    earlier = _registered.get(name)
+    _refuse_taken_model(model, alias)
+    homes: tuple[tuple[str, ModuleType, type | None, type | None], ...] = (
+        ("Dataset", recbole.data.dataset, dataset, earlier.dataset if earlier else None),
+        ("Trainer", recbole.trainer, trainer, earlier.trainer if earlier else None),
+    )
+    for suffix, home, given, before in homes:
+        _refuse_taken_helper(name + suffix, home, given, before)
+
+    # Only now write: an error above leaves RecBole as it was. get_model (utils/utils.py:75) asks find_spec,
+    # which is content with an imported module that has a spec; the class keeps its real module, so pickles of
+    # it import us.
+    stand_in = ModuleType(alias, f"Stands in for {model.__module__}, where RecBole looks for {name}.")
+    stand_in.__spec__ = ModuleSpec(alias, loader=None)
+    setattr(stand_in, name, model)
+    sys.modules[alias] = stand_in
+    for suffix, home, given, _ in homes:
+        if given is not None:
+            setattr(home, name + suffix, given)
+        elif hasattr(home, name + suffix):
+            delattr(home, name + suffix)
+    known = argument_list.dataset_arguments
+    known.extend(key for key in entry.dataset_arguments if key not in known)
+    _registered[name] = entry
+
+
+def use_dataset(names: Sequence[str], dataset: type) -> None:
+    """Have RecBole load its own models of these names with a data set class of ours (data/utils.py:46).
+
+    Raises:
+        ValueError: RecBole has a data set class of its own for the model.
+    """
+    for name in names:
+        _refuse_taken_helper(f"{name}Dataset", recbole.data.dataset, dataset, None)
+        setattr(recbole.data.dataset, f"{name}Dataset", dataset)
+
+
+def _same_class(one: Any, other: type) -> bool:
+    """Whether both are the same class, perhaps defined anew by a reload."""
+    return (getattr(one, "__module__", None), getattr(one, "__qualname__", None)) == (
+        other.__module__,
+        other.__qualname__,
+    )
+
+
+def _refuse_taken_model(model: type, alias: str) -> None:
+    """Raise ValueError if RecBole or another registration has this name, in whatever case."""
+    name, file = model.__name__, f"{model.__name__.lower()}.py"
+    for kind in _KINDS:  # look for files: importing the kinds would be slow, and exlib needs LightGBM
+        path = _RECBOLE / "model" / f"{kind}_recommender" / file
+        if path.is_file():
+            raise ValueError(f"model name {name!r} is taken by RecBole ({kind}_recommender/{file}): rename the class")
+    if alias in sys.modules:
+        holders = [value for value in vars(sys.modules[alias]).values() if isinstance(value, type)]
+        if not any(_same_class(holder, model) for holder in holders):
+            taken = ", ".join(f"{holder.__module__}.{holder.__qualname__}" for holder in holders)
+            raise ValueError(
+                f"model name {name!r} is taken by {taken or alias}: RecBole compares names in lower case. "
+                f"Rename {model.__module__}.{model.__qualname__}"
+            )
+
+
+def _refuse_taken_helper(name: str, home: ModuleType, given: type | None, before: type | None) -> None:
+    """Raise ValueError if ``home`` has ``name`` from elsewhere: RecBole would pick it up for our model."""
+    holder = getattr(home, name, None)
+    ours = holder is before or (given is not None and _same_class(holder, given))
+    if holder is not None and not ours:
+        raise ValueError(f"{home.__name__}.{name} exists ({holder!r}): RecBole would use it here. Rename the model")
+
+
+# ------------------------------------------------------------------------------------------------- properties
+def check_keys(given: Iterable[object], known: Collection[str], where: str) -> None:
+    """Refuse property names that nobody knows.
+
+    RecBole's ``Config`` answers None for a name it does not know and keeps whatever it is given, so that a
+    misspelt property changes nothing and says nothing.
+
+    Args:
+        given: the names found.
+        known: the names allowed.
+        where: where the names were found, as the reader should be told: ``"config_dict"``.
+
+    Raises:
+        ValueError: names every unknown one, the nearest known name of each, and ``where``.
+
+    >>> check_keys(["item_rows"], {"item_rows"}, "config_dict")
+    >>> check_keys(["item_row"], {"item_rows"}, "config_dict")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown property 'item_row' (did you mean 'item_rows'?) in config_dict
+    """
+    complaints = []
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), sorted(known), n=1)
+            complaints.append(f"{key!r} (did you mean {near[0]!r}?)" if near else f"{key!r}")
+    if complaints:
+        noun = "property" if len(complaints) == 1 else "properties"
+        raise ValueError(f"unknown {noun} {', '.join(complaints)} in {where}")
+
+
+def known_properties(model: str) -> frozenset[str]:
+    """Every property a registered model accepts: RecBole's common ones and those in the model's YAML file.
+
+    Raises:
+        KeyError: no such model is registered.
+    """
+    entry = _registered[model]
+    return _recbole_properties().union(_read_properties(entry.properties), entry.dataset_arguments)
+
+
+@functools.lru_cache(maxsize=1)
+def _recbole_properties() -> frozenset[str]:
+    """The properties RecBole's common code reads, from its YAML files and argument lists; no model's own."""
+    folder = _RECBOLE / "properties"
+    files = [folder / "overall.yaml", *folder.glob("quick_start_config/*"), *folder.glob("dataset/*.yaml")]
+    lists = ("general_arguments", "training_arguments", "evaluation_arguments", "dataset_arguments")
+    keys = set(_UNLISTED).union(*(getattr(argument_list, name) for name in lists))
+    for file in files:
+        if not file.name.endswith("url.yaml"):  # those map data set names to addresses
+            keys.update(_read_properties(file))
+    return frozenset(keys)
+
+
+def _read_properties(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping."""
+    content = parse_yaml(file.read_text(encoding="utf-8"))
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"{file} must hold 'property: value' lines, not a {type(content).__name__}")
+    return content or {}
+
+
+def _add_defaults(config: Any, entry: _Registration, dataset: str) -> None:
+    """Put the model's defaults above RecBole's general ones and below those it has for this very data set."""
+    own = _RECBOLE / "properties" / "dataset" / f"{dataset}.yaml"
+    settled = _read_properties(own) if own.is_file() else {}
+    defaults = _read_properties(entry.properties)
+    config.internal_config_dict.update({key: value for key, value in defaults.items() if key not in settled})
+
+
+def _check_properties(config: Any, model: str) -> None:
+    """Apply :func:`check_keys` to each place a user can set properties in."""
+    known = known_properties(model)
+    if config.external_config_dict.get("transform"):
+        known |= _TRANSFORM_OPTIONS
+    places = (
+        (config.file_config_dict, f"a config file (model {model})"),
+        (config.variable_config_dict, f"config_dict (model {model})"),
+        (
+            config.cmd_config_dict,
+            f"the command line (model {model}; RecBole reads every --name=value of the process: if "
+            "this one is your own script's, create the Config inside recbole_integration.patches.clean_argv())",
+        ),
+    )
+    for given, where in places:
+        check_keys(given, known, where)
+
+
+# ------------------------------------------------------------------------------------------------- installing
+def install() -> None:
+    """Connect registered models to RecBole's ``Config`` and its children; a second call changes nothing."""
+    _wrap(configurator.Config, "_load_internal_config_dict", _hook_config)
+    _wrap(configurator, "get_model", _hook_get_model)
+    for module in (importlib.import_module("recbole.quick_start"), quick_start):
+        module.run_recboles = run_recboles  # type: ignore[attr-defined]
+
+
+def _wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Replace ``owner.name`` by ``make(original)``, once."""
+    original = getattr(owner, name)
+    if not hasattr(original, _MARK):
+        wrapper = functools.wraps(original)(make(original))
+        setattr(wrapper, _MARK, True)
+        setattr(owner, name, wrapper)
+
+
+def _hook_config(original: Callable[..., None]) -> Callable[..., None]:
+    """Let ``Config`` (config/configurator.py:238) read our models' YAML files, and check the user's keys."""
+
+    def load(self: Any, model: str, model_class: type, dataset: str) -> None:
+        original(self, model, model_class, dataset)
+        entry = _registered.get(model)
+        if entry is not None:
+            _add_defaults(self, entry, dataset)
+            _check_properties(self, model)
+
+    return load
+
+
+def _hook_get_model(original: Callable[[str], type]) -> Callable[[str], type]:
+    """Name the nearest model if there is none of this name.
+
+    RecBole 1.2.1 looks for an unknown name last in ``exlib_recommender``, which imports LightGBM: the user
+    reads "No module named 'lightgbm'" (utils/utils.py:75). A name in the wrong case ends in an AttributeError
+    (:84).
+    """
+
+    def get_model(model_name: str) -> type:
+        try:
+            return original(model_name)
+        except (ImportError, AttributeError, ValueError) as error:
+            names = {file.stem for file in _RECBOLE.glob("properties/model/*.yaml")} | set(_registered)
+            if model_name in names:  # it exists, and fails for a reason of its own, such as a missing library
+                raise
+            folded = {name.lower(): name for name in names}
+            near = difflib.get_close_matches(model_name.lower(), sorted(folded), n=1)
+            hint = f" (did you mean {folded[near[0]]!r}?)" if near else ""
+            raise ValueError(f"no model named {model_name!r} in RecBole or recbole_qbert{hint}") from error
+
+    return get_model
+
+
+# -------------------------------------------------------------------------------------------- other processes
+_run_recboles = inspect.unwrap(quick_start.run_recboles)
+
+
+def run_recboles(rank: int, *args: Any) -> None:
+    """RecBole's function of the same name (quick_start.py:168), from a place that registers the models.
+
+    ``run(nproc=2)`` sends its module's global ``run_recboles`` to fresh interpreters, which import only what
+    they must to unpickle it: with RecBole's own function that is RecBole, and our models are unknown there.
+    """
+    _run_recboles(rank, *args)
+
+
+# Found again by inspect.unwrap: reloading this module must not wrap the wrapper.
+run_recboles.__wrapped__ = _run_recboles  # type: ignore[attr-defined]
+
+
+def objective_function(
+    config_dict: dict[str, Any] | None = None,
+    config_file_list: list[str] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """RecBole's tuning objective (quick_start.py:184) for ray: its workers import this module to unpickle it.
+
+    Hyperopt runs in this process and takes either this or RecBole's own function.
+    """
+    result: dict[str, Any] = quick_start.objective_function(config_dict, config_file_list, saved)
+    return result

@@ -1,0 +1,171 @@
+"""Where an interrupted training goes on: the state after the last whole epoch, and one line a epoch in a log beside it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_qbert.config.schema import INCIDENTAL
+from recbole_qbert.recbole_integration import checkpoint_io
+from recbole_qbert.utils.distributed import rank
+from recbole_qbert.utils.io import digest, json_lines, whole
+
+Callback = Callable[[int, float], Any]
+
+# What may differ between a run and its continuation; files count by their content (``fingerprint``).
+_VOLATILE = INCIDENTAL | {"pretrained", "semantic_id_file", "epochs"}
+
+
+class ProgressFile:
+    """State of one training run in ``<checkpoint>.progress``, its log in ``<checkpoint>.jsonl``.
+
+    A file of another run (other settings, another ``start``, other validation rows) is not gone on from: it is replaced.
+
+    Args:
+        checkpoint: where the best weights go.
+        config: RecBole's configuration.
+        start: what training starts from besides the settings (data, weights), as text.
+        order: generator of the order of the rows. With it random states are kept, too: RecBole's trainers go on from them.
+    """
+
+    def __init__(self, checkpoint: Path, config: Any, start: str, order: torch.Generator | None = None) -> None:
+        self.order = order
+        self.checkpoint = checkpoint
+        self.path, self.log = checkpoint.with_suffix(".progress"), checkpoint.with_suffix(".jsonl")
+        settings = {k: str(v) for k, v in config.final_config_dict.items() if k not in _VOLATILE}
+        self.start = digest([settings, start])
+        self.run = self.start  # and the validation rows, from ``fit`` on
+        self.started = time.perf_counter()
+
+    def fit(
+        self, trainer: Any, fit: Callable[[Callback], Any], train_data: Any, valid_data: Any, callback: Callback | None
+    ) -> Any:
+        """Train from where the file says.
+
+        Args:
+            trainer: RecBole's, not yet trained.
+            fit: its training, which calls back after every validation.
+            train_data: loader of the training rows.
+            valid_data: of the validation rows, which choose the epoch; ``None`` without a validation.
+            callback: is called then, too.
+
+        Returns:
+            What ``fit`` returns: best score and result on validation; those of the file where nothing is left to do.
+        """
+        if valid_data:
+            self.run = digest([self.start, of_rows(valid_data._dataset)])
+        if self.load(trainer):
+            finished = trainer.cur_step > trainer.stopping_step or trainer.start_epoch >= trainer.epochs
+            trainer.logger.info(f"{self.path}: {'finished' if finished else 'going on'} at epoch {trainer.start_epoch}")
+            if finished:
+                trainer.eval_collector.data_collect(train_data)
+                return trainer.best_valid_score, trainer.best_valid_result
+        elif rank() == 0:
+            self.log.unlink(missing_ok=True)
+
+        def seen(epoch: int, score: float) -> None:
+            if rank() == 0:
+                self.save(trainer, epoch, score)
+            if callback:
+                callback(epoch, score)
+
+        return fit(seen)
+
+    def load(self, trainer: Any) -> bool:
+        """Put a trainer where the file says; false where there is nothing to go on from."""
+        if not (self.path.exists() and self.checkpoint.exists()):
+            return False
+        try:
+            state = checkpoint_io.load_checkpoint(self.path)
+        except ValueError as error:
+            trainer.logger.warning(f"starting anew: {error}")
+            return False
+        if state.get("run") != self.run:
+            trainer.logger.info(f"{self.path} is of another run: starting anew")
+            return False
+        before = copy.deepcopy(trainer.model.state_dict())
+        try:
+            trainer.model.load_state_dict(state["state_dict"])
+            trainer.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            trainer.model.load_state_dict(before)  # what fitted was taken over before the error
+            trainer.logger.warning(f"{self.path} was written by another version, starting anew: {error}")
+            return False
+        trainer.start_epoch, trainer.cur_step = state["epoch"] + 1, state["cur_step"]
+        trainer.best_valid_score, trainer.best_valid_result = state["best_valid_score"], state["best_valid_result"]
+        trainer.train_loss_dict = state["losses"]
+        if self.order is not None:
+            _set_random_state(state["random"], self.order)
+        self._cut_log(state["epoch"])
+        return True
+
+    def save(self, trainer: Any, epoch: int, score: float) -> None:
+        """Keep the state after an epoch and add its line to the log.
+
+        The best weights lie in RecBole's own checkpoint, which was written before: a kill between the two repeats an epoch.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = {"epoch": epoch, "loss": trainer.train_loss_dict[epoch], trainer.valid_metric: float(score)}
+        line |= {"seconds": round(time.perf_counter() - self.started, 3), "best": float(trainer.best_valid_score)}
+        with open(self.log, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(line) + "\n")
+        state = {
+            "run": self.run,
+            "epoch": epoch,
+            "cur_step": trainer.cur_step,
+            "best_valid_score": float(trainer.best_valid_score),
+            "best_valid_result": {k: float(v) for k, v in (trainer.best_valid_result or {}).items()},
+            "losses": {int(k): float(v) for k, v in trainer.train_loss_dict.items()},
+            "state_dict": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "random": None if self.order is None else _random_state(self.order),
+        }
+        checkpoint_io.write_checkpoint(state, self.path)
+
+    def _cut_log(self, last: int) -> None:
+        """Drop lines of epochs that will be run again."""
+        lines = [line for line in json_lines(self.log) if line["epoch"] <= last]
+        with whole(self.log) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def of_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """SHA-256 of the content of each."""
+    return {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+
+
+def of_rows(dataset: Any) -> dict[str, str]:
+    """SHA-256 of every column of a RecBole data set."""
+    return of_tensors({name: dataset.inter_feat[name] for name in dataset.inter_feat})
+
+
+def _random_state(order: torch.Generator) -> dict[str, Any]:
+    """What RecBole draws from, as plain values: masks (Python), negatives (numpy), dropout (torch), the order of rows."""
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": (version, list(words), gauss),
+        "numpy": (name, np.asarray(keys).tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "order": order.get_state(),
+    }
+
+
+def _set_random_state(state: dict[str, Any], order: torch.Generator) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    order.set_state(state["order"])

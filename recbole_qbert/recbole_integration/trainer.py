@@ -1,0 +1,298 @@
+"""RecBole trainer: AdamW with warm-up, epochs that can be repeated, several processes, ranks in place of score matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.trainer import Trainer
+from torch import Tensor, distributed
+from tqdm import tqdm
+
+from recbole_qbert.data.multi_domain import balanced
+from recbole_qbert.recbole_integration import checkpoint_io
+from recbole_qbert.recbole_integration.resume import Callback, ProgressFile
+from recbole_qbert.retrieval.catalog_ranker import CatalogueRanker
+from recbole_qbert.sequence import cooccurrence_prior
+from recbole_qbert.utils.distributed import wait_for_all
+
+
+class WarmupAdamW(torch.optim.AdamW):
+    """AdamW whose learning rate rises linearly over the first steps.
+
+    The count of steps lies in the parameter groups, so it is saved and resumed with them.
+    """
+
+    def __init__(self, groups: Any, *, lr: float, betas: tuple[float, float], warmup_steps: int) -> None:
+        super().__init__(groups, lr=lr, betas=betas, fused=True)  # one pass over each parameter, not about ten
+        for group in self.param_groups:
+            group["full_lr"], group["warmup_steps"], group["taken"] = lr, warmup_steps, 0
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """As torch's; states of before this was one pass say otherwise."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["fused"] = True
+
+    def step(self, closure: Any = None) -> Any:
+        """One update at the learning rate that the warm-up allows."""
+        for group in self.param_groups:
+            group["taken"] += 1
+            group["lr"] = group["full_lr"] * min(1.0, group["taken"] / max(group["warmup_steps"], 1))
+        return super().step(closure)
+
+
+class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
+    """RecBole's ``Trainer`` with an epoch, an evaluation and an interruption of its own.
+
+    *An epoch* is a function of the weights, the optimizer, the seed and the epoch's number: everything random in it (order
+    of users, masks, dropout) starts from a seed made of the last two. So a run that goes on from a saved epoch needs no
+    random state, and equals one that was never stopped.
+
+    *Several processes* see the same batches, each computes every n-th row, and gradients are summed: n processes train as
+    one does, on batches of ``train_batch_size`` users in all. No user is seen twice, none is left out.
+
+    *Evaluation* needs the rank of each user's target only; RecBole's evaluator counts its metrics from the ranks. Ties count
+    against the model. With several processes each ranks a share of the users, and all get all ranks.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.parallel = not config["single_spec"]
+        self.rank = distributed.get_rank() if self.parallel else 0
+        self.world = distributed.get_world_size() if self.parallel else 1
+        self._moved: dict[int, tuple[Any, Any]] = {}  # data sets and their rows on the device, by id
+        self.progress = None
+        if config["checkpoint_file"]:
+            self.saved_model_file = str(config["checkpoint_file"])
+            self.progress = ProgressFile(Path(self.saved_model_file), config, model.fingerprint())
+
+    # -------------------------------------------------------------------------------------------------- training
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        """AdamW with warm-up and no decay on vectors and scalars; other learners as RecBole builds them."""
+        if self.learner.lower() != "adamw" or kwargs:
+            return super()._build_optimizer(**kwargs)
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        matrices, rest = [p for p in learning if p.dim() > 1], [p for p in learning if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        settings = self.model.settings
+        return WarmupAdamW(
+            groups, lr=self.learning_rate, betas=tuple(settings.adam_betas), warmup_steps=settings.warmup_steps
+        )
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callback | None = None,
+    ) -> tuple[float, Any]:
+        """Train, or go on from the last whole epoch; then, with a structural prior, fit its weight on validation.
+
+        With ``saved=False``, where nothing holds the best weights, the prior is fitted to those of the last epoch.
+        """
+        fit = partial(super().fit, train_data, valid_data, verbose, saved, show_progress)
+        result = self.progress.fit(self, fit, train_data, valid_data, callback_fn) if self.progress else fit(callback_fn)
+        wait_for_all()  # until the first one has written the best weights
+        if self.model.prior is None or not valid_data:
+            return result
+        return self._fit_and_keep_prior(valid_data, saved)
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
+        """One pass over all users; the summed loss of its batches."""
+        del loss_func
+        self.model.train()
+        rows = train_data._dataset
+        seed = (int(self.config["seed"]) * 1_000_003 + epoch_idx) % 2**62
+        masks = torch.Generator(self.device).manual_seed(seed + 1)
+        torch.manual_seed(seed + 2 + self.rank)  # dropout; a process drops its own
+        order = self._users(rows, torch.Generator().manual_seed(seed))
+        at_hand = self._at_hand(rows)
+        total = 0.0
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
+        for index in tqdm(
+            order.split(self.config["train_batch_size"]),
+            desc=f"epoch {epoch_idx}",
+            ncols=100,
+            leave=False,
+            disable=not show_progress,
+        ):
+            batch = at_hand[index].to(self.device)
+            self.optimizer.zero_grad()
+            with _products(self.model.settings.matmul_precision):
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
+                    loss = self.model.batch_loss(batch, masks, (self.rank, self.world))
+                scaler.scale(loss).backward()
+            value = self._sum_over_processes(loss.detach())
+            self._check_nan(value)
+            scaler.unscale_(self.optimizer)
+            if self.clip_grad_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            scaler.step(self.optimizer)
+            scaler.update()
+            total += value.item()
+        return total
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
+        """Validation between epochs takes its products in the precision of training; tests do not."""
+        with _products(self.model.settings.matmul_precision):
+            return super()._valid_epoch(valid_data, show_progress)
+
+    def _at_hand(self, rows: Any) -> Any:
+        """The rows of a data set as one ``Interaction`` on the model's device, moved there once.
+
+        What would take more than a tenth of a GPU's memory stays where it is, and batches are moved.
+        """
+        if self.device.type == "cpu":
+            return rows.inter_feat
+        if id(rows) not in self._moved:
+            size = sum(rows.inter_feat[field].nbytes for field in rows.inter_feat)
+            fits = self.device.type != "cuda" or size < torch.cuda.get_device_properties(self.device).total_memory / 10
+            # With the data set itself, so that its id stays its own.
+            self._moved[id(rows)] = rows, rows.inter_feat.to(self.device) if fits else rows.inter_feat
+        return self._moved[id(rows)][1]
+
+    def _users(self, rows: Any, generator: torch.Generator) -> Tensor:
+        """The epoch's rows in their order; ``[U]``."""
+        domains = self.model.network.domains
+        if domains is None or self.model.settings.domain_sampling == "proportional":
+            return torch.randperm(len(rows), generator=generator)
+        return balanced(domains.cpu()[rows.inter_feat[self.model.ITEM_SEQ][:, 0]], generator)
+
+    def _sum_over_processes(self, loss: Tensor) -> Tensor:
+        """Sum gradients, and the loss for the log, in one exchange."""
+        if not self.parallel:
+            return loss
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in learning:
+            if parameter.grad is None:  # a process whose share of the batch taught it nothing
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([*(p.grad.flatten() for p in learning), loss.reshape(1)])
+        distributed.all_reduce(flat)
+        for parameter, summed in zip(learning, flat.split([p.numel() for p in learning] + [1]), strict=False):
+            parameter.grad.copy_(summed.view_as(parameter))
+        return flat[-1]
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+    @torch.no_grad()
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Any:
+        """As RecBole's, from the ranks of the targets where the metrics asked for need no more than these."""
+        needed = {name for name in ("rec.topk", "rec.items", "rec.meanrank", "rec.score") if self._needs(name)}
+        if not eval_data or needed != {"rec.topk"} or not _is_full_ranking(eval_data):
+            return super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        if load_best_model:
+            path = model_file or self.saved_model_file
+            checkpoint = checkpoint_io.load_checkpoint(path)
+            self.model.load_state_dict(checkpoint["state_dict"])
+            self.model.load_other_parameter(checkpoint.get("other_parameter"))
+            self.logger.info(f"Loading model structure and parameters from {path}")
+        self.model.eval()
+        rank = self.target_ranks(eval_data, show_progress, self.model.history_left_out)
+        most = max(self.config["topk"])
+        hits = (torch.arange(1, most + 1) == rank[:, None]).int()
+        self.eval_collector.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones(len(rank), 1).int()], 1))
+        result = self.evaluator.evaluate(self.eval_collector.get_data_struct())
+        self.wandblogger.log_eval_metrics(result, head="eval")
+        return result
+
+    def _needs(self, name: str) -> bool:
+        return bool(self.eval_collector.register.need(name))
+
+    @torch.no_grad()
+    def target_ranks(self, eval_data: Any, show_progress: bool = False, exclude_history: bool = False) -> Tensor:
+        """Rank of each row's target among all items, from 1; ``[U]`` int64 on the CPU, in the order of the rows.
+
+        No ``[B, N]`` scores are held (``CatalogueRanker``).
+
+        Args:
+            eval_data: loader of validation or test rows.
+            show_progress: show a bar.
+            exclude_history: put the items of a row's history last.
+        """
+        rows, ranker = eval_data._dataset, CatalogueRanker(self.model.eval().network, self.model.prior)
+        at_hand = self._at_hand(rows)
+        lengths = rows.inter_feat[self.model.ITEM_SEQ_LEN]
+        # Like lengths together, so that few rows are padded; whole batches are dealt out, so that a batch gives the same
+        # numbers whoever computes it.
+        batches = lengths.argsort(stable=True).split(self.config["eval_batch_size"])
+        ranks = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
+        own = batches[self.rank :: self.world]
+        for index in tqdm(own, desc="ranking", ncols=100, leave=False, disable=not show_progress):
+            if not len(index):  # no rows at all
+                continue
+            batch = at_hand[index].to(self.device)
+            length = batch[self.model.ITEM_SEQ_LEN]
+            sequences = batch[self.model.ITEM_SEQ][:, : int(length.max())]
+            exclude = sequences.masked_fill(sequences == 0, -1) if exclude_history else None
+            ranks[index.to(self.device)] = ranker.rank(sequences, length, batch[self.model.ITEM_ID], exclude=exclude)
+        if self.parallel:
+            distributed.all_reduce(ranks)
+        return ranks.cpu()
+
+    # ----------------------------------------------------------------------------------------- structural prior
+    def _fit_and_keep_prior(self, valid_data: Any, saved: bool) -> tuple[float, Any]:
+        checkpoint = checkpoint_io.load_checkpoint(self.saved_model_file) if saved else None
+        if checkpoint:
+            self.model.load_state_dict(checkpoint["state_dict"])
+        found = self.fit_prior(valid_data)
+        self.logger.info(f"structural prior fitted on validation: {found}")
+        self.best_valid_result = self.evaluate(valid_data, load_best_model=False)
+        self.best_valid_score = self.best_valid_result[self.valid_metric]
+        if checkpoint:
+            checkpoint |= {"state_dict": self.model.state_dict(), "best_valid_score": float(self.best_valid_score)}
+            if self.rank == 0:
+                checkpoint_io.write_checkpoint(checkpoint, self.saved_model_file)
+            wait_for_all()  # the others read it next
+        return self.best_valid_score, self.best_valid_result
+
+    @torch.no_grad()
+    def fit_prior(self, valid_data: Any) -> dict[str, float]:
+        """Fit the prior by NDCG@10 on validation, with the rule of ``evaluate`` for the history; returns the choice."""
+        model, rows = self.model.eval(), valid_data._dataset
+
+        def batches() -> Iterator[cooccurrence_prior.Batch]:
+            for index in torch.arange(len(rows)).split(self.config["eval_batch_size"]):
+                if not len(index):
+                    continue
+                batch = self._at_hand(rows)[index].to(self.device)
+                lengths = batch[model.ITEM_SEQ_LEN]
+                sequences = batch[model.ITEM_SEQ][:, : int(lengths.max())]
+                scores = partial(_scores, model, sequences, lengths)
+                yield scores, sequences, lengths, batch[model.ITEM_ID]
+
+        found = cooccurrence_prior.fit(model.prior, batches)
+        if self.parallel:  # sums on a GPU may differ in the last bit, and with them a choice between equals
+            for value in model.prior.state_dict().values():
+                distributed.broadcast(value, 0)
+        return found
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """Take float32 products in a precision, in the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _scores(model: Any, sequences: Tensor, lengths: Tensor) -> Tensor:
+    """Of all items, ``[B, N]``; those of the history at -inf where they are left out. Padding is item 0, never an answer."""
+    scores: Tensor = model.network.scores(sequences, lengths)
+    return scores.scatter_(1, sequences, -torch.inf) if model.history_left_out else scores
+
+
+def _is_full_ranking(eval_data: Any) -> bool:
+    from recbole.data.dataloader import FullSortEvalDataLoader
+
+    return isinstance(eval_data, FullSortEvalDataLoader)

@@ -1,0 +1,1 @@
+"""Exact top-k items and ranks over a catalog, from codes or from vectors."""

@@ -1,0 +1,55 @@
+"""Dropout without masks on a CPU.
+
+torch draws one 53-bit number an element there (``bernoulli_``), keeps the mask and reads it again in the backward pass. Here
+one compiled pass decides by the element's place and two seeds whether it is dropped, in both directions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from recbole_qbert.sequence.kernels.dispatch import call, compilable, dropping, shares
+
+
+def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
+    """As ``torch.nn.functional.dropout``; another stream of random numbers on a CPU.
+
+    Args:
+        values: any shape, floating point.
+        rate: share of elements that become 0; the others are scaled by ``1 / (1 - rate)``.
+        training: without it, values pass unchanged.
+    """
+    if not training or rate == 0:
+        return values
+    if not compilable(values) or rate >= 1:
+        return F.dropout(values, rate)
+    return _Dropout.apply(values, rate)  # type: ignore[no-untyped-call]
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rate: float) -> Tensor:
+        ctx.drawn = (*dropping(rate), 1 / (1 - rate))
+        return _dropped(values, *ctx.drawn)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _dropped(grad[0], *ctx.drawn), None
+
+
+def _dropped(values: Tensor, limit: np.uint64, low: np.uint64, high: np.uint64, factor: float) -> Tensor:
+    from recbole_qbert.sequence.kernels import attention_and_dropout  # numba takes a moment to import
+
+    out = torch.empty_like(values, memory_format=torch.contiguous_format)
+    flat = out.view(-1).numpy()
+    arguments = (values.detach().contiguous().view(-1).numpy(), limit, low, high, flat.dtype.type(factor), flat)
+    runs = np.arange(-(-len(flat) // attention_and_dropout.RUN)) + 1
+    call(attention_and_dropout.drop, arguments, shares(runs * attention_and_dropout.RUN))
+    return out

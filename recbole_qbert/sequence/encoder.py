@@ -1,0 +1,105 @@
+"""The transformer over items: one network for the bidirectional (masked) and the causal view (paper 3.5, Table 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_qbert.sequence.attention import Attention
+from recbole_qbert.sequence.dropout import dropout
+from recbole_qbert.sequence.packing import Rows, pick
+
+# Biases live on the scale of attention logits (about 1), other weights on that of 0.02; see network.PENALTY_SCALE.
+BIAS_SCALE = 5.0
+
+
+class SequenceEncoder(nn.Module):
+    """Layers of self-attention and feed-forward over ``[B, L, D]``, with a learned attention bias a distance and head.
+
+    Both views share every weight; only the attention mask differs. Order enters as distance, not as position: most
+    histories of Amazon data have three to six training items, so the position of a test item would be one that training
+    hardly saw. (Measured in docs/results.md.) The paper gives 4 layers, 4 heads and dropout 0.2; width and feed-forward
+    size follow from the parameter counts of its Table 6 (256 and 512).
+
+    Args:
+        width: ``D``.
+        layers: number of blocks.
+        heads: attention heads; must divide ``width``.
+        inner: width of the feed-forward layer.
+        dropout: probability after the embedding and inside every block.
+        attention_dropout: probability on attention weights.
+        positions: most positions a sequence can have.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        inner: int,
+        dropout: float,
+        attention_dropout: float,
+        positions: int,
+    ) -> None:
+        super().__init__()
+        self.distance = nn.Parameter(torch.empty(heads, 2 * positions - 1))
+        self.norm = nn.LayerNorm(width)
+        self.rate = dropout
+        self.blocks = nn.ModuleList(_Block(width, inner, dropout, attention_dropout) for _ in range(layers))
+
+    def forward(self, items: Tensor, lengths: Tensor, causal: bool) -> Tensor:
+        """Encode left-aligned rows.
+
+        Args:
+            items: ``[B, L, D]`` item vectors; what stands behind a row's length is ignored.
+            lengths: ``[B]`` int64, at least 1.
+            causal: position ``t`` sees positions up to ``t`` only; otherwise all of the row.
+
+        Returns:
+            ``[B, L, D]``, 0 behind a row's length.
+        """
+        rows = Rows.of(lengths, items.shape[1])
+        return rows.pad(self.encode(rows.pack(items), [(rows, causal)]))
+
+    def encode(self, tokens: Tensor, groups: Sequence[tuple[Rows, bool]], asked: Tensor | None = None) -> Tensor:
+        """Encode packed rows, of all lengths and both views at once; only attention looks at them group by group.
+
+        Args:
+            tokens: ``[T, D]`` item vectors of the rows of all groups, in their order.
+            groups: rows of like length, and whether they are causal.
+            asked: ``[T]`` bool, tokens whose states are wanted: the last block computes no others. ``None``: all.
+
+        Returns:
+            ``[P, D]`` states of the ``P`` tokens that are asked for, in their order.
+        """
+        attention = Attention(groups, BIAS_SCALE * self.distance)
+        hidden = dropout(self.norm(tokens), self.rate, self.training)
+        for block in self.blocks[:-1]:
+            hidden = block(hidden, attention)
+        return self.blocks[-1](hidden, attention, asked)
+
+
+class _Block(nn.Module):
+    """Post-norm transformer block, as in BERT4Rec and SASRec of RecBole."""
+
+    def __init__(self, width: int, inner: int, dropout: float, attention_dropout: float) -> None:
+        super().__init__()
+        self.rate, self.attention_rate = dropout, attention_dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.grow, self.shrink = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, hidden: Tensor, attention: Attention, asked: Tensor | None = None) -> Tensor:
+        seen = attention(self.qkv(hidden), self.attention_rate if self.training else 0.0)
+        if asked is not None:  # every token is looked at, but not every one goes on
+            hidden, seen = pick(asked, hidden, seen)
+        hidden = self.norm_attention(hidden + self._drop(self.mix(seen)))
+        return self.norm_feed(hidden + self._drop(self.shrink(self._drop(F.gelu(self.grow(hidden))))))
+
+    def _drop(self, values: Tensor) -> Tensor:
+        return dropout(values, self.rate, self.training)

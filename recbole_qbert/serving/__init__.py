@@ -1,0 +1,1 @@
+"""A trained model without RecBole: export, recommendation, new items."""

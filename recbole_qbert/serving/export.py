@@ -1,0 +1,322 @@
+"""A trained model as a folder that stands alone: tensors and text, no pickle, no RecBole needed to read it.
+
+The folder holds ``config.json`` (format, data set, settings of the network, structural prior, hashes of other files),
+``model.safetensors`` (weights, and the pairs of the prior), ``items.sid`` (items in the order of their rows, with their
+semantic IDs) beside ``items.sid.json`` (names and size of the levels, vocabulary), and ``titles.tsv``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_qbert.config.schema import MODEL, SequenceConfig, read
+from recbole_qbert.quantization import semantic_ids
+from recbole_qbert.quantization.semantic_ids import SemanticIDs
+from recbole_qbert.quantization.tokenizer import save_weights
+from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
+from recbole_qbert.sequence.model import SemanticSequenceModel
+from recbole_qbert.serving.cold_start import Neighbours
+from recbole_qbert.utils.io import digest, read_json, sha256, whole, write_json
+
+FORMAT = 2
+CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
+_HASHED = (WEIGHTS, IDS, f"{IDS}.json")
+_PAIRS = ("pair", "value", "size")  # what a prior was counted from, which is not in its state
+_AGAIN = "export the model again with 'run_recbole_qbert.py export'"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What it takes to rank items.
+
+    Attributes:
+        dataset: name of the data set it was trained on.
+        ids: semantic IDs of its ``N`` items, in the order of their rows.
+        network: over ``N + 1`` rows, the first of them padding.
+        prior: over the same rows; ``None`` without one, or where its weight is 0.
+        titles: of the items that have one.
+    """
+
+    dataset: str
+    ids: SemanticIDs
+    network: SemanticSequenceModel
+    prior: CooccurrencePrior | None
+    titles: dict[str, str]
+
+    def with_items(self, ids: SemanticIDs, near: Neighbours | None = None) -> TrainedModel:
+        """The model over a larger catalogue; new items follow the old ones, in the order of ``ids``.
+
+        Where the network puts a new item: ``SemanticSequenceModel.with_items``. The structural prior has seen it with
+        nothing: there it counts like an old item that never occurred with the history.
+
+        Args:
+            ids: the model's own IDs and others of the same vocabulary, as ``Tokenizer.add`` gives them.
+            near: old items like the new ones; without, new items are placed by their codes alone.
+
+        Raises:
+            ValueError: an item of the model is missing or has another ID, the IDs are of another vocabulary, or ``near``
+                has no item of the model for a new one.
+        """
+        theirs, own = ids.aligned(self.ids.items, "the given .sid file"), self.ids
+        differ = (theirs != own.codes).any(1) if ids.prefixes == own.prefixes else None
+        if differ is None or (ids.vocabulary and own.vocabulary and ids.vocabulary != own.vocabulary):
+            raise ValueError(
+                f"the given semantic IDs are of another vocabulary than the model's (levels {' '.join(ids.prefixes)} and "
+                f"{' '.join(own.prefixes)}); extend the model's own with 'run_recbole_qbert.py add'"
+            )
+        if differ.any():
+            row = int(differ.argmax())
+            raise ValueError(
+                f"item {own.items[row]} has the ID {own.text(row)} in the model and another in the given .sid file "
+                f"({int(differ.sum())} items differ): extend the model's own IDs with 'run_recbole_qbert.py add'"
+            )
+        largest = int(ids.codes.max())
+        if largest >= own.size:
+            raise ValueError(f"the given .sid file has code {largest}; codes of the model end at {own.size - 1}")
+        known = set(own.items)
+        items = (*own.items, *(item for item in ids.items if item not in known))
+        larger = replace(own, items=items, codes=ids.aligned(items, "the given .sid file"))
+        prior = copy(self.prior)
+        if prior is not None:
+            prior.items = len(items) + 1
+        placed = () if near is None else _neighbours(near, own.items, items[len(own.items) :])
+        return replace(self, ids=larger, network=self.network.with_items(_codes(larger), *placed), prior=prior)
+
+
+# ------------------------------------------------------------------------------------------------- from a checkpoint
+def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None = None) -> TrainedModel:
+    """What a checkpoint of QBERT4Rec and its data set hold; the only part of this module that needs RecBole.
+
+    Args:
+        path: written by ``finetune`` or ``train``, or by RecBole.
+        data_path: folder that holds the data set's folder; by default where it lay at training.
+        sid: the semantic IDs the model was trained with; by default looked for where training found them.
+
+    Raises:
+        ImportError: RecBole is not installed.
+        FileNotFoundError: a file is missing.
+        ValueError: no checkpoint of one data set, other items than at training, or other semantic IDs.
+    """
+    if find_spec("recbole") is None:
+        raise ImportError(
+            f"{path} is a checkpoint, and reading it takes RecBole, which is not installed here (pip install "
+            "recbole==1.2.1); or export it where RecBole is, and load the folder"
+        )
+    from recbole_qbert.models.qbert4rec import id_places, ids_file
+    from recbole_qbert.recbole_integration import checkpoint_io, experiment, patches
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; finetune and train write a checkpoint, <output>/<dataset>/finetune.pth")
+    checkpoint = checkpoint_io.load_checkpoint(path)
+    settings = {key: value for key, value in _settings(checkpoint, path).items() if key not in patches.PICKLED_CACHES}
+    dataset = checkpoint["config"]["dataset"]
+    config = experiment.configure(MODEL, dataset, data_path or settings.get("data_path", "dataset"), settings)
+    catalogue = experiment.catalogue_of(config)
+    state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("network.")}
+    state = {name.removeprefix("network."): value for name, value in state.items()}
+    if "codes" not in state:
+        raise ValueError(f"{path} holds no weights of {MODEL}: its state_dict has no network.codes")
+    codes = state.pop("codes")[1:].numpy()
+    if digest(catalogue.items) != (checkpoint.get("other_parameter") or {}).get("catalogue"):
+        raise ValueError(
+            f"{path} was trained on other items than those of {catalogue.folder}: {len(codes)} there, "
+            f"{len(catalogue.items)} here; pass the data_path it was trained with"
+        )
+    if config["semantic_ids"] == "none":
+        raise ValueError(
+            f"{path} was trained without semantic IDs (semantic_ids: none), to compare with; it is not exported"
+        )
+    sid = sid or ids_file(config)
+    if sid is None:
+        raise FileNotFoundError(
+            f"{id_places(config)[-1]} is missing: the semantic IDs that the model was trained with are neither there nor "
+            "beside the data; pass the file (--sid FILE)"
+        )
+    ids = semantic_ids.load(sid)
+    if ids.codes.shape[1] != codes.shape[1] or (ids.aligned(catalogue.items, str(sid)) != codes).any():
+        raise ValueError(f"{sid} holds other semantic IDs than {path} was trained with; pass the right file (--sid FILE)")
+    ids = replace(ids, items=catalogue.items, codes=codes, size=state["codebook"].shape[1])
+    sequence = read(SequenceConfig, patches.ConfigValues(config) | {"max_length": config["MAX_ITEM_LIST_LENGTH"]})
+    prior = None
+    if float(checkpoint["state_dict"].get("prior.weight", 0)) > 0:
+        prior = CooccurrencePrior([history + 1 for history in catalogue.histories], len(ids.items) + 1)
+        fitted = {name: checkpoint["state_dict"].get(f"prior.{name}") for name in prior.state_dict()}
+        if any(value is None for value in fitted.values()):
+            raise ValueError(f"{path} was written by another version, whose prior had other parts; train it again")
+        prior.load_state_dict(fitted)
+    titles = _titles_of(catalogue.folder / f"{dataset}.item", catalogue.items)
+    return TrainedModel(dataset, ids, _network(sequence, ids, state), prior, titles)
+
+
+def _settings(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What the user set when the model was trained."""
+    stored = checkpoint.get("config")
+    if not isinstance(stored, dict) or stored.get("model") != MODEL or "external" not in stored:
+        found = stored.get("model", "something else") if isinstance(stored, dict) else "something else"
+        raise ValueError(f"{path} is no checkpoint of {MODEL} but of {found}")
+    settings: dict[str, Any] = stored["external"]
+    if settings.get("domains"):
+        raise ValueError(
+            f"{path} is pretrained on several data sets ({', '.join(settings['domains'])}); fine-tune it on one "
+            "('run_recbole_qbert.py finetune --vocabulary DIR'), and export that"
+        )
+    return settings
+
+
+def _titles_of(path: Path, items: Sequence[str]) -> dict[str, str]:
+    """Titles from a RecBole ``.item`` file, on one line each; none where there is no file or no such column."""
+    if not path.exists():
+        return {}
+    wanted, titles = set(items), {}
+    with open(path, encoding="utf-8") as handle:
+        names = [name.split(":")[0] for name in handle.readline().rstrip("\r\n").split("\t")]
+        if not {"item_id", "title"} <= set(names):
+            return {}
+        item, title = names.index("item_id"), names.index("title")
+        for line in handle:
+            cells = line.rstrip("\r\n").split("\t")
+            if len(cells) == len(names) and cells[item] in wanted and (text := " ".join(cells[title].split())):
+                titles[cells[item]] = text
+    return titles
+
+
+# -------------------------------------------------------------------------------------------------------- the folder
+def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
+    """Write the folder and return its ``config.json``; an export that lies there is replaced.
+
+    Raises:
+        ValueError: ``folder`` is a file, or holds a ``config.json`` that is none of ours.
+    """
+    from recbole_qbert.version import __version__
+
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; an export is a folder")
+    if (folder / CONFIG).exists():
+        _read_config(folder, any_format=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    # First away, last written: an interruption between leaves a folder that says it is not finished.
+    (folder / CONFIG).unlink(missing_ok=True)
+    tensors: dict[str, Tensor] = {name: value for name, value in model.network.state_dict().items() if name != "codes"}
+    figures = None
+    if model.prior is not None:
+        tensors |= {f"prior.{name}": getattr(model.prior, name) for name in _PAIRS}
+        tensors["prior.pair"] = model.prior.pair.int()
+        figures = {name: float(value) for name, value in model.prior.state_dict().items()}
+    save_weights(folder / WEIGHTS, tensors)
+    model.ids.save(folder / IDS)
+    with whole(folder / TITLES) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+        handle.write("item_id\ttitle\n")
+        handle.writelines(f"{item}\t{title}\n" for item, title in model.titles.items())
+    config = {
+        "recbole_qbert": __version__,
+        "format": FORMAT,
+        "model": MODEL,
+        "dataset": model.dataset,
+        "items": len(model.ids.items),
+        "sequence": asdict(model.network.config),
+        "cooccurrence_prior": figures,
+        "sha256": {name: sha256(folder / name) for name in _HASHED},
+    }
+    write_json(folder / CONFIG, config)
+    return config
+
+
+def load(folder: Path) -> TrainedModel:
+    """Read a folder that ``write`` has written.
+
+    Raises:
+        FileNotFoundError: the folder, or a file of it, is missing.
+        ValueError: another format, or a file that is not what was exported.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing; make it with 'run_recbole_qbert.py export'")
+    config = _read_config(folder)
+    for name in _HASHED:
+        path = folder / name
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; {_AGAIN}")
+        if sha256(path) != config["sha256"].get(name):
+            raise ValueError(f"{path} is not what was exported: damaged, or of another export; {_AGAIN}")
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / WEIGHTS)
+    pairs = {name: tensors.pop(f"prior.{name}") for name in _PAIRS if f"prior.{name}" in tensors}
+    ids = semantic_ids.load(folder / IDS)
+    try:
+        network = _network(read(SequenceConfig, config["sequence"]), ids, tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / CONFIG} is of another network than {WEIGHTS} beside it; {_AGAIN} ({error})") from error
+    prior = None
+    if config["cooccurrence_prior"]:
+        if len(pairs) < len(_PAIRS):
+            raise ValueError(f"{folder / WEIGHTS} lacks parts of the structural prior; {_AGAIN}")
+        prior = CooccurrencePrior([], len(ids.items) + 1)
+        prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
+        prior.load_state_dict({name: torch.tensor(value) for name, value in config["cooccurrence_prior"].items()})
+    return TrainedModel(config["dataset"], ids, network, prior, _read_titles(folder / TITLES))
+
+
+def _read_config(folder: Path, any_format: bool = False) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {folder} is no exported model, or its export was interrupted; {_AGAIN}")
+    config = read_json(path, _AGAIN)
+    if "recbole_qbert" not in config:
+        raise ValueError(f"{path} is not of an exported model of recbole_qbert; name another folder")
+    if not any_format and config.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {config.get('format')!r}, made by recbole_qbert {config['recbole_qbert']}; this version "
+            f"reads format {FORMAT}: export the model again, or use that version"
+        )
+    absent = [key for key in ("dataset", "sequence", "cooccurrence_prior", "sha256") if key not in config]
+    if absent and not any_format:
+        raise ValueError(f"{path} has no {', '.join(absent)}; {_AGAIN}")
+    return config
+
+
+def _read_titles(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").split("\n")[1:]
+    return {item: title for item, tab, title in (line.partition("\t") for line in lines) if tab}
+
+
+def _neighbours(near: Neighbours, old: Sequence[str], new: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Network rows and weights, ``[N_new, k]`` each, of the neighbours of new items that the model has; 0 for items that are
+    not in the file, which ``add`` leaves out where no feature says what they are like.
+    """
+    row_of = {item: row for row, item in enumerate(old, 1)}
+    place = {item: row for row, item in enumerate(near.items)}
+    rows = np.zeros((len(new), near.weights.shape[1]), dtype=np.int64)
+    weights = np.zeros(rows.shape, dtype=np.float32)
+    for number, item in enumerate(new):
+        if item not in place:
+            continue
+        rows[number] = [row_of.get(other, 0) for other in near.nearest[place[item]].tolist()]
+        weights[number] = near.weights[place[item]] * (rows[number] > 0)
+        if not weights[number].any():
+            raise ValueError(
+                f"the .neighbours file has no item of the model for the new item {item}; write it again with "
+                "'run_recbole_qbert.py add' and features of the model's items"
+            )
+    return torch.from_numpy(rows), torch.from_numpy(weights / np.maximum(weights.sum(1, keepdims=True), 1e-9))
+
+
+def _codes(ids: SemanticIDs) -> Tensor:
+    """``[N + 1, K]``: the codes of a network's rows, padding first."""
+    return torch.cat([torch.full((1, ids.codes.shape[1]), -1), torch.from_numpy(ids.codes.astype("int64"))])
+
+
+def _network(settings: SequenceConfig, ids: SemanticIDs, weights: Mapping[str, Tensor]) -> SemanticSequenceModel:
+    network = SemanticSequenceModel(settings, _codes(ids), ids.size)
+    network.load_state_dict({**weights, "codes": network.codes})
+    return network.eval()

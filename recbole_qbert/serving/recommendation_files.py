@@ -1,0 +1,77 @@
+"""Files of recommendations: a row each in ``.tsv``, ``.csv`` and ``.parquet``, a line a history in ``.jsonl``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recbole_qbert.data.histories import PYARROW
+from recbole_qbert.serving.recommender import Recommendation
+from recbole_qbert.utils.io import whole
+
+COLUMNS = ("user_id", "rank", "item_id", "score", "semantic_id", "title")
+ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
+#: Writes the recommendations of a block of users.
+Write = Callable[[Sequence[str], Sequence[Sequence[Recommendation]]], None]
+
+
+@contextmanager
+def answer_file(path: Path) -> Iterator[Write]:
+    """Open a file to write recommendations to, block by block; it is there, whole, when the ``with`` block ends well.
+
+    Raises:
+        ValueError: an ending of no known format, or parquet without pyarrow.
+    """
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"{path} ends in {path.suffix!r}; recommendations are written to {', '.join(ENDINGS)}")
+    with whole(path) as temporary:
+        if path.suffix == ".parquet":
+            with _parquet(temporary, path) as write:
+                yield write
+        else:
+            with open(temporary, "w", encoding="utf-8", newline="") as handle:
+                yield _lines(handle) if path.suffix == ".jsonl" else _table(handle, path.suffix)
+
+
+def _rows(users: Sequence[str], found: Sequence[Sequence[Recommendation]]) -> Iterator[tuple[Any, ...]]:
+    for user, answers in zip(users, found, strict=True):
+        for rank, (item, score, title, semantic_id) in enumerate(answers, 1):
+            yield user, rank, item, round(score, 6), semantic_id, title
+
+
+def _table(handle: Any, ending: str) -> Write:
+    table = csv.writer(handle, delimiter="," if ending == ".csv" else "\t", lineterminator="\n")
+    table.writerow(COLUMNS)
+    return lambda users, found: table.writerows(_rows(users, found))
+
+
+def _lines(handle: Any) -> Write:
+    def write(users: Sequence[str], found: Sequence[Sequence[Recommendation]]) -> None:
+        for user, answers in zip(users, found, strict=True):
+            named = [dict(zip(COLUMNS[1:], row[1:], strict=True)) for row in _rows([user], [answers])]
+            line = {"user_id": user, "recommendations": named}
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    return write
+
+
+@contextmanager
+def _parquet(temporary: Path, path: Path) -> Iterator[Write]:
+    try:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ValueError(f"{path} is to be a parquet file, which takes pyarrow ({error}): {PYARROW}") from None
+    types = (pa.string(), pa.int32(), pa.string(), pa.float32(), pa.string(), pa.string())
+    schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+
+    def write(users: Sequence[str], found: Sequence[Sequence[Recommendation]]) -> None:
+        columns = list(zip(*_rows(users, found), strict=True)) or [()] * len(COLUMNS)
+        table.write_table(pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], schema=schema))
+
+    with pq.ParquetWriter(temporary, schema) as table:
+        yield write

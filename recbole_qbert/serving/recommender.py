@@ -1,0 +1,249 @@
+"""Recommend items for histories of item tokens with a trained model; from an exported folder without RecBole."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from recbole_qbert.quantization import semantic_ids as id_files
+from recbole_qbert.retrieval.catalog_ranker import CatalogueRanker
+from recbole_qbert.serving import cold_start, export
+from recbole_qbert.serving.export import TrainedModel
+
+log = logging.getLogger(__name__)
+
+NAMED = 5  # unknown items that are named
+
+
+class Recommendation(NamedTuple):
+    """One recommended item.
+
+    Attributes:
+        item: token.
+        score: log-probability, mean over the views, structural prior added where the model has one; higher is better.
+        title: ``None`` where it is not known.
+        semantic_id: ``<a_170><b_224><c_251><d_151>``.
+    """
+
+    item: str
+    score: float
+    title: str | None
+    semantic_id: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What the model did not know of the histories it was given; sums over blocks of them.
+
+    Attributes:
+        items: unknown items, counted as often as they occur.
+        first: the first few of them.
+        histories: those without any known item; they get no recommendations.
+    """
+
+    items: int = 0
+    first: tuple[str, ...] = ()
+    histories: int = 0
+
+    def __add__(self, other: Skipped) -> Skipped:
+        first = tuple(dict.fromkeys(self.first + other.first))[:NAMED]
+        return Skipped(self.items + other.items, first, self.histories + other.histories)
+
+    def lines(self) -> list[str]:
+        """For a person: one line a kind of loss, none where nothing was lost."""
+        said = []
+        if self.items:
+            first = ", ".join(self.first)
+            said.append(f"{self.items} items of histories are unknown to the model: skipped (first: {first})")
+        if self.histories:
+            said.append(f"{self.histories} histories hold no item that the model knows: no recommendations for them")
+        return said
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Recommendations of many histories as arrays.
+
+    Attributes:
+        rows: ``[H, min(k, N)]`` int64 rows of ``Recommender.items``, best first; -1 behind the last where there are fewer.
+        scores: as ``rows``, float32; -inf where the row is -1.
+        skipped: what was not known.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    skipped: Skipped
+
+
+class Recommender:
+    """Ranks all items of a catalogue for histories of item tokens.
+
+    Args:
+        model: what ``load`` reads.
+        device: where to compute.
+
+    Attributes:
+        items: ``N`` item tokens; new ones (``semantic_ids`` of ``load``) follow those of the training.
+        semantic_ids: of the items, in their order.
+        titles: item -> title, where there is one; may be added to.
+    """
+
+    def __init__(self, model: TrainedModel, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.network = model.network.to(self.device).eval()
+        self.prior = None if model.prior is None else model.prior.to(self.device)
+        self.semantic_ids, self.items, self.titles = model.ids, model.ids.items, model.titles
+        self._row_of = {item: row for row, item in enumerate(self.items, 1)}  # row 0 of the network is padding
+        self._id_texts: dict[int, str] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        data_path: str | os.PathLike[str] | None = None,
+        semantic_ids: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Recommender:
+        """Read a model.
+
+        Args:
+            path: folder written by the ``export`` command, or a checkpoint (``.pth``), which needs RecBole and its data.
+            data_path: of a checkpoint: folder that holds the data set's folder; by default where it lay at training.
+            semantic_ids: ``.sid`` file of the ``add`` command, the model's IDs with those of new items behind them; the
+                ``.neighbours`` file beside it is used, too. New items are ranked, and may occur in histories.
+            device: where to compute.
+
+        Raises:
+            ImportError: a checkpoint without RecBole.
+            FileNotFoundError: the model, or a file of it, is missing.
+            ValueError: damaged, of another format, or IDs of another vocabulary.
+        """
+        source = Path(path)
+        if source.suffix == ".pth" or source.is_file():
+            model = export.from_checkpoint(source, None if data_path is None else Path(data_path))
+        else:
+            model = export.load(source)
+        if semantic_ids is not None:
+            given = Path(semantic_ids)
+            near = cold_start.beside(given)
+            model = model.with_items(id_files.load(given), cold_start.load(near) if near.exists() else None)
+        return cls(model, device)
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]], k: int = 10, *, exclude_seen: bool = True, batch_size: int = 512
+    ) -> list[list[Recommendation]]:
+        """The best items for each history; what was unknown is logged as a warning.
+
+        Args:
+            histories: item tokens, oldest first. The newest ``max_length`` known ones count; unknown ones are skipped. A
+                history without any known item gets an empty list: the model has never learned to answer without one.
+            k: how many; fewer are given where there are no more.
+            exclude_seen: leave out all items of the given history, also those too old to count.
+            batch_size: histories computed at a time; the answer does not depend on it.
+
+        Returns:
+            One list a history, best first; of equal scores the item with the lower row comes first.
+
+        Raises:
+            ValueError: ``k`` or ``batch_size`` below 1, or a history that is a string.
+        """
+        ranked = self.recommend_arrays(histories, k, exclude_seen=exclude_seen, batch_size=batch_size)
+        for line in ranked.skipped.lines():
+            log.warning("%s", line)
+        return self.named(ranked)
+
+    def recommend_arrays(
+        self, histories: Sequence[Sequence[str]], k: int = 10, *, exclude_seen: bool = True, batch_size: int = 512
+    ) -> Ranked:
+        """As ``recommend``, in arrays and without a warning: for many histories."""
+        if k < 1 or batch_size < 1:
+            raise ValueError(f"k is {k} and batch_size {batch_size}; both must be at least 1")
+        known, skipped = self._known(histories)
+        shape = (len(known), min(k, len(self.items)))
+        rows, scores = np.full(shape, -1), np.full(shape, -np.inf, dtype=np.float32)
+        lengths = np.array([len(history) for history in known], dtype=np.int64)
+        # Like lengths together, so that short histories are not padded to the longest.
+        order = np.argsort(lengths, kind="stable")
+        order = order[np.count_nonzero(lengths == 0) :]
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            rows[part], scores[part] = self._best([known[place] for place in part], shape[1], exclude_seen)
+        return Ranked(rows, scores, skipped)
+
+    def named(self, ranked: Ranked) -> list[list[Recommendation]]:
+        """Items, titles and IDs of what ``recommend_arrays`` returned."""
+        pairs = zip(ranked.rows.tolist(), ranked.scores.tolist(), strict=True)
+        return [
+            [
+                Recommendation(item := self.items[row], score, self.titles.get(item), self.id_text(row))
+                for row, score in zip(rows, scores, strict=True)
+                if row >= 0
+            ]
+            for rows, scores in pairs
+        ]
+
+    def id_text(self, row: int) -> str:
+        """Semantic ID of the item in a row of ``items``."""
+        if row not in self._id_texts:
+            self._id_texts[row] = self.semantic_ids.text(row)
+        return self._id_texts[row]
+
+    @cached_property
+    def _ranker(self) -> CatalogueRanker:
+        return CatalogueRanker(self.network, self.prior, dense=False)
+
+    @torch.inference_mode()
+    def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
+        """Scores of all items.
+
+        Args:
+            sequences: ``[B, L]`` int64 rows of ``items``, plus 1, left-aligned; ``L`` at most ``max_length``.
+            lengths: ``[B]`` int64, at least 1.
+
+        Returns:
+            ``[B, N + 1]`` float32; padding, the first, at -inf.
+        """
+        scores = self.network.scores(sequences, lengths)
+        return scores if self.prior is None else scores + self.prior(sequences, lengths)
+
+    def _best(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of ``items`` and scores, ``[B, k]`` each, of histories of network rows."""
+        newest = [torch.from_numpy(history[-self.network.config.max_length :]) for history in histories]
+        lengths = torch.tensor([len(history) for history in newest], device=self.device)
+        sequences = pad_sequence(newest, batch_first=True).to(self.device)
+        seen = None
+        if exclude_seen:
+            whole = [torch.from_numpy(history) for history in histories]
+            seen = pad_sequence(whole, batch_first=True, padding_value=-1).to(self.device)
+        best, rows = self._ranker.top_k(sequences, lengths, k, exclude=seen, threads=torch.get_num_threads())
+        return torch.where(rows > 0, rows - 1, -1).cpu().numpy(), best.cpu().numpy()
+
+    def _known(self, histories: Sequence[Sequence[str]]) -> tuple[list[np.ndarray], Skipped]:
+        """Network rows of the known items of each history, and what was left out."""
+        known: list[np.ndarray] = []
+        first: dict[str, None] = {}
+        unknown = empty = 0
+        for history in histories:
+            if isinstance(history, str):
+                raise ValueError(f"a history is a list of item tokens; found the string {history!r}: put it into a list")
+            rows = [self._row_of.get(item, 0) for item in history]
+            if 0 in rows:
+                lost = [item for item, row in zip(history, rows, strict=True) if not row]
+                unknown += len(lost)
+                if len(first) < NAMED:
+                    first |= dict.fromkeys(map(str, lost))
+                rows = [row for row in rows if row]
+            known.append(np.array(rows, dtype=np.int64))
+            empty += not rows
+        return known, Skipped(unknown, tuple(first)[:NAMED], empty)

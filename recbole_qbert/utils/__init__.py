@@ -1,0 +1,1 @@
+"""Files, processes, formatting and the console."""
