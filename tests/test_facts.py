@@ -7,7 +7,7 @@ from recbole_qbert.utils import environment
 
 def test_the_revision_is_of_the_code_and_results_in_the_repository_do_not_change_it(tmp_path, monkeypatch):
     for name in ("recbole_qbert/utils/environment.py", "docs/results.json"):
-        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("")
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "recbole_qbert/utils/environment.py"))
     assert environment.revision() is None

@@ -48,13 +48,16 @@ def settings(semantic_ids="both", **changes):
     return stage_settings(identifiers={"semantic_ids": semantic_ids, **changes.pop("identifiers", {})}, **changes)
 
 
+NAMES = {injection_network: "injection", rqvae: "quantizer"}
+
+
 class Counter:
     """Counts trainings of both stages."""
 
     def __init__(self, monkeypatch) -> None:
         self.runs: list[str] = []
         for module in (injection_network, rqvae):
-            monkeypatch.setattr(module, "fit", self.counted(module.fit, module.__name__.rpartition(".")[2]))
+            monkeypatch.setattr(module, "fit", self.counted(module.fit, NAMES[module]))
 
     def counted(self, function, name):
         def call(*args, **kwargs):

@@ -351,7 +351,7 @@ def stop_in(monkeypatch):
             raise KeyboardInterrupt
         return train(config, **given)
 
-    monkeypatch.setattr(worker.runs, "train", one)
+    monkeypatch.setattr(worker.experiment, "train", one)
     return lambda stage: (due.append(stage), begun)[1]
 
 
@@ -406,7 +406,9 @@ def test_cells_share_the_pretraining_that_they_have_in_common(data, tmp_path, pr
 
 def test_a_shared_pretraining_keeps_the_revision_that_it_began_with(data, tmp_path, pretrained_row, monkeypatch):
     said = iter("abc")
-    monkeypatch.setattr(worker.facts, "revision", lambda: next(said))  # of the cell, of the pretraining, of another cell
+    monkeypatch.setattr(
+        worker.environment, "revision", lambda: next(said)
+    )  # of the cell, of the pretraining, of another cell
     first, last = pretrained_row["stages"]
     rows = {str(rate): pretrained_row | {"stages": [first, last | {"learning_rate": rate}]} for rate in (0.01, 0.02)}
     first, second = run_here(planned(tmp_path, data, rows)).cells
@@ -585,7 +587,7 @@ def test_of_two_rows_with_one_cell_the_one_that_needs_its_ids_is_run(tmp_path):
 
 def test_a_cell_says_with_which_code_it_began_and_went_on(tmp_path, monkeypatch):
     said = iter(["abc", "abc", "def+", None])
-    monkeypatch.setattr(worker.facts, "revision", lambda: next(said))
+    monkeypatch.setattr(worker.environment, "revision", lambda: next(said))
     found = [worker._revision(tmp_path / "revisions.txt") for _ in range(4)]
     assert found == ["abc", "abc", "abc then def+", "abc then def+"]
 
