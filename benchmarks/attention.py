@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 
 from recbole_qbert.sequence import attention
 from recbole_qbert.sequence.kernels.dispatch import without_kernels
-from recbole_qbert.sequence.packing import Rows
+from recbole_qbert.sequence.packing import PackedSequences
 
 ITEMS = 2048
 
@@ -49,10 +49,10 @@ def training(length: int, width: int, heads: int) -> Callable[[], None]:
     return run
 
 
-def _made(length: int, width: int, heads: int) -> tuple[Rows, torch.Tensor, torch.Tensor]:
+def _made(length: int, width: int, heads: int) -> tuple[PackedSequences, torch.Tensor, torch.Tensor]:
     lengths = torch.full((max(1, ITEMS // length),), length)
     joint, distance = torch.randn(int(lengths.sum()), 3 * width), torch.randn(heads, 2 * length + 1)
-    return Rows.of(lengths, length), joint, distance
+    return PackedSequences.of(lengths, length), joint, distance
 
 
 def main(arguments: list[str] | None = None) -> None:

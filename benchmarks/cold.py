@@ -90,7 +90,7 @@ def model_scores(
     row_of = {token: row for row, token in enumerate(tokens, 1)}
     nearest = weights = None
     if old is not None:
-        found = cold_start.neighbours(new, old)
+        found = cold_start.nearest_neighbors(new, old)
         nearest = torch.tensor([[row_of[item] for item in row] for row in found.nearest.tolist()])
         weights = torch.from_numpy(found.weights)
     network = run.model.network.with_items(codes, nearest, weights)
@@ -132,7 +132,7 @@ def figures(scores: Any, asked: list[tuple[list[str], str]], new: Sequence[str])
     result: dict[str, Any] = {}
     for name, table in (("among_new", among_new), ("among_all", torch.cat([among_new, old], 1))):
         rank = rank_of(table, target).numpy()
-        found = experiment.figures(rank, (1, 5, 10, 50))
+        found = experiment.metrics_from_ranks(rank, (1, 5, 10, 50))
         result[name] = {key: found[key] for key in ("hit@10", "ndcg@10", "hit@50")}
         result[f"{name}_ranks"] = rank.tolist()
     return result
@@ -171,7 +171,7 @@ def one(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     settings = {**CARE, "seed": seed, "MAX_ITEM_LIST_LENGTH": args.max_length, **args.set}
     settings |= {"checkpoint_dir": str(folder), "semantic_id_dir": str(folder / "ids")}
     started = time.perf_counter()
-    with experiment.inside(folder):
+    with experiment.working_directory(folder):
         run = experiment.train(experiment.configure("QBERT4Rec", args.dataset, folder / "data", settings))
     seconds = time.perf_counter() - started
     modalities = features.available(source, args.dataset)

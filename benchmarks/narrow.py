@@ -47,7 +47,7 @@ def narrow(dataset: str, data_path: Path, width: int, output: Path) -> None:
         matrices[modality] = matrix[:, 0] if matrix.shape[1] == 1 else matrix
         kept = float((turned**2).sum() / (known**2).sum())
         print(f"{dataset} {modality}: {known.shape[1]} -> {width} columns, {kept:.1%} of the variance")
-    features.save(target, dataset, items, matrices, {"made": "benchmarks/narrow.py", "width": width, **found.made_from})
+    features.save(target, dataset, items, matrices, {"made": "benchmarks/narrow.py", "width": width, **found.inputs})
 
 
 def main() -> None:

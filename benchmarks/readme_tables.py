@@ -29,8 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
-from recbole_qbert.utils.formatting import share
-from recbole_qbert.utils.io import whole
+from recbole_qbert.utils.formatting import format_share
+from recbole_qbert.utils.io import atomic_write
 from recbole_qbert.utils.spelling import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -267,9 +267,9 @@ def quality(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         if spread is None:
             return ""
         if "paper" in spread:
-            return f"*{share(spread['paper'])}*"
-        text = f"**{share(spread['mean'])}**" if spread["mean"] == highest else share(spread["mean"])
-        return f"{text} ({share(spread['sd'])})" if spread["sd"] is not None else text
+            return f"*{format_share(spread['paper'])}*"
+        text = f"**{format_share(spread['mean'])}**" if spread["mean"] == highest else format_share(spread["mean"])
+        return f"{text} ({format_share(spread['sd'])})" if spread["sd"] is not None else text
 
     names: list[str] = []  # in the order of the suite, of which each file may lack some; then those of the paper alone
     for report in reports:
@@ -352,7 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print("\n".join(difflib.unified_diff(old, new, "in the document", "from the file", lineterm="", n=0)))
             lines[marker.first : marker.last] = new
         if not args.check and any(old != new for _, old, new in tables):
-            with whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text("\n".join(lines), encoding="utf-8")
             print(f"{path}: written")
     if args.check and wrong:

@@ -94,7 +94,7 @@ class Turns:
 
 def configure(args: argparse.Namespace, model: str, folder: Path) -> Any:
     """RecBole's configuration of one of the models."""
-    from recbole_qbert.config.property_files import properties
+    from recbole_qbert.config.property_files import property_file
     from recbole_qbert.recbole_integration import experiment
 
     settings: dict[str, Any] = COMMON | {
@@ -105,7 +105,7 @@ def configure(args: argparse.Namespace, model: str, folder: Path) -> Any:
     if model in THEIRS:
         model = model.removesuffix(f" {AS_IT_COMES}")
         settings |= {"num_layers": args.layers, "embedding_size": args.width} if model == "GRU4Rec" else {}
-        files = [str(properties(f"baseline/{file}.yaml")) for file in ("common", model)]
+        files = [str(property_file(f"baseline/{file}.yaml")) for file in ("common", model)]
         return experiment.configure(model, args.dataset, args.data_path, settings, files)
     settings["epochs"] = max(args.epochs, args.our_epochs)
     settings |= {"views": OURS.get(model, OURS["QBERT4Rec both"]), "semantic_id_dir": str(args.folder / "ids")}
@@ -118,10 +118,10 @@ def identifiers_here(args: argparse.Namespace) -> dict[str, Any]:
     from recbole_qbert.models.qbert4rec import find_semantic_ids
     from recbole_qbert.recbole_integration import experiment
 
-    with experiment.inside(args.folder):
+    with experiment.working_directory(args.folder):
         config = configure(args, IDENTIFIERS, args.folder)
         config["rebuild"] = True
-        catalogue = experiment.catalogue_of(config)
+        catalogue = experiment.load_catalog(config)
         started = time.perf_counter()
         find_semantic_ids(config, catalogue)
     return {"model": IDENTIFIERS, "seconds": time.perf_counter() - started, **peaks()}
@@ -139,7 +139,7 @@ def train_here(args: argparse.Namespace) -> dict[str, Any]:
     torch.autograd.set_detect_anomaly(args.model.endswith(AS_IT_COMES))
     turns = Turns()
 
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder, experiment.inside(Path(folder)):
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder, experiment.working_directory(Path(folder)):
         config = configure(args, args.model, Path(folder))
         watch(config, turns)
         with contextlib.suppress(EnoughError):

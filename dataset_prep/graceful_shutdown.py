@@ -13,7 +13,7 @@ from typing import Any
 
 
 @contextmanager
-def only_here(folder: Path, work: str) -> Iterator[None]:
+def exclusive(folder: Path, work: str) -> Iterator[None]:
     """Two processes at the same work in one folder would write over each other's parts.
 
     Args:

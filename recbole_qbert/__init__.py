@@ -29,7 +29,7 @@ if find_spec("recbole") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 else:
-    from recbole_qbert.config.property_files import properties
+    from recbole_qbert.config.property_files import property_file
     from recbole_qbert.recbole_integration import checkpoint_io, patches, registry
 
     patches.apply()
@@ -47,13 +47,13 @@ else:
         QBERT4Rec,
         dataset=QBERT4RecDataset,
         trainer=QBERT4RecTrainer,
-        properties=properties("model/QBERT4Rec.yaml"),
+        properties=property_file("model/QBERT4Rec.yaml"),
     )
     registry.register(
         CooccurrenceKNN,
         dataset=QBERT4RecDataset,
         trainer=CooccurrenceKNNTrainer,
-        properties=properties("model/CooccurrenceKNN.yaml"),
+        properties=property_file("model/CooccurrenceKNN.yaml"),
     )
     registry.use_dataset(["FDSA", "S3Rec"], AttributeDataset)
 

@@ -11,13 +11,13 @@ import torch
 import yaml
 
 from recbole_qbert.config import schema
-from recbole_qbert.config.property_files import properties
+from recbole_qbert.config.property_files import property_file
 from recbole_qbert.data import item_features as features
 from recbole_qbert.pipeline import stages
 
 torch.set_num_threads(1)
 
-DEFAULTS = yaml.safe_load(properties("model/QBERT4Rec.yaml").read_text(encoding="utf-8"))
+DEFAULTS = yaml.safe_load(property_file("model/QBERT4Rec.yaml").read_text(encoding="utf-8"))
 
 
 def _read(kind: Any, changes: dict[str, Any], prefix: str = "", **also: Any) -> Any:

@@ -532,7 +532,10 @@ def test_an_error_before_publishing_leaves_what_was_there(shop: Shop) -> None:
 
 
 def test_two_processes_do_not_write_the_same_data_set(shop: Shop) -> None:
-    with work_directory.workplace(shop.folder / "out", "Shop"), pytest.raises(ValueError, match="another preparation in"):
+    with (
+        work_directory.work_directory(shop.folder / "out", "Shop"),
+        pytest.raises(ValueError, match="another preparation in"),
+    ):
         shop.convert([review()])
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_qbert.utils.io import Stage, digest, read_json, sha256, whole, write_array, write_json
+from recbole_qbert.utils.cached_step import CachedStep
+from recbole_qbert.utils.io import atomic_write, digest, read_json, sha256, write_array, write_json
 
 # -------------------------------------------------------------------------------- writing
 
@@ -20,7 +21,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
     path.write_text("old")
 
     def write() -> None:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half of the n")
             raise KeyboardInterrupt
 
@@ -33,7 +34,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
 def test_until_the_end_of_a_write_the_old_file_stands(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         assert temporary.parent == tmp_path  # a rename across disks would not be atomic
         temporary.write_text("new")
         assert path.read_text() == "old"
@@ -102,9 +103,9 @@ def test_a_digest_depends_on_content_and_not_on_the_order_of_keys(value):
 class Step:
     """A stage that writes one file, counts its runs and can be interrupted half way."""
 
-    def __init__(self, folder, made_from, content="out", fails=False):
+    def __init__(self, folder, inputs, content="out", fails=False):
         self.output, self.runs, self.content, self.fails = folder / "out.txt", 0, content, fails
-        self.stage = Stage(folder, "step", made_from, [self.output])
+        self.stage = CachedStep(folder, "step", inputs, [self.output])
 
     def run(self, **options):
         return self.stage.run(self.build, **options)
@@ -149,7 +150,7 @@ def test_a_change_of_what_it_is_made_from_runs_it_again(tmp_path, changes, reaso
 
 def test_a_key_that_is_gone_runs_it_again(tmp_path):
     Step(tmp_path, SETTINGS).run()
-    assert Step(tmp_path, {"inputs": "abc", "seed": 1}).stage.stale() == "settings changed"
+    assert Step(tmp_path, {"inputs": "abc", "seed": 1}).stage.invalidation_reason() == "settings changed"
 
 
 def test_an_output_that_changed_or_vanished_runs_it_again(tmp_path):
@@ -166,8 +167,8 @@ def test_an_output_that_changed_or_vanished_runs_it_again(tmp_path):
 def test_another_output_file_runs_it_again(tmp_path):
     Step(tmp_path, SETTINGS).run()
     (tmp_path / "second.txt").write_text("there by chance")
-    stage = Stage(tmp_path, "step", SETTINGS, [tmp_path / "out.txt", tmp_path / "second.txt"])
-    assert stage.stale() is not None
+    stage = CachedStep(tmp_path, "step", SETTINGS, [tmp_path / "out.txt", tmp_path / "second.txt"])
+    assert stage.invalidation_reason() is not None
 
 
 def test_an_interrupted_build_counts_as_not_built(tmp_path):
@@ -187,7 +188,7 @@ def test_rebuild_runs_it_in_any_case(tmp_path):
     assert step.runs == 1
 
 
-@pytest.mark.parametrize("content", ["{", "", "[]", "null", '{"made_from": 3}', '{"é": 1}'])
+@pytest.mark.parametrize("content", ["{", "", "[]", "null", '{"inputs": 3}', '{"é": 1}'])
 def test_a_broken_manifest_runs_it_again(tmp_path, content):
     Step(tmp_path, SETTINGS).run()
     (tmp_path / "step.manifest.json").write_bytes(content.encode("latin-1"))

@@ -14,7 +14,7 @@ from benchmarks import readme_tables, steps
 from recbole_qbert.sequence import attention
 from recbole_qbert.sequence.attention import Attention
 from recbole_qbert.sequence.kernels import dispatch
-from recbole_qbert.sequence.packing import Rows
+from recbole_qbert.sequence.packing import PackedSequences
 
 PARTS = [([2, 5, 1], False), ([9, 12, 10], False), ([4, 3], True), ([11], True)]
 TOKENS, HEADS, WIDTH = 57, 2, 8
@@ -25,7 +25,7 @@ def made(dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
     joint = torch.randn(TOKENS, 3 * WIDTH, dtype=dtype, requires_grad=True)
     distance = torch.randn(HEADS, 2 * 12 - 1, dtype=dtype, requires_grad=True)
-    parts = [(Rows.of(torch.tensor(lengths), max(lengths)), causal) for lengths, causal in PARTS]
+    parts = [(PackedSequences.of(torch.tensor(lengths), max(lengths)), causal) for lengths, causal in PARTS]
     return joint, distance, lambda joint, distance, rate=0.0: Attention(parts, distance)(joint, rate)
 
 
@@ -125,23 +125,21 @@ def test_the_benchmark_of_lengths_prints_a_line_a_length(monkeypatch, capsys):
 
 def test_no_rows_and_long_rows(monkeypatch):
     distance = torch.randn(HEADS, 2 * 40 - 1)
-    assert Attention([(Rows.of(torch.tensor([], dtype=torch.long), 3), True)], distance)(torch.zeros(0, 24), 0.0).shape == (
-        0,
-        8,
-    )
+    nothing = [(PackedSequences.of(torch.tensor([], dtype=torch.long), 3), True)]
+    assert Attention(nothing, distance)(torch.zeros(0, 24), 0.0).shape == (0, 8)
     joint, lengths = torch.randn(45, 3 * WIDTH), torch.tensor([40, 5])
-    attend = Attention([(Rows.of(lengths, 40), False)], distance)
+    attend = Attention([(PackedSequences.of(lengths, 40), False)], distance)
     left_to_torch = attend(joint, 0.0)
     monkeypatch.setattr(attention, "LONG", 40)
     torch.testing.assert_close(attend(joint, 0.0), left_to_torch)
-    clipped = Rows.of(torch.tensor([2, 7]), 3)  # lengths that are wrong reach no kernel
+    clipped = PackedSequences.of(torch.tensor([2, 7]), 3)  # lengths that are wrong reach no kernel
     assert clipped.lengths.tolist() == [2, 3] and len(clipped.real) == 5
 
 
 def test_rows_that_are_too_long_are_refused():
     distance = torch.zeros(HEADS, 2 * 3 - 1)
     with pytest.raises(ValueError, match="a row has 4 positions; the encoder was made for at most 3"):
-        Attention([(Rows.of(torch.tensor([1, 4]), 4), True)], distance)
+        Attention([(PackedSequences.of(torch.tensor([1, 4]), 4), True)], distance)
 
 
 def test_the_benchmark_writes_a_row_a_way_and_its_table(tmp_path, capsys):
@@ -160,10 +158,10 @@ def test_shares_hold_every_row_once_and_like_work(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(dispatch, "WORTH", 1)
     work = torch.randint(1, 50, (300,), generator=torch.Generator().manual_seed(0)).cumsum(0).numpy()
-    bounds = dispatch.shares(work)
+    bounds = dispatch.split_work(work)
     assert bounds[0] == 0 and bounds[-1] == 300 and len(bounds) == 5 and bounds == sorted(bounds)
     done = [0, *(work[bound - 1] for bound in bounds[1:])]
     assert max(b - a for a, b in pairwise(done)) < work[-1] / 4 + 50
-    assert dispatch.shares(work[:0]) == [0, 0]
+    assert dispatch.split_work(work[:0]) == [0, 0]
     monkeypatch.setattr(dispatch, "WORTH", int(work[-1]))
-    assert dispatch.shares(work) == [0, 300]
+    assert dispatch.split_work(work) == [0, 300]

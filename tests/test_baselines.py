@@ -8,7 +8,7 @@ import torch
 import yaml
 from recbole.quick_start import run_recbole
 
-from recbole_qbert.config.property_files import properties
+from recbole_qbert.config.property_files import property_file
 from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
 from recbole_qbert.recbole_integration import checkpoint_io, experiment, registry
 from recbole_qbert.recbole_integration.dataset import QBERT4RecDataset
@@ -27,7 +27,7 @@ registry.register(
     CooccurrenceKNN,
     dataset=QBERT4RecDataset,
     trainer=CooccurrenceKNNTrainer,
-    properties=properties("model/CooccurrenceKNN.yaml"),
+    properties=property_file("model/CooccurrenceKNN.yaml"),
 )
 
 
@@ -113,7 +113,7 @@ def test_run_recbole_validates_once_and_trains_nothing(data):
     assert dict(result["test_result"]) == run.test()
     assert result["best_valid_score"] == run.valid["ndcg@10"] > 0
     # RecBole's evaluator orders ties as it likes, ours counts them against the model.
-    figures = experiment.figures(experiment.ranks(run, run.test_data, exclude_history=False))
+    figures = experiment.metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=False))
     assert all(figures[name] <= value + 1e-6 for name, value in run.test().items())
 
 
@@ -132,7 +132,7 @@ def test_settings_out_of_range_are_refused(data, key, value):
 def test_scientific(shared_data):
     """What docs/results.md reports; the plain cosine is the structural prior's evidence."""
     run = knn(shared_data, "Amazon_Scientific", MAX_ITEM_LIST_LENGTH=20, eval_batch_size=512)
-    figures = experiment.figures(experiment.ranks(run, run.test_data, exclude_history=True))
+    figures = experiment.metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=True))
     assert figures["ndcg@10"] == pytest.approx(0.0937, abs=0.0001)
     assert figures["hit@10"] == pytest.approx(0.1383, abs=0.0001)
     rows = run.test_data._dataset.inter_feat[torch.arange(50)]
@@ -144,7 +144,7 @@ def test_scientific(shared_data):
 
 # ----------------------------------------------------------------------------------------- RecBole's own models
 def baseline(data, model, more=(), **settings):
-    files = [str(properties(f"baseline/{file}.yaml")) for file in ("common", model, *more)]
+    files = [str(property_file(f"baseline/{file}.yaml")) for file in ("common", model, *more)]
     return experiment.configure(
         model, NAME, data, {**PROTOCOL, "seed": 1, "checkpoint_dir": "checkpoints", **settings}, files
     )
@@ -154,7 +154,7 @@ def baseline(data, model, more=(), **settings):
 def test_a_baseline_trains_with_its_file(data, model):
     run = experiment.train(baseline(data, model))
     assert 0 < run.valid["ndcg@10"] < 1
-    assert experiment.ranks(run, run.test_data, exclude_history=True).min() >= 1
+    assert experiment.target_ranks(run, run.test_data, exclude_history=True).min() >= 1
 
 
 def test_s3rec_goes_from_stage_to_stage(data):
@@ -176,7 +176,7 @@ def test_s3rec_goes_from_stage_to_stage(data):
     assert run.model.FEATURE_FIELD == "title"
 
 
-@pytest.mark.parametrize("path", sorted(properties("baseline").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(property_file("baseline").glob("*.yaml")), ids=lambda path: path.stem)
 def test_baseline_files_hold_keys_that_recbole_knows(data, path):
     """RecBole takes any key in silence."""
     models = {"common": ["SASRec"], "title_words": ["FDSA", "S3Rec"]}.get(path.stem, [path.stem])
@@ -212,7 +212,7 @@ def impossible(row):
 
 @pytest.fixture(scope="module")
 def published():
-    return yaml.safe_load(properties("benchmark/published.yaml").read_text())
+    return yaml.safe_load(property_file("benchmark/published.yaml").read_text())
 
 
 def test_published_figures_contradict_themselves_only_where_said(published):

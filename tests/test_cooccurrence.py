@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recbole_qbert.data.cooccurrence import cosine, counts
 from recbole_qbert.injection.structural_vectors import vectors
 from recbole_qbert.sequence import cooccurrence_prior
-from recbole_qbert.sequence.cooccurrence_prior import EPSILONS, WEIGHTS, CooccurrencePrior, fit
+from recbole_qbert.sequence.cooccurrence_prior import EPSILONS, WEIGHTS, CooccurrencePrior, fit_prior
 from recbole_qbert.sequence.scoring import rank_of
 
 HISTORIES = [np.array(h) for h in ([0, 1, 1], [1, 2], [0, 1, 2], [3])]  # item 4 is in nobody's history
@@ -209,7 +209,7 @@ def test_shrink_and_decay_are_fitted(key):
         history, target = [0, 3], 2
     prior = CooccurrencePrior(training, 5)
     batch = (lambda: torch.zeros(1, 5), torch.tensor([history]), torch.tensor([2]), torch.tensor([target]))
-    found = fit(prior, lambda: [batch])
+    found = fit_prior(prior, lambda: [batch])
     assert found[key] != (0.0 if key == "shrink" else 1.0)
     assert prior.share(*batch[1:3]).argmax() == target and found["ndcg@10"] == 1.0
 
@@ -226,7 +226,7 @@ class Evidence:
 
     def links(self, sequences, lengths):
         row, item = self.given[sequences[:, 0]].nonzero(as_tuple=True)
-        return cooccurrence_prior.Links(row, item, pair=sequences[:, 0], age=row, target=row)
+        return cooccurrence_prior.NeighborPairs(row, item, pair=sequences[:, 0], age=row, target=row)
 
     def shares(self, links, users):
         return self.given[links.pair][links.row, links.item]
@@ -243,7 +243,7 @@ def test_the_planted_weight_is_found(wanted):
     prior = Evidence(torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0]]))
     gap = math.log(0.9 / 0.1)  # what a weight of 1 moves between the first two items
     scores = torch.tensor([[0.0, gap * (lighter + wanted) / 2, -99.0], [0.0, -gap * (wanted + heavier) / 2, -99.0]])
-    found = fit(prior, lambda: [(lambda: scores, *ask(2), torch.tensor([0, 0]))])
+    found = fit_prior(prior, lambda: [(lambda: scores, *ask(2), torch.tensor([0, 0]))])
     assert found["weight"] == wanted == pytest.approx(prior.weight.item())
     assert found["ndcg@10"] == 1.0
     assert found["ndcg@10_without"] == pytest.approx((1 / math.log2(3) + 1) / 2)
@@ -252,7 +252,7 @@ def test_the_planted_weight_is_found(wanted):
 
 def test_misleading_evidence_gets_no_weight():
     prior = Evidence(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-    found = fit(prior, lambda: [(lambda: torch.tensor([[1.0, 0.0], [0.0, 1.0]]), *ask(2), torch.tensor([0, 1]))])
+    found = fit_prior(prior, lambda: [(lambda: torch.tensor([[1.0, 0.0], [0.0, 1.0]]), *ask(2), torch.tensor([0, 1]))])
     assert found["weight"] == 0.0 == prior.weight.item()
     assert found["ndcg@10"] == found["ndcg@10_without"] == 1.0
 
@@ -262,7 +262,7 @@ def test_all_batches_count_alike_by_user():
     prior = Evidence(torch.tensor([[0.01, 0.99]] * 3))
     good = (lambda: torch.tensor([[0.1, 0.0]] * 3), *ask(3), torch.tensor([1, 1, 1]))
     bad = (lambda: torch.tensor([[0.1, 0.0]]), *ask(1), torch.tensor([0]))
-    found = fit(prior, lambda: [bad, good])
+    found = fit_prior(prior, lambda: [bad, good])
     assert found["weight"] > 0
     assert found["ndcg@10"] == pytest.approx((3 + 1 / math.log2(3)) / 4)
     assert found["ndcg@10_without"] == pytest.approx((1 + 3 / math.log2(3)) / 4)
@@ -273,7 +273,7 @@ def test_targets_below_rank_ten_gain_nothing():
     scores = torch.arange(20.0)[None]
     for target, gain in ((19, 1.0), (10, 1 / math.log2(11)), (9, 0.0)):
         batch = (lambda: scores, *ask(1), torch.tensor([target]))
-        found = fit(prior, lambda batch=batch: [batch])
+        found = fit_prior(prior, lambda batch=batch: [batch])
         assert found["ndcg@10"] == pytest.approx(gain)
 
 
@@ -313,7 +313,7 @@ def test_the_fit_is_that_of_all_scores_of_all_points():
     half = [
         (lambda part=part: scores[part], sequences[part], lengths[part], target[part]) for part in (slice(20), slice(20, 50))
     ]
-    found = fit(prior, lambda: half)
+    found = fit_prior(prior, lambda: half)
     assert (found["shrink"], found["decay"]) == chosen
     assert (found["weight"], found["epsilon"]) == max(points, key=points.__getitem__) and found["weight"] > 0
     assert found["ndcg@10"] == pytest.approx(max(points.values()) / users, rel=1e-6)

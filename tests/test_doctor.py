@@ -18,7 +18,8 @@ from dataset_prep.checks import atomic_lines, interactions
 from dataset_prep.checks.findings import Finding
 from recbole_qbert.data import item_features as features
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
-from recbole_qbert.utils.io import Stage, digest
+from recbole_qbert.utils.cached_step import CachedStep
+from recbole_qbert.utils.io import digest
 from tests.test_imports import damaged
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
@@ -402,7 +403,7 @@ def test_semantic_ids(toy, text, level, line, words):
 
 
 def test_a_code_beyond_the_codebook(toy):
-    (toy / "toy.sid.manifest.json").write_text(json.dumps({"made_from": {"settings": {"codes": 3}}}))
+    (toy / "toy.sid.manifest.json").write_text(json.dumps({"inputs": {"settings": {"codes": 3}}}))
     is_only(toy, "error", "data/toy/toy.sid:2", "code 3 is beyond the 3 codes a level")
 
 
@@ -427,15 +428,15 @@ def output(toy):
         return {}
 
     order = list(dict.fromkeys(row[1] for row in ROWS))
-    made_from = {"items": digest(order), "features": loaded.made_from}
-    Stage(folder, "toy.injection", made_from, [folder / "toy.fused.npy"]).run(fuse)
+    inputs = {"items": digest(order), "features": loaded.inputs}
+    CachedStep(folder, "toy.injection", inputs, [folder / "toy.fused.npy"]).run(fuse)
 
     def quantize():
         shutil.copy(toy / "toy.sid", folder / "toy.sid")
         return {}
 
-    made_from |= {"fused": features.sha256(folder / "toy.fused.npy"), "settings": {"codes": 4}}
-    Stage(folder, "toy.sid", made_from, [folder / "toy.sid"]).run(quantize)
+    inputs |= {"fused": features.sha256(folder / "toy.fused.npy"), "settings": {"codes": 4}}
+    CachedStep(folder, "toy.sid", inputs, [folder / "toy.sid"]).run(quantize)
     return folder.parent
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_qbert.data import item_features as features
-from recbole_qbert.data.multi_domain import balanced, union
+from recbole_qbert.data.multi_domain import balanced_order, write_union
 from recbole_qbert.models.qbert4rec import domains_of
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from tests.helpers import sequence_config
@@ -20,7 +20,7 @@ def two(tmp_path):
 
 
 def test_a_union_holds_every_interaction_and_feature_under_its_data_sets_name(two, tmp_path):
-    folder = union(["A", "B"], two, tmp_path / "unions", "A+B")
+    folder = write_union(["A", "B"], two, tmp_path / "unions", "A+B")
     lines = (folder / "A+B.inter").read_text().splitlines()
     expected = ["user_id:token\titem_id:token\ttimestamp:float"]
     for name in "AB":
@@ -37,26 +37,26 @@ def test_a_union_holds_every_interaction_and_feature_under_its_data_sets_name(tw
 
 
 def test_a_union_is_kept_until_a_part_changes(two, tmp_path):
-    folder = union(["A", "B"], two, tmp_path / "unions", "A+B")
+    folder = write_union(["A", "B"], two, tmp_path / "unions", "A+B")
     stamp = (folder / "A+B.inter").stat().st_mtime_ns
-    union(["A", "B"], two, tmp_path / "unions", "A+B")
+    write_union(["A", "B"], two, tmp_path / "unions", "A+B")
     assert (folder / "A+B.inter").stat().st_mtime_ns == stamp
     with open(two / "B" / "B.inter", "a") as handle:
         handle.write("u0\ti0\t99\n")
-    union(["A", "B"], two, tmp_path / "unions", "A+B")
+    write_union(["A", "B"], two, tmp_path / "unions", "A+B")
     assert (folder / "A+B.inter").read_text().endswith("B/u0\tB/i0\t99\n")
 
 
 def test_a_union_keeps_nothing_of_an_earlier_one_that_had_more(two, tmp_path):
     """As the refusal of unlike features advises: without the files the built-in encoders serve."""
-    folder = union(["A", "B"], two, tmp_path / "unions", "A+B")
+    folder = write_union(["A", "B"], two, tmp_path / "unions", "A+B")
     assert features.available(folder, "A+B")
     for name in "AB":
         for path in (two / name).glob(f"{name}.*"):
             if path.suffix != ".inter":
                 path.unlink()
     for _ in range(2):
-        union(["A", "B"], two, tmp_path / "unions", "A+B")
+        write_union(["A", "B"], two, tmp_path / "unions", "A+B")
         assert {path.name for path in folder.iterdir()} == {"A+B.inter", "A+B.union.manifest.json"}
         (folder / "A+B.text.npy").touch()  # as an earlier version left it beside a manifest of now
 
@@ -65,30 +65,30 @@ def test_features_that_do_not_fit_together_are_refused(two, tmp_path):
     matrix = np.load(two / "B" / "B.text.npy")
     np.save(two / "B" / "B.text.npy", np.concatenate([matrix, matrix], 1))
     with pytest.raises(ValueError, match=r"text features.*one encoder for all"):
-        union(["A", "B"], two, tmp_path / "unions", "A+B")
+        write_union(["A", "B"], two, tmp_path / "unions", "A+B")
     (two / "B" / "B.text.npy").unlink()
     with pytest.raises(ValueError, match=r"different features \(A: .*; B: "):
-        union(["A", "B"], two, tmp_path / "unions", "A+B")
+        write_union(["A", "B"], two, tmp_path / "unions", "A+B")
 
 
 def test_bad_unions_are_refused(two, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"C\.inter"):
-        union(["A", "C"], two, tmp_path / "unions", "A+C")
+        write_union(["A", "C"], two, tmp_path / "unions", "A+C")
     with pytest.raises(ValueError, match="once"):
-        union(["A", "A"], two, tmp_path / "unions", "A+A")
+        write_union(["A", "A"], two, tmp_path / "unions", "A+A")
     (two / "B" / "B.inter").write_text("user_id:token\titem_id:token\nu\ti\n")
     with pytest.raises(ValueError, match=r"B\.inter:1: no column timestamp"):
-        union(["A", "B"], two, tmp_path / "unions", "A+B")
+        write_union(["A", "B"], two, tmp_path / "unions", "A+B")
 
 
 def test_a_balanced_epoch_has_as_many_rows_of_every_domain():
     domains = torch.tensor([0] * 90 + [1] * 10)
-    rows = balanced(domains, torch.Generator().manual_seed(0))
+    rows = balanced_order(domains, torch.Generator().manual_seed(0))
     counts = torch.bincount(rows, minlength=100)
     assert counts[:90].sum() == counts[90:].sum() == 50
     assert counts[:90].max() == 1
     assert set(counts[90:].tolist()) == {5}
-    again = balanced(domains, torch.Generator().manual_seed(0))
+    again = balanced_order(domains, torch.Generator().manual_seed(0))
     assert torch.equal(rows, again)
 
 

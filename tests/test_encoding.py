@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dataset_prep.encoders import sharded_encoding, shards
-from dataset_prep.encoders.distributed import Ranks, pick_device
+from dataset_prep.encoders.distributed import ProcessGroup, pick_device
 from dataset_prep.encoders.sharded_encoding import Job, encode
 from dataset_prep.encoders.shards import Shard, Shards
 from recbole_qbert.data import item_features as features
@@ -410,13 +410,13 @@ def test_bad_options_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("WORLD_SIZE", world)
         monkeypatch.delenv("MASTER_ADDR", raising=False)
         with pytest.raises(ValueError, match=why):
-            Ranks.join()
+            ProcessGroup.join()
 
 
 def test_a_process_alone_needs_no_others() -> None:
     journal: list[str] = []
-    process = start(lambda: Ranks.join().wait())
-    assert Ranks.join().first(lambda: journal.append("done")) is None and journal == ["done"]
+    process = start(lambda: ProcessGroup.join().wait())
+    assert ProcessGroup.join().first(lambda: journal.append("done")) is None and journal == ["done"]
     assert end(process) == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from recbole_qbert.config.property_files import properties
+from recbole_qbert.config.property_files import property_file
 from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
 from recbole_qbert.injection import network as injection_network
 from recbole_qbert.quantization import rqvae
@@ -129,16 +129,16 @@ def test_early_stopping_is_remembered(tmp_path: Path) -> None:
 
 def test_rebuilding_does_not_go_on_from_what_was_killed(tmp_path: Path, monkeypatch, caplog) -> None:
     from recbole_qbert.pipeline import stages
-    from recbole_qbert.pipeline.stages import Builder, Catalogue
+    from recbole_qbert.pipeline.stages import Builder, Catalog
     from tests.helpers_recbole import QUICK, write_dataset
 
     data = write_dataset(tmp_path, "D")
     items = tuple((data / "D" / "D.items.txt").read_text().split())
-    defaults = yaml.safe_load(properties("model/QBERT4Rec.yaml").read_text())
+    defaults = yaml.safe_load(property_file("model/QBERT4Rec.yaml").read_text())
     settings = stages.stage_settings(defaults | QUICK["QBERT4Rec"] | {"semantic_ids": "fused", "injection_query": "random"})
-    catalogue = Catalogue("D", tmp_path / "D", items, [])
+    catalogue = Catalog("D", tmp_path / "D", items, [])
     at_once = functools.partial(Epochs, seconds=0)
-    monkeypatch.setattr(stages, "Epochs", lambda path, made_from, _: at_once(path, made_from, killed_after(4)))
+    monkeypatch.setattr(stages, "Epochs", lambda path, inputs, _: at_once(path, inputs, killed_after(4)))
     with pytest.raises(KilledError):
         Builder(catalogue, settings, tmp_path / "out").build()
     assert list((tmp_path / "out").glob("*.progress"))

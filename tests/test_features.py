@@ -93,11 +93,11 @@ def test_only_the_rows_asked_for_are_read(folder, monkeypatch):
 
 
 def test_what_it_was_made_from_changes_with_the_files(folder):
-    first = load(folder, "toy", ITEMS, ["text"]).made_from
+    first = load(folder, "toy", ITEMS, ["text"]).inputs
     assert first["text"] == sha256(folder / "toy.text.npy")
-    assert load(folder, "toy", ITEMS[:2], ["text"]).made_from == first
+    assert load(folder, "toy", ITEMS[:2], ["text"]).inputs == first
     put(folder, TEXT + 1)
-    assert load(folder, "toy", ITEMS, ["text"]).made_from != first
+    assert load(folder, "toy", ITEMS, ["text"]).inputs != first
 
 
 def test_available_lists_text_and_image_first_and_no_other_data_set(tmp_path):

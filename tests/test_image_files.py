@@ -14,7 +14,7 @@ from PIL import Image
 
 from dataset_prep.images import image_files
 from dataset_prep.images.image_files import can_name_folder, examine
-from dataset_prep.images.rate_limits import Missed
+from dataset_prep.images.rate_limits import FetchError
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as download has it
 
@@ -105,7 +105,7 @@ def test_bombs_are_refused_before_they_are_decoded(side: int, monkeypatch: pytes
     data = bomb(side)
     assert len(data) < 200_000
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(Missed, match="too_many_pixels"):
+    with pytest.raises(FetchError, match="too_many_pixels"):
         examine(data, max_pixels=50_000_000)
 
 
@@ -132,7 +132,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpa
     ],
 )
 def test_what_is_no_whole_picture_is_a_miss(data: bytes, reason: str) -> None:
-    with pytest.raises(Missed) as caught:
+    with pytest.raises(FetchError) as caught:
         examine(data, max_pixels=10_000)
     assert (caught.value.reason, caught.value.transient) == (reason, False)
 
@@ -149,7 +149,7 @@ def test_mutilated_pictures_never_crash() -> None:
             kept = examine(bytes(data[: rng.randint(1, len(data))] if rng.random() < 0.3 else data), max_pixels=10_000)
             Image.open(BytesIO(kept.data)).convert("RGB")
             outcomes.add("ok")
-        except Missed as miss:
+        except FetchError as miss:
             outcomes.add(miss.reason)
     assert {"ok", "not_an_image", "broken_image"} <= outcomes
 

@@ -31,7 +31,7 @@ from dataset_prep.images import image_files, image_lists, rate_limits
 from dataset_prep.images.download import ImagesReport, Options, download
 from dataset_prep.images.image_lists import survey
 from dataset_prep.images.image_manifest import Manifest
-from dataset_prep.images.partial_files import Part
+from dataset_prep.images.partial_files import PartialFile
 from recbole_qbert.data.builtin_encoders import find_images
 from tests.helpers import files
 from tests.image_server import Answer, ImageServer, body, broken, endless, silent, status, versioned
@@ -510,7 +510,7 @@ def test_killed_again_and_again_it_ends_in_the_same_files(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("step", [(Part, "end"), (image_files, "store"), (Manifest, "append"), (Part, "drop")])
+@pytest.mark.parametrize("step", [(PartialFile, "end"), (image_files, "store"), (Manifest, "append"), (PartialFile, "drop")])
 def test_a_kill_between_two_steps(shop: Shop, step: tuple[Any, str], before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     room, name = step
     original = getattr(room, name)
@@ -629,10 +629,10 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 
 def test_one_download_a_folder(shop: Shop) -> None:
-    from dataset_prep.graceful_shutdown import only_here
+    from dataset_prep.graceful_shutdown import exclusive
 
     shop.items({"A": []})
-    with only_here(shop.folder, "download into"), pytest.raises(ValueError, match="another download"):
+    with exclusive(shop.folder, "download into"), pytest.raises(ValueError, match="another download"):
         shop.run()
     assert asdict(shop.run())["items"] == 1
 

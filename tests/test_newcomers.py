@@ -20,27 +20,27 @@ def described(vectors, present=None):
 def test_the_nearest_are_found_and_weighted_by_similarity():
     old = described({"text": [[1, 0], [0, 1], [-1, 0], [0, -1]]})
     new = described({"text": [[0.9, 0.1], [0, -5]]})
-    found = cold_start.neighbours(new, old, count=2, temperature=0.1)
+    found = cold_start.nearest_neighbors(new, old, count=2, temperature=0.1)
     assert found.nearest.tolist() == [["i0", "i1"], ["i3", "i0"]]
     np.testing.assert_allclose(found.weights.sum(1), 1, rtol=1e-6)
     assert (found.weights[:, 0] > found.weights[:, 1]).all()
-    assert cold_start.neighbours(new, old, count=50).nearest.shape == (2, 4)
+    assert cold_start.nearest_neighbors(new, old, count=50).nearest.shape == (2, 4)
 
 
 def test_a_modality_that_one_item_lacks_does_not_count():
     missing = {"image": np.array([[True], [True], [False]])}
     old = described({"text": [[1, 0], [0, 1], [1, 0.1]], "image": [[1, 0], [0, 1], [0, 0]]}, missing)
     new = described({"text": [[1, 0]], "image": [[0, 0]]}, {"image": np.array([[False]])})
-    assert cold_start.neighbours(new, old, count=3).nearest[0, 2] == "i1"
+    assert cold_start.nearest_neighbors(new, old, count=3).nearest[0, 2] == "i1"
 
 
 def test_items_without_features_have_no_neighbours(tmp_path):
     """Not the first ones of the list, which would look like an answer."""
     old = described({"text": [[1, 0], [0, 1]]})
     new = described({"text": [[0, 0], [1, 0]]}, {"text": np.array([[False], [True]])})
-    found = cold_start.neighbours(new, old)
+    found = cold_start.nearest_neighbors(new, old)
     assert found.items == ("i1",) and found.nearest.tolist() == [["i0", "i1"]]
-    none = cold_start.neighbours(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
+    none = cold_start.nearest_neighbors(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
     none.save(tmp_path / "none.neighbours")
     assert cold_start.load(tmp_path / "none.neighbours").items == none.items == ()
 
@@ -48,21 +48,21 @@ def test_items_without_features_have_no_neighbours(tmp_path):
 def test_neighbours_of_two_additions_are_joined():
     old = described({"text": [[1, 0], [0, 1], [-1, 0]]})
     new = described({"text": [[1, 0.1], [0, 1]]})
-    many, few = cold_start.neighbours(new, old, count=3), cold_start.neighbours(new, old, count=1)
+    many, few = cold_start.nearest_neighbors(new, old, count=3), cold_start.nearest_neighbors(new, old, count=1)
     for first, second in ((many, few), (few, many)):
         both = first.and_of(second)
         assert both.items == first.items + second.items and both.nearest.shape == both.weights.shape == (4, 3)
         np.testing.assert_allclose(both.weights.sum(1), 1, rtol=1e-6)
         assert both.nearest[:, 0].tolist() == [*first.nearest[:, 0], *second.nearest[:, 0]]
-    none = cold_start.neighbours(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
+    none = cold_start.nearest_neighbors(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
     assert none.and_of(many).nearest.tolist() == many.and_of(none).nearest.tolist() == many.nearest.tolist()
 
 
 def test_neighbours_survive_the_file_and_bad_files_are_named(tmp_path):
     random = np.random.default_rng(0)
     old, new = described({"text": random.normal(size=(9, 4))}), described({"text": random.normal(size=(3, 4))})
-    found = cold_start.neighbours(new, old, count=4)
-    path = cold_start.beside(tmp_path / "more.sid")
+    found = cold_start.nearest_neighbors(new, old, count=4)
+    path = cold_start.neighbors_path(tmp_path / "more.sid")
     found.save(path)
     back = cold_start.load(path)
     assert back.items == found.items and back.nearest.tolist() == found.nearest.tolist()

@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -51,9 +52,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("-c", build, work, cwd=work / "copy")
     (archive,) = work.glob("*.tar.gz")
     with tarfile.open(archive) as files:
-        files.extractall(
-            work / "source", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
-        )  # from 3.11.4 on
+        extraction: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from 3.11.4 on
+        files.extractall(work / "source", **extraction)
     (source,) = (work / "source").iterdir()
     run("-m", "pip", "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", work, source)
     (found,) = work.glob("*.whl")

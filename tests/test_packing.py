@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from recbole_qbert.sequence.encoder import SequenceEncoder
-from recbole_qbert.sequence.packing import Rows
+from recbole_qbert.sequence.packing import PackedSequences
 
 LENGTHS = torch.tensor([3, 1, 5, 4, 0])
 
 
 @pytest.mark.parametrize("width", [5, 7])
 def test_tokens_are_padded_row_by_row_and_packed_again(width):
-    rows = Rows.of(LENGTHS, width)
+    rows = PackedSequences.of(LENGTHS, width)
     tokens = torch.arange(26.0).view(13, 2) + 1
     padded = rows.pad(tokens)
     assert padded.shape == (5, width, 2)
@@ -25,7 +25,7 @@ def test_tokens_are_padded_row_by_row_and_packed_again(width):
 
 
 def test_gradients_go_the_same_way_back():
-    rows = Rows.of(LENGTHS, 5)
+    rows = PackedSequences.of(LENGTHS, 5)
     tokens = torch.randn(13, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: (rows.pad(x) + 3) ** 2, tokens)
     padded = torch.randn(5, 5, 2, dtype=torch.float64, requires_grad=True)
@@ -33,7 +33,7 @@ def test_gradients_go_the_same_way_back():
 
 
 def test_rows_of_one_length_are_only_viewed():
-    rows, tokens = Rows.of(torch.tensor([3, 3]), 3), torch.randn(6, 2)
+    rows, tokens = PackedSequences.of(torch.tensor([3, 3]), 3), torch.randn(6, 2)
     assert rows.pad(tokens).data_ptr() == tokens.data_ptr() == rows.pack(rows.pad(tokens)).data_ptr()
 
 
@@ -50,7 +50,7 @@ def test_packed_rows_are_encoded_as_each_alone_with_the_same_gradients(causal):
     def gradients(states):
         return [states, *torch.autograd.grad((states * goal).sum(), [tokens, *encoder.parameters()])]
 
-    layout = [(Rows.of(lengths, int(lengths.max())), causal) for lengths in groups]
+    layout = [(PackedSequences.of(lengths, int(lengths.max())), causal) for lengths in groups]
     lengths = torch.cat(groups)
     alone = [encoder(row[None], torch.tensor([len(row)]), causal)[0] for row in tokens.split(lengths.tolist())]
     for mine, true in zip(gradients(encoder.encode(tokens, layout)), gradients(torch.cat(alone)), strict=True):

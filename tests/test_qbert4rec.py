@@ -34,7 +34,7 @@ def configure(data, folder, model="QBERT4Rec", **settings):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    with experiment.inside(folder):
+    with experiment.working_directory(folder):
         return experiment.train(configure(data, folder))
 
 
@@ -94,12 +94,12 @@ def test_predict_is_full_sort_predict(trained):
 
 
 def test_recboles_metrics_equal_ranks_counted_by_hand(trained):
-    by_hand = experiment.figures(experiment.ranks(trained, trained.test_data, exclude_history=False))
+    by_hand = experiment.metrics_from_ranks(experiment.target_ranks(trained, trained.test_data, exclude_history=False))
     assert trained.test() == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_same_seed_same_metrics_other_seed_other_weights(data, tmp_path, trained):
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         again = experiment.train(configure(data, tmp_path))
         other = experiment.train(configure(data, tmp_path, seed=7))
     assert again.test() == trained.test() and again.valid == trained.valid
@@ -109,7 +109,7 @@ def test_same_seed_same_metrics_other_seed_other_weights(data, tmp_path, trained
 
 
 def test_reload_gives_the_same_metrics_and_reads_no_pickle(trained, tmp_path):
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         path = trained.trainer.saved_model_file
         torch.load(path, weights_only=True)
         config, model, _, _, _, test_data = recbole_qbert.load_data_and_model(path)
@@ -133,7 +133,7 @@ def test_reload_gives_the_same_metrics_and_reads_no_pickle(trained, tmp_path):
     ids=["causal", "paper", "pretrain", "both", "image only", "ID only", "prior"],
 )
 def test_named_choices_train_and_learn(data, tmp_path, settings):
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         run = experiment.train(configure(data, tmp_path, **settings))
     losses = list(run.trainer.train_loss_dict.values())
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
@@ -143,8 +143,8 @@ def test_named_choices_train_and_learn(data, tmp_path, settings):
 @pytest.mark.parametrize("name", ["SASRec", "BERT4Rec"])
 def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
     """No stage 1 or 2, no codes: what is left is the baseline on this engine."""
-    file = property_files.properties(f"baseline/fast/{name}.yaml")
-    with experiment.inside(tmp_path):
+    file = property_files.property_file(f"baseline/fast/{name}.yaml")
+    with experiment.working_directory(tmp_path):
         settings = {
             **QUICK["QBERT4Rec"],
             "epochs": 15,
@@ -162,13 +162,13 @@ def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
 
 def test_items_need_a_row_or_an_id(data, tmp_path):
     for settings in ({"item_rows": False}, {"loss": "code", "repeat_penalty": "none"}):
-        with experiment.inside(tmp_path), pytest.raises(ValueError, match="takes item_rows: true and loss: item"):
+        with experiment.working_directory(tmp_path), pytest.raises(ValueError, match="takes item_rows: true and loss: item"):
             experiment.train(configure(data, tmp_path, semantic_ids="none", **settings))
 
 
 def test_half_precision_is_an_option(data, tmp_path, trained):
     """RecBole's enable_amp: bfloat16 where it serves, sums and softmax in float32."""
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         run = experiment.train(configure(data, tmp_path, enable_amp=True))
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in run.model.parameters())
     for epoch, loss in run.trainer.train_loss_dict.items():
@@ -189,7 +189,7 @@ def test_ranks_do_not_depend_on_the_batch(trained):
 
 
 def test_the_prior_is_fitted_on_validation_and_kept_in_the_checkpoint(data, tmp_path):
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         run = experiment.train(configure(data, tmp_path, structural_prior="cooccurrence"))
         without = run.model.prior.weight.clone()
         _, model, *_ = recbole_qbert.load_data_and_model(run.trainer.saved_model_file)
@@ -207,7 +207,9 @@ def test_without_a_file_the_prior_is_fitted_to_the_weights_at_hand(data, tmp_pat
     monkeypatch.chdir(tmp_path)
     fitted = []
     monkeypatch.setattr(
-        cooccurrence_prior, "fit", lambda prior, batches, fit=cooccurrence_prior.fit: fitted.append(fit(prior, batches))
+        cooccurrence_prior,
+        "fit_prior",
+        lambda prior, batches, fit=cooccurrence_prior.fit_prior: fitted.append(fit(prior, batches)),
     )
     settings = {**QUICK["QBERT4Rec"], "data_path": str(data), "structural_prior": "cooccurrence", "epochs": 2}
     result = run_recbole(model="QBERT4Rec", dataset=NAME, config_dict=settings, saved=False)
@@ -218,7 +220,7 @@ def test_without_a_file_the_prior_is_fitted_to_the_weights_at_hand(data, tmp_pat
 
 def test_a_checkpoint_alone_is_enough(data, tmp_path):
     """Of a fine-tuned model the pretrained file may be gone, and nothing is built again."""
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         first = experiment.train(configure(data, tmp_path, train_stage="pretrain", epochs=1))
         given = {"pretrained": first.trainer.saved_model_file, "rebuild": True}
         second = experiment.train(configure(data, tmp_path, epochs=1, checkpoint_dir=str(tmp_path / "second"), **given))
@@ -233,14 +235,14 @@ def test_a_checkpoint_alone_is_enough(data, tmp_path):
 
 def test_the_folder_of_the_data_is_no_folder_for_ids(data, tmp_path):
     """What lies there is taken as given, so a later run would take the first one's output for ready-made."""
-    with experiment.inside(tmp_path), pytest.raises(ValueError, match="is the folder of the data set itself"):
+    with experiment.working_directory(tmp_path), pytest.raises(ValueError, match="is the folder of the data set itself"):
         experiment.train(configure(data, tmp_path, semantic_id_dir=str(data / NAME)))
     assert not (data / NAME / f"{NAME}.sid").exists()
 
 
 def test_a_checkpoint_of_when_that_was_allowed_is_read(tmp_path):
     folder = write_dataset(tmp_path / "data", NAME)
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         trained = experiment.train(configure(folder, tmp_path, epochs=1))
         built, path = Path(trained.config["semantic_id_dir"]), trained.trainer.saved_model_file
         for name in (f"{NAME}.sid", f"{NAME}.sid.json"):
@@ -253,7 +255,7 @@ def test_a_checkpoint_of_when_that_was_allowed_is_read(tmp_path):
 
 
 def test_excluded_history_never_comes_first(data, tmp_path):
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         run = experiment.train(configure(data, tmp_path, repeat_penalty="exclude"))
     for interaction, _, _, _ in run.test_data:
         scores = run.model.full_sort_predict(interaction)
@@ -279,17 +281,17 @@ def test_hyper_tuning_finds_the_model(data, tmp_path, monkeypatch):
 
 
 def test_baseline_in_the_same_process(data, tmp_path, trained):
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         run = experiment.train(configure(data, tmp_path, model="SASRec"))
-    plain = experiment.figures(experiment.ranks(run, run.test_data, exclude_history=False))
+    plain = experiment.metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=False))
     assert run.test() == pytest.approx(plain, abs=1e-6)
-    excluded = experiment.ranks(run, run.test_data, exclude_history=True)
-    assert (excluded <= experiment.ranks(run, run.test_data, exclude_history=False)).mean() > 0.9
+    excluded = experiment.target_ranks(run, run.test_data, exclude_history=True)
+    assert (excluded <= experiment.target_ranks(run, run.test_data, exclude_history=False)).mean() > 0.9
 
 
 # ------------------------------------------------------------------------------------------------------- pretraining
 def test_pretrained_weights_are_taken_over(data, tmp_path):
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         first = experiment.train(configure(data, tmp_path, train_stage="pretrain", epochs=3))
         config = configure(data, tmp_path, pretrained=first.trainer.saved_model_file, epochs=0, learning_rate=0.0)
         from recbole.data import create_dataset
@@ -302,7 +304,7 @@ def test_pretrained_weights_are_taken_over(data, tmp_path):
 def test_pretrained_with_another_width_is_refused(data, tmp_path):
     from recbole.data import create_dataset
 
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         first = experiment.train(configure(data, tmp_path, epochs=1))
         config = configure(data, tmp_path, pretrained=first.trainer.saved_model_file, hidden_size=32)
         with pytest.raises(ValueError, match=r"does not fit.*hidden_size"):
@@ -312,7 +314,7 @@ def test_pretrained_with_another_width_is_refused(data, tmp_path):
 def test_pretrained_with_other_semantic_ids_is_refused(data, tmp_path):
     from recbole.data import create_dataset
 
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         first = experiment.train(configure(data, tmp_path, epochs=1))
         config = configure(
             data, tmp_path, pretrained=first.trainer.saved_model_file, seed=9, semantic_id_dir=str(tmp_path / "other")
@@ -346,7 +348,7 @@ def test_settings_that_cannot_work_are_refused(data, tmp_path, settings, message
         config = configure(data, tmp_path, **settings)
         recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
 
-    with experiment.inside(tmp_path), pytest.raises((ValueError, FileNotFoundError), match=message):
+    with experiment.working_directory(tmp_path), pytest.raises((ValueError, FileNotFoundError), match=message):
         build()
     assert not list((tmp_path / "ids").glob("*.sid")), "nothing half-written"
 
@@ -357,7 +359,7 @@ def test_a_sid_file_of_another_data_set_is_refused(data, tmp_path):
     path = tmp_path / "other.sid"
     ids = semantic_ids.SemanticIDs(("x1", "x2"), np.array([[0, 1], [1, 0]], dtype=np.int16), ("a", "b"), 2)
     ids.save(path)
-    with experiment.inside(tmp_path):
+    with experiment.working_directory(tmp_path):
         config = configure(data, tmp_path, semantic_id_file=str(path))
         train = create_dataset(config).build()[0]
         with pytest.raises(ValueError, match="belongs to another data set"):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_qbert.quantization import rqvae
-from recbole_qbert.quantization.rqvae import RQVAE, fit, kmeans, revive, start_codebooks
+from recbole_qbert.quantization.rqvae import RQVAE, fit, init_codebooks, kmeans, reset_dead_codes
 from tests.helpers import linear_is_identity, quantizer_config
 
 LEVELS, CODES, WIDTH = 3, 4, 6
@@ -48,7 +48,7 @@ def test_planted_codes_are_recovered_level_by_level(seed):
     codes, vectors = planted(seed)
     torch.manual_seed(seed)
     model = plain_model()
-    start_codebooks(model, vectors)
+    init_codebooks(model, vectors)
     assert same_up_to_names(model.encode(vectors)[0], codes)
     torch.testing.assert_close(model(vectors)[0], vectors, rtol=0, atol=1e-5)
 
@@ -192,7 +192,7 @@ def test_dead_codes_move_onto_residuals_of_their_level_and_living_ones_stay():
     before, residuals = model.codebooks.detach().clone(), model.quantize(vectors)[2]
     dead = torch.zeros(LEVELS, CODES, dtype=torch.bool)
     dead[0, 1] = dead[2, 0] = dead[2, 3] = True
-    assert revive(model, vectors, dead) == 3
+    assert reset_dead_codes(model, vectors, dead) == 3
     assert torch.equal(model.codebooks[~dead], before[~dead])
     for level, code in dead.nonzero().tolist():
         assert torch.cdist(model.codebooks[level, code][None], residuals[:, level].contiguous()).min() < 1e-3
@@ -201,7 +201,7 @@ def test_dead_codes_move_onto_residuals_of_their_level_and_living_ones_stay():
 def test_nothing_dead_nothing_moves():
     model = plain_model()
     before = model.codebooks.detach().clone()
-    assert revive(model, torch.randn(5, WIDTH), torch.zeros(LEVELS, CODES, dtype=torch.bool)) == 0
+    assert reset_dead_codes(model, torch.randn(5, WIDTH), torch.zeros(LEVELS, CODES, dtype=torch.bool)) == 0
     assert torch.equal(model.codebooks, before)
 
 
@@ -210,7 +210,7 @@ def test_training_brings_dead_codes_into_use(monkeypatch):
         model.codebooks.data.fill_(1e3)
         model.codebooks.data[:, 0] = 0.0
 
-    monkeypatch.setattr(rqvae, "start_codebooks", badly)
+    monkeypatch.setattr(rqvae, "init_codebooks", badly)
     torch.manual_seed(0)
     config = quantizer_config(levels=2, codes=6, epochs=20, batch_size=32)
     _, report = fit(torch.randn(120, 5), config, 0)

@@ -10,7 +10,7 @@ import torch
 
 from recbole_qbert.config.schema import SequenceConfig
 from recbole_qbert.retrieval import torch_backend
-from recbole_qbert.retrieval.catalog_ranker import CatalogueRanker
+from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from recbole_qbert.sequence.scoring import rank_of, top_k
@@ -87,7 +87,7 @@ def chunked(request, monkeypatch):
 def test_order_and_numbers_are_those_of_the_scores(kind, with_prior, dense):
     network, prior = make_network(KINDS[kind]), make_prior() if with_prior else None
     sequences, lengths, target = histories()
-    ranker = CatalogueRanker(network, prior, dense=dense)
+    ranker = CatalogRanker(network, prior, dense=dense)
     for exclude in (None, torch.where(sequences > 0, sequences, -1)):
         scores = brute_force(network, prior, sequences, lengths, exclude)
         wanted, order = top_k(scores, 12)
@@ -105,7 +105,7 @@ def test_order_and_numbers_are_those_of_the_scores(kind, with_prior, dense):
 def test_items_of_other_domains_are_no_answers(dense):
     network = make_network(KINDS["codes"], domains=True)
     sequences, lengths, target = histories(domains=True)
-    ranker = CatalogueRanker(network, dense=dense)
+    ranker = CatalogRanker(network, dense=dense)
     scores = brute_force(network, None, sequences, lengths)
     wanted, order = top_k(scores, 8)
     found, items = ranker.top_k(sequences, lengths, 8)
@@ -115,7 +115,7 @@ def test_items_of_other_domains_are_no_answers(dense):
 
 def test_more_answers_than_items_are_empty_places():
     sequences, lengths, _ = histories()
-    scores, items = CatalogueRanker(make_network(CONFIG)).top_k(sequences, lengths, ITEMS + 3)
+    scores, items = CatalogRanker(make_network(CONFIG)).top_k(sequences, lengths, ITEMS + 3)
     assert (items[:, ITEMS - 1 :] == -1).all() and (scores[:, ITEMS - 1 :] == -torch.inf).all()
     assert (items[:, : ITEMS - 1].sort(1).values == torch.arange(1, ITEMS)).all()
 
@@ -138,7 +138,7 @@ def test_the_passes_hold_no_whole_matrix(monkeypatch):
     monkeypatch.setattr(torch_backend, "SHORTEST", 8)
     monkeypatch.setattr(torch_backend, "LONGEST", 8)
     network = make_network(KINDS["default"])
-    ranker, widest = CatalogueRanker(network), []
+    ranker, widest = CatalogRanker(network), []
     scorer = ranker.index.chunked.scorer
 
     def watched(queries):
@@ -160,7 +160,7 @@ def test_the_passes_hold_no_whole_matrix(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["default", "codes", "code loss"])
 def test_no_histories_no_answers(kind):
-    ranker = CatalogueRanker(make_network(KINDS[kind]), make_prior(), dense=False)
+    ranker = CatalogRanker(make_network(KINDS[kind]), make_prior(), dense=False)
     nobody, lengths = torch.empty(0, 1, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     scores, items = ranker.top_k(nobody, lengths, 3)
     assert scores.shape == items.shape == (0, 3) and ranker.rank(nobody, lengths, lengths).shape == (0,)

@@ -51,7 +51,7 @@ def train(data, tmp_path_factory):
         if kind not in kept:
             folder = tmp_path_factory.mktemp(kind)
             base = {"checkpoint_dir": str(folder / "saved"), "semantic_id_dir": str(folder / "ids")}
-            with experiment.inside(folder):
+            with experiment.working_directory(folder):
                 kept[kind] = experiment.train(
                     experiment.configure("QBERT4Rec", NAME, data, {**QUICK["QBERT4Rec"], **base, **KINDS[kind]})
                 )
@@ -370,7 +370,7 @@ def extended(run, data, tmp_path_factory):
     )
     path = tmp_path_factory.mktemp("extended") / "more.sid"
     tokenizer.add(new).save(path)
-    cold_start.neighbours(new, old, count=3).save(cold_start.beside(path))
+    cold_start.nearest_neighbors(new, old, count=3).save(cold_start.neighbors_path(path))
     return path
 
 
@@ -393,7 +393,7 @@ def test_new_items_are_ranked_and_may_be_history(kept, model, extended, tmp_path
 
 def test_new_items_stand_where_their_neighbours_stand(kept, extended):
     table = Recommender.load(kept, semantic_ids=extended).network.item_table()
-    near = cold_start.load(cold_start.beside(extended))
+    near = cold_start.load(cold_start.neighbors_path(extended))
     items = semantic_ids.load(extended).items
     rows = torch.tensor([[items.index(item) + 1 for item in some] for some in near.nearest.tolist()])
     # The order of items.sid is that of the training data, so rows are looked up by token.
@@ -406,28 +406,28 @@ def test_new_items_stand_where_their_neighbours_stand(kept, extended):
 
 def test_neighbours_that_the_model_lacks_count_for_nothing(kept, extended, tmp_path):
     path = Path(shutil.copy(extended, tmp_path / "more.sid"))
-    near = cold_start.load(cold_start.beside(extended))
+    near = cold_start.load(cold_start.neighbors_path(extended))
     strange = near.nearest.astype(object)
     strange[:, 1:] = "gone"
-    replace(near, nearest=strange).save(cold_start.beside(path))
+    replace(near, nearest=strange).save(cold_start.neighbors_path(path))
     loaded = Recommender.load(kept, semantic_ids=path)
     table, first = loaded.network.item_table(), [loaded.items.index(item) + 1 for item in near.nearest[:, 0]]
     torch.testing.assert_close(table[-2:], table[first])
     strange[1] = "gone"
-    replace(near, nearest=strange).save(cold_start.beside(path))
+    replace(near, nearest=strange).save(cold_start.neighbors_path(path))
     with pytest.raises(ValueError, match="no item of the model for the new item n20"):
         Recommender.load(kept, semantic_ids=path)
 
 
 def test_new_items_without_neighbours_stand_where_their_codes_place_them(kept, extended, tmp_path):
-    near = cold_start.load(cold_start.beside(extended))
+    near = cold_start.load(cold_start.neighbors_path(extended))
     tables = []
     for name, count in (("all", 2), ("one", 1), ("none", 0), ("no file", None)):
         (tmp_path / name).mkdir()
         path = Path(shutil.copy(extended, tmp_path / name / "more.sid"))
         if count is not None:
             replace(near, items=near.items[:count], nearest=near.nearest[:count], weights=near.weights[:count]).save(
-                cold_start.beside(path)
+                cold_start.neighbors_path(path)
             )
         tables.append(Recommender.load(kept, semantic_ids=path).network.item_table())
     every, one, none, without = tables

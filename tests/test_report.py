@@ -21,8 +21,8 @@ from recbole_qbert.experiments.report import catalog, figures, id_explorer, id_t
 from recbole_qbert.experiments.report.suite_reader import read
 from recbole_qbert.experiments.statistics import Paired, Spread
 from recbole_qbert.experiments.suites import embedding, markdown
-from recbole_qbert.experiments.suites.comparison import Comparison, Line
-from recbole_qbert.experiments.suites.suite_spec import Row, Suite
+from recbole_qbert.experiments.suites.comparison import Comparison, ResultRow
+from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite
 from recbole_qbert.quantization.semantic_ids import SemanticIDs, load
 from tests.helpers_recbole import QUICK, write_dataset
 
@@ -150,17 +150,17 @@ def figures_of(hit: float, ndcg: float, sd: float | None = 0.0012) -> dict[str, 
 
 
 LINES = (
-    Line("default", "default", "QBERT4Rec", seeds=(1, 2), asked=2, figures=figures_of(0.16, 0.1), items=6, users=9,
+    ResultRow("default", "default", "QBERT4Rec", seeds=(1, 2), asked=2, figures=figures_of(0.16, 0.1), items=6, users=9,
          published={"ndcg@10": 0.1077}),
-    Line("SASRec", "SASRec", "SASRec", tuned="9 trials on Tiny", seeds=(1,), asked=2, items=6, users=9,
+    ResultRow("SASRec", "SASRec", "SASRec", tuned="9 trials on Tiny", seeds=(1,), asked=2, items=6, users=9,
          figures=figures_of(0.15, 0.0985, None),
          tests={s: Paired(0.0015, -0.001, 0.004, 0.27, False) for s in ("plain", "history_excluded")},
          failed={2: f"ValueError: {EVIL}"}, note=f"RecBole's own {EVIL}"),
-    Line("Pop", "Pop", "Pop", seeds=(1, 2), asked=2, figures=figures_of(0.02, 0.01), items=6, users=9,
+    ResultRow("Pop", "Pop", "Pop", seeds=(1, 2), asked=2, figures=figures_of(0.02, 0.01), items=6, users=9,
          tests={s: Paired(0.09, 0.08, 0.1, 0.00005, True) for s in ("plain", "history_excluded")}),
-    Line("FDSA", "FDSA", "FDSA", impossible="no column categories"),
-    Line("S3Rec", "S3Rec", "S3Rec", asked=2, failed={1: "out of memory", 2: "out of memory"}),
-    Line("late", "late", "SASRec", asked=2),
+    ResultRow("FDSA", "FDSA", "FDSA", impossible="no column categories"),
+    ResultRow("S3Rec", "S3Rec", "S3Rec", asked=2, failed={1: "out of memory", 2: "out of memory"}),
+    ResultRow("late", "late", "SASRec", asked=2),
 )  # fmt: skip
 CURVE = [
     {"stage": "pretrain", "epoch": 0, "seconds": 2.0, "valid_score": 0.01, "train_loss": 3.0},
@@ -207,10 +207,10 @@ def write_suite(output: Path, suite: Suite, table: Any, cells: list[dict[str, An
     return folder
 
 
-def comparison(lines: tuple[Line, ...], against: str = "default") -> Any:
+def comparison(lines: tuple[ResultRow, ...], against: str = "default") -> Any:
     copied = {"TIGER": {"hit@10": 0.1221, "ndcg@10": 0.095}}
     made = Comparison("table2", "Overall", "Table 2", "D", METRICS, against, (), lines, copied)
-    return asdict(made) | {"remarks": markdown.remarks(made)}
+    return asdict(made) | {"remarks": markdown.footnotes(made)}
 
 
 @pytest.fixture(autouse=True)
@@ -239,7 +239,7 @@ def folder(tmp_path: Path) -> Path:
     Image.new("RGB", (200, 100), "red").save(data / "images/i1/0.jpg")
     (data / "images/i3/0.jpg").write_bytes(b"no picture")
     suite = Suite("table2", "Overall", "quality", "Table 2", METRICS, (1, 2), "default", {"MAX_ITEM_LIST_LENGTH": 20},
-                  tuple(Row(line.row, line.model) for line in LINES))  # fmt: skip
+                  tuple(ModelSpec(line.row, line.model) for line in LINES))  # fmt: skip
     return write_suite(tmp_path, suite, comparison(LINES), cells)
 
 
@@ -326,7 +326,9 @@ def test_what_is_missing_is_named(folder: Path) -> None:
 
 def test_a_report_of_almost_nothing_says_so(tmp_path: Path) -> None:
     cell = write_cell(tmp_path, "default", 1, curve=[], identifiers=None)
-    suite = Suite("figure3", "Layers", "quality", metrics=METRICS, sweep="n_layers", rows=(Row("n_layers=1", "QBERT4Rec"),))
+    suite = Suite(
+        "figure3", "Layers", "quality", metrics=METRICS, sweep="n_layers", rows=(ModelSpec("n_layers=1", "QBERT4Rec"),)
+    )
     folder = write_suite(tmp_path, suite, {}, [cell])
     (folder / "table.json").unlink()
     page = page_of(folder)
@@ -414,9 +416,14 @@ def test_curves_go_on_from_stage_to_stage(folder: Path, monkeypatch: pytest.Monk
 
 def test_a_sweep_is_drawn_over_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"dropout={value}" for value in (0.1, 0.2)]
-    lines = tuple(Line(name, name, "QBERT4Rec", seeds=(1,), asked=1, figures=figures_of(0.1, 0.05)) for name in names)
+    lines = tuple(ResultRow(name, name, "QBERT4Rec", seeds=(1,), asked=1, figures=figures_of(0.1, 0.05)) for name in names)
     suite = Suite(
-        "figure4", "Dropout", "quality", metrics=METRICS, sweep="dropout", rows=tuple(Row(n, "QBERT4Rec") for n in names)
+        "figure4",
+        "Dropout",
+        "quality",
+        metrics=METRICS,
+        sweep="dropout",
+        rows=tuple(ModelSpec(n, "QBERT4Rec") for n in names),
     )
     folder = write_suite(tmp_path, suite, comparison(lines, ""), [write_cell(tmp_path, name, 1) for name in names])
     drawn: list[Any] = []
@@ -496,7 +503,9 @@ def test_figure_6_from_cells_to_the_page(tmp_path: Path) -> None:
         assert cli.main(["quantize", *base, *small, "--semantic_ids=fused"]) == 0
     cells.append(write_cell(tmp_path, "none", 1))
     (tmp_path / cells[-1]["path"] / "config.json").write_text(json.dumps({"dataset": "D"}))
-    suite = Suite("figure6", "Vectors", "embedding", metrics=METRICS, rows=(Row("dynamic", "Q"), Row("none", "Q")))
+    suite = Suite(
+        "figure6", "Vectors", "embedding", metrics=METRICS, rows=(ModelSpec("dynamic", "Q"), ModelSpec("none", "Q"))
+    )
     folder = write_suite(tmp_path, suite, {"rows": {}}, cells)
     rows = {"dynamic": [tmp_path / cell["path"] for cell in cells[:2]], "none": [tmp_path / cells[2]["path"]]}
     measured = embedding.measure(rows)

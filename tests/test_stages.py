@@ -16,7 +16,7 @@ from PIL import Image
 
 from recbole_qbert.injection import network as injection_network
 from recbole_qbert.pipeline import stages
-from recbole_qbert.pipeline.stages import Builder, Catalogue
+from recbole_qbert.pipeline.stages import Builder, Catalog
 from recbole_qbert.quantization import rqvae, semantic_ids
 from tests.helpers import files, stage_settings, write_features
 
@@ -31,14 +31,14 @@ def matrices(seed=0, count=30):
     return {"text": random.normal(size=(count, 6)).astype(np.float32), "image": image}
 
 
-def catalogue(folder: Path, items=ITEMS, seed=0) -> Catalogue:
+def catalogue(folder: Path, items=ITEMS, seed=0) -> Catalog:
     random = np.random.default_rng(seed)
     histories = [random.choice(len(items), 5, replace=False) for _ in range(25)]
-    return Catalogue("toy", folder, items, histories)
+    return Catalog("toy", folder, items, histories)
 
 
 @pytest.fixture
-def toy(tmp_path) -> Catalogue:
+def toy(tmp_path) -> Catalog:
     """A catalogue with text and image features of its own."""
     write_features(tmp_path / "data", ITEMS, **matrices())
     return catalogue(tmp_path / "data")
@@ -177,7 +177,7 @@ def test_one_modality_by_choice(toy, tmp_path):
 
 
 def test_histories_matter_for_a_structural_query_only(toy, tmp_path, trained):
-    other = Catalogue("toy", toy.folder, toy.items, catalogue(toy.folder, seed=9).histories)
+    other = Catalog("toy", toy.folder, toy.items, catalogue(toy.folder, seed=9).histories)
     for query, again in (("structural", ["injection", "quantizer"]), ("random", [])):
         chosen = settings("fused", injection={"query": query})
         Builder(toy, chosen, tmp_path / query).build()
@@ -190,7 +190,7 @@ def test_histories_matter_for_a_structural_query_only(toy, tmp_path, trained):
 
 
 @pytest.fixture
-def shop(tmp_path) -> Catalogue:
+def shop(tmp_path) -> Catalog:
     """A catalogue with titles and two images, but without features."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -384,14 +384,14 @@ def test_an_interrupted_stage_is_run_again_and_leaves_no_scraps(toy, tmp_path, t
     assert files(output) == wanted
 
 
-def test_manifests_say_what_an_output_was_made_from(toy, tmp_path):
+def test_manifests_say_what_an_output_was_stage_inputs(toy, tmp_path):
     output = tmp_path / "out"
     Builder(toy, settings("fused"), output).build()
     for name, file in (("injection", "toy.fused.npy"), ("sid", "toy.sid")):
         manifest = json.loads((output / f"toy.{name}.manifest.json").read_text())
-        assert manifest["made_from"]["seed"] == 3
-        assert manifest["made_from"]["settings"]["epochs"] == 3
-        assert set(manifest["made_from"]["features"]) >= {"items", "text", "image"}
+        assert manifest["inputs"]["seed"] == 3
+        assert manifest["inputs"]["settings"]["epochs"] == 3
+        assert set(manifest["inputs"]["features"]) >= {"items", "text", "image"}
         assert file in manifest["outputs"]
         assert manifest["report"]
 
@@ -490,7 +490,7 @@ def test_real_features_of_a_small_set(tmp_path, shared_data):
         "epochs": 5,
     }
     chosen = settings("per_modality", quantizer=shape)
-    ids, figures = Builder(Catalogue(name, folder, items, []), chosen, tmp_path).build()
+    ids, figures = Builder(Catalog(name, folder, items, []), chosen, tmp_path).build()
     assert len(ids.items) == len(items) == 1585
     for entry in figures["semantic_ids"]["code_sets"]:
         assert entry["unique"] == 1585

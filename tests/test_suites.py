@@ -34,9 +34,9 @@ from recbole_qbert.experiments.suites import (
 from recbole_qbert.experiments.suites import (
     trials as cells,
 )
-from recbole_qbert.experiments.suites.suite_spec import Row, Suite
+from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite
 from recbole_qbert.recbole_integration import experiment
-from recbole_qbert.utils.io import alone, write_json
+from recbole_qbert.utils.io import folder_lock, write_json
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -73,7 +73,7 @@ def suite_file(folder, rows, **given):
 
 def planned(folder, data, rows, given=None, dataset=NAME, sources=(), **suite):
     loaded = suite_spec.load(suite_file(folder, rows, **suite))
-    return cells.plan(loaded, dataset, data, folder / "out", given or {}, sources=sources)
+    return cells.plan_runs(loaded, dataset, data, folder / "out", given or {}, sources=sources)
 
 
 def run_here(plan):
@@ -116,7 +116,7 @@ def test_rows_of_several_suites_that_ask_for_the_same_share_a_cell(data, tmp_pat
     for name, row in same.items():
         suite = suite_spec.load(name)
         only = replace(suite, rows=tuple(known for known in suite.rows if known.name == row))
-        plan = cells.plan(only, NAME, data, tmp_path, {}, seeds=[5])
+        plan = cells.plan_runs(only, NAME, data, tmp_path, {}, seeds=[5])
         folders.add(plan.cells[0].folder)
     assert len(folders) == 1 and folders.pop().name == "seed-5"
 
@@ -203,9 +203,9 @@ def test_seeds_are_different_whole_numbers_and_no_property(data, tmp_path):
     loaded = suite_spec.load(suite_file(tmp_path, {"SASRec": BASELINE}))
     for seeds in ([1, 1], [-1]):
         with pytest.raises(ValueError, match=f"--seeds is {' '.join(map(str, seeds))}; it must list different"):
-            cells.plan(loaded, NAME, data, tmp_path, {}, seeds=seeds)
+            cells.plan_runs(loaded, NAME, data, tmp_path, {}, seeds=seeds)
     with pytest.raises(ValueError, match="--seed is of no use here: cells have the seeds of --seeds"):
-        cells.plan(loaded, NAME, data, tmp_path, {"seed": 7})
+        cells.plan_runs(loaded, NAME, data, tmp_path, {"seed": 7})
 
 
 def test_a_damaged_result_is_named(data, tmp_path):
@@ -257,10 +257,10 @@ def test_tuned_settings_are_used_where_they_exist(data, tmp_path):
     borrowed = planned(tmp_path, data, {"other": BASELINE | {"tuned": "mine"}}).cells[0].asked
     assert borrowed["key"] == after["key"]
     loaded = suite_spec.load(suite_file(tmp_path, {"mine": row}))
-    elsewhere = cells.plan(loaded, "Other", data, tmp_path / "out", {}, tuned_on=NAME).cells[0].asked
+    elsewhere = cells.plan_runs(loaded, "Other", data, tmp_path / "out", {}, tuned_on=NAME).cells[0].asked
     assert elsewhere["tuned"] == after["tuned"] and elsewhere["files"] == after["files"]
     with pytest.raises(FileNotFoundError, match="nothing was tuned on Elsewhere; run tune --dataset Elsewhere first"):
-        cells.plan(loaded, NAME, data, tmp_path / "out", {}, tuned_on="Elsewhere")
+        cells.plan_runs(loaded, NAME, data, tmp_path / "out", {}, tuned_on="Elsewhere")
 
 
 def test_a_row_that_the_data_cannot_serve_is_said_to_be_impossible(data, tmp_path):
@@ -289,7 +289,7 @@ def test_a_cell_of_ours_keeps_what_the_contract_names(data, tmp_path):
     assert {"plain", "history_excluded", "prior_plain", "prior_history_excluded", "users"} == set(ranks)
     assert all(found.dtype == np.int32 and len(found) == result["users"] for found in ranks.values())
     for name, figures in result["test"].items():
-        assert figures == experiment.figures(ranks[name])
+        assert figures == experiment.metrics_from_ranks(ranks[name])
     assert (ranks["history_excluded"] <= ranks["plain"]).all()
     assert [epoch["stage"] for epoch in result["curve"]] == ["pretrain", "finetune", "finetune"]
     assert max(epoch["valid_score"] for epoch in result["curve"][1:]) == pytest.approx(result["valid"]["ndcg@10"])
@@ -441,7 +441,7 @@ def test_general_models_are_evaluated_without_the_history_as_recbole_does(data, 
     given = {"model": row.model, "files": list(row.files), "settings": dict(row.settings)}
     cell = run_here(planned(tmp_path, data, {"Pop": given})).cells[0]
     assert (cell.ranks()["plain"] == cell.ranks()["history_excluded"]).all()
-    files = [str(cells.property_file(file)) for file in row.files]
+    files = [str(cells.resolve_property_file(file)) for file in row.files]
     trained = experiment.train(experiment.configure("Pop", NAME, data, cell.asked["settings"], files))
     found = trained.trainer.evaluate(trained.test_data, load_best_model=False)
     # Ties, of which Pop has many, are against the model here, and as they come there.
@@ -528,7 +528,7 @@ def run_fake(tmp_path):
     script.write_text(WORKER)
 
     def run(tasks, **options):
-        made = [cells.Cell(Row(name, "M"), 1, tmp_path / "cells" / name, {"do": do}) for name, do in tasks.items()]
+        made = [cells.Trial(ModelSpec(name, "M"), 1, tmp_path / "cells" / name, {"do": do}) for name, do in tasks.items()]
         return runner.run(made, worker=(sys.executable, str(script)), **options)
 
     return run
@@ -563,23 +563,23 @@ def test_a_killed_cell_is_run_again_without_being_asked(run_fake):
 def test_a_cell_that_is_asked_for_twice_is_run_once(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    twice = [cells.Cell(Row(name, "M"), 1, tmp_path / "cell", {"do": "succeed"}) for name in ("default", "all")]
+    twice = [cells.Trial(ModelSpec(name, "M"), 1, tmp_path / "cell", {"do": "succeed"}) for name in ("default", "all")]
     assert len(runner.run(twice, worker=(sys.executable, str(script))).ran) == 1
 
 
 def test_of_two_rows_with_one_cell_the_one_that_keeps_its_checkpoint_is_run(tmp_path):
-    rows = [Row("keeps", "M", keep=True), Row("does not", "M")]
+    rows = [ModelSpec("keeps", "M", keep=True), ModelSpec("does not", "M")]
     script = tmp_path / "worker.py"
     script.write_text(WORKER.replace('"epochs": 1}', '"epochs": 1, "checkpoint": "a.pth" if asked["keep"] else None}'))
-    both = [cells.Cell(row, 1, tmp_path / "cell", {"do": "succeed", "keep": row.keep}) for row in rows]
+    both = [cells.Trial(row, 1, tmp_path / "cell", {"do": "succeed", "keep": row.keep}) for row in rows]
     assert names(runner.run(both, worker=(sys.executable, str(script))).ran) == ["keeps"]
     assert all(cell.result() for cell in both)
 
 
 def test_of_two_rows_with_one_cell_the_one_that_needs_its_ids_is_run(tmp_path):
-    done = cells.Cell(Row("one", "M"), 1, tmp_path / "cell", {})
+    done = cells.Trial(ModelSpec("one", "M"), 1, tmp_path / "cell", {})
     write_json(done.folder / "cell.json", {"checkpoint": None, "archived": True})
-    wanting = replace(done, row=Row("two", "M"), with_ids=True)
+    wanting = replace(done, row=ModelSpec("two", "M"), with_ids=True)
     for both in ([done, wanting], [wanting, done]):
         [cell] = runner._once(both)
         assert cell.result() is None
@@ -658,7 +658,7 @@ def test_a_cell_that_runs_says_where_it_is(tmp_path, capsys, caplog, monkeypatch
         half.write('{"epoch": 4, "sec')
     assert learning_curve.latest(work) == "finetune epoch 4, validation 0.3750 (best 0.5000)"
 
-    monkeypatch.setattr(progress_display, "show_bars", lambda: True)
+    monkeypatch.setattr(progress_display, "progress_bars_wanted", lambda: True)
     monkeypatch.setattr(progress_display, "REDRAW", 0.0)
     with progress_display.Status(2) as shown:
         shown.show(running)
@@ -672,7 +672,7 @@ def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **giv
     if prior:
         ranks |= {"prior_plain": prior, "prior_history_excluded": prior}
     ranks = {name: np.array(found, dtype=np.int32) for name, found in ranks.items()}
-    figures = {name: experiment.figures(found) for name, found in ranks.items()}
+    figures = {name: experiment.metrics_from_ranks(found) for name, found in ranks.items()}
     asked = {
         "sources": [],
         "tuned": tuned,
@@ -682,7 +682,7 @@ def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **giv
         "unknown": [],
     }
     asked |= {"prior_inside": False, "most_epochs": 200}
-    cell = cells.Cell(row, seed, folder / row.name / f"seed-{seed}", asked)
+    cell = cells.Trial(row, seed, folder / row.name / f"seed-{seed}", asked)
     result = {
         "test": figures,
         "identifiers": None,
@@ -702,12 +702,12 @@ def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **giv
 
 def compared(tmp_path, made, rows, **given):
     suite = Suite("tiny", "Tiny", "quality", metrics=("hit@1", "ndcg@10"), rows=rows, **given)
-    return cells.Plan(suite, NAME, tmp_path, tmp_path, tuple(made), {}, tuple(row.name for row in rows))
+    return cells.RunPlan(suite, NAME, tmp_path, tmp_path, tuple(made), {}, tuple(row.name for row in rows))
 
 
 def test_a_row_is_tuned_if_it_was_asked_for_so(tmp_path):
     """Whoever ran the cell first: a trial of the tune command is a cell like any other, and is not told that it won."""
-    rows = (Row("plain", "M"), Row("chosen", "M"))
+    rows = (ModelSpec("plain", "M"), ModelSpec("chosen", "M"))
     made = [
         finished(tmp_path, rows[0], 1, [1, 2, 3]),
         finished(tmp_path, rows[1], 1, [1, 1, 3], tuned="tuned/D/chosen.yaml"),
@@ -718,13 +718,13 @@ def test_a_row_is_tuned_if_it_was_asked_for_so(tmp_path):
     write_json(tmp_path / "tuned" / "D" / "chosen.json", [{"ndcg@10": score, "failed": why} for score, why in trials])
     assert [line.tuned for line in compare.compare(plan).lines] == ["", "2 trials on D"]
     assert "- Tuned by the command tune, 2 trials on D: chosen.\n" in suite_kinds.make(plan)
-    other = Row("ablation", "M")
+    other = ModelSpec("ablation", "M")
     plan = compared(tmp_path, [finished(tmp_path, other, 1, [1, 2, 3], tuned="tuned/D/chosen.yaml")], (other,))
     assert "- Tuned by the command tune, 2 trials of the row chosen on D: ablation.\n" in suite_kinds.make(plan)
 
 
 def test_the_comparison_is_what_a_hand_computes(tmp_path):
-    ours, theirs = Row("ours", "QBERT4Rec", prior=True), Row("theirs", "SASRec", note="a note")
+    ours, theirs = ModelSpec("ours", "QBERT4Rec", prior=True), ModelSpec("theirs", "SASRec", note="a note")
     many = [1, 3, 11] * 20
     made = [
         finished(tmp_path, ours, 1, many, prior=[1, 1, 1] * 20),
@@ -753,7 +753,7 @@ def test_the_comparison_is_what_a_hand_computes(tmp_path):
 
 
 def test_rows_may_be_compared_with_a_row_and_its_prior(tmp_path):
-    ours, theirs = Row("ours", "QBERT4Rec", prior=True), Row("theirs", "SASRec", prior=True)
+    ours, theirs = ModelSpec("ours", "QBERT4Rec", prior=True), ModelSpec("theirs", "SASRec", prior=True)
     made = [
         finished(tmp_path, ours, 1, [1, 3, 11] * 20, prior=[1, 1, 1] * 20),
         finished(tmp_path, theirs, 1, [4, 3, 11] * 20),  # of another command: no prior
@@ -766,7 +766,7 @@ def test_rows_may_be_compared_with_a_row_and_its_prior(tmp_path):
 
 
 def test_what_is_not_significant_is_marked_and_the_direction_is_right(tmp_path):
-    first, second = Row("first", "SASRec"), Row("second", "SASRec")
+    first, second = ModelSpec("first", "SASRec"), ModelSpec("second", "SASRec")
     ranks = [1, 2, 11, 4, 5, 6] * 3
     shuffled = [2, 1, 11, 5, 4, 6] * 3  # as good, for other users
     made = [finished(tmp_path, first, 1, [*ranks, 1]), finished(tmp_path, second, 1, [*shuffled, 2])]
@@ -781,7 +781,7 @@ def test_what_is_not_significant_is_marked_and_the_direction_is_right(tmp_path):
 
 
 def test_other_users_are_not_paired_and_said_so(tmp_path):
-    one, two = Row("one", "SASRec"), Row("two", "Pop")
+    one, two = ModelSpec("one", "SASRec"), ModelSpec("two", "Pop")
     made = [finished(tmp_path, one, 1, [1, 2, 3]), finished(tmp_path, two, 1, [1, 2, 3, 4], users=[1, 2, 3, 9])]
     (made[1].folder / "cell.json").write_text((made[1].folder / "cell.json").read_text().replace('"users": 3', '"users": 4'))
     plan = compared(tmp_path, made, (one, two), against="one")
@@ -792,10 +792,10 @@ def test_other_users_are_not_paired_and_said_so(tmp_path):
 def test_failed_and_copied_rows_stand_in_the_table(tmp_path, monkeypatch):
     published = {"SASRec": {"hit@1": 0.25}, "TIGER": {"ndcg@10": 0.125}}
     monkeypatch.setattr(suite_spec, "published", lambda suite, dataset: published)
-    row, other = Row("SASRec", "SASRec"), Row("slow", "GRU4Rec")
+    row, other = ModelSpec("SASRec", "SASRec"), ModelSpec("slow", "GRU4Rec")
     made = [finished(tmp_path, row, 1, [1, 2, 3])]
     for seed, known in ((2, row), (1, other)):
-        made.append(cells.Cell(known, seed, tmp_path / known.name / f"seed-{seed}", {}))
+        made.append(cells.Trial(known, seed, tmp_path / known.name / f"seed-{seed}", {}))
     write_json(made[1].folder / "failed.json", {"reason": "MemoryError: too big", "log": []})
     text = suite_kinds.make(compared(tmp_path, made, (row, other)))
     assert "| SASRec | 1/2 |" in text and "| *SASRec (copied)* |  | *.2500* |  |" in text
@@ -804,8 +804,8 @@ def test_failed_and_copied_rows_stand_in_the_table(tmp_path, monkeypatch):
 
 
 def test_the_table_says_what_was_given_and_which_row_keeps_its_own(tmp_path):
-    one = Row("one", "SASRec", settings={"stopping_step": 25, "epochs": 3})
-    two = Row("two", "S3Rec", stages=({"epochs": 20, "checkpoint_as": "pre_model_path"}, {"epochs": 3}))
+    one = ModelSpec("one", "SASRec", settings={"stopping_step": 25, "epochs": 3})
+    two = ModelSpec("two", "S3Rec", stages=({"epochs": 20, "checkpoint_as": "pre_model_path"}, {"epochs": 3}))
     made = [finished(tmp_path, row, 1, [1, 2]) for row in (one, two)]
     given = {"stopping_step": 5, "epochs": 3}
     text = suite_kinds.make(replace(compared(tmp_path, made, (one, two)), given=given))
@@ -815,7 +815,7 @@ def test_the_table_says_what_was_given_and_which_row_keeps_its_own(tmp_path):
 
 
 def test_the_table_says_what_a_row_does_not_know_and_what_ended_it(tmp_path):
-    one, two, three = Row("one", "Pop"), Row("two", "M", prior=True), Row("three", "M")
+    one, two, three = ModelSpec("one", "Pop"), ModelSpec("two", "M", prior=True), ModelSpec("three", "M")
     made = [finished(tmp_path, row, seed, [1, 2]) for row in (one, two, three) for seed in (1, 3)]
     changes = (
         {"unknown": ["dropout"], "most_epochs": 1},
@@ -864,7 +864,7 @@ def test_a_result_that_does_not_serve_stands_until_there_is_another(data, tmp_pa
 
 
 def test_priors_of_another_rule_do_not_count(tmp_path):
-    row = Row("one", "QBERT4Rec", prior=True)
+    row = ModelSpec("one", "QBERT4Rec", prior=True)
     rules = [{"weight": 1.0}, {"rule": "history_excluded"}, None]  # of once, of now, none
     made = [finished(tmp_path, row, seed, [1, 2, 3], prior=[1, 1, 1]) for seed in (1, 2, 3)]
     for cell, rule in zip(made, rules, strict=True):
@@ -877,7 +877,7 @@ def test_priors_of_another_rule_do_not_count(tmp_path):
 
 
 def test_the_table_says_with_which_code_its_cells_were_run(tmp_path):
-    one, two = Row("one", "SASRec"), Row("two", "SASRec")
+    one, two = ModelSpec("one", "SASRec"), ModelSpec("two", "SASRec")
     made = [finished(tmp_path, row, seed, [1, 2], revision="abc") for row, seed in ((one, 1), (two, 1))]
     assert "- Revision of the code: abc.\n" in suite_kinds.make(compared(tmp_path, made, (one, two)))
     made.append(finished(tmp_path, two, 2, [1, 2], revision="def+"))
@@ -886,9 +886,9 @@ def test_the_table_says_with_which_code_its_cells_were_run(tmp_path):
 
 
 def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path, monkeypatch):
-    one, two, three = (Row(name, "SASRec") for name in ("one", "two", "three"))
+    one, two, three = (ModelSpec(name, "SASRec") for name in ("one", "two", "three"))
     made = [finished(tmp_path, one, 1, [1, 2]), finished(tmp_path, two, 1, [1, 2])]
-    made.append(cells.Cell(three, 1, tmp_path / "three" / "seed-1", {}))
+    made.append(cells.Trial(three, 1, tmp_path / "three" / "seed-1", {}))
     plan = replace(compared(tmp_path, made, (one, two, three)), rows=("one",))
     monkeypatch.setattr(suite_spec, "published", lambda suite, dataset: {"two": {"hit@1": 0.2}, "three": {"hit@1": 0.3}})
     comparison = compare.compare(plan)
@@ -936,7 +936,7 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
     assert ours.read_text() == before  # what is there stays
     assert Path("kept/tiny-Tiny.md").read_text() == text  # the table of other seeds is another one
 
-    plan = cells.plan(replace(suite_spec.load(path), kind="embedding"), NAME, data, Path("three"), {})
+    plan = cells.plan_runs(replace(suite_spec.load(path), kind="embedding"), NAME, data, Path("three"), {})
     assert [cell.result() for cell in plan.cells] == [None, None]  # an archive has no semantic IDs
     with pytest.raises(ValueError, match="--archive and --output are both kept"):
         command([*options, "kept"])
@@ -945,11 +945,11 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
 
 
 def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
-    ours, theirs = Row("ours", "QBERT4Rec"), Row("theirs", "SASRec", prior=True)
+    ours, theirs = ModelSpec("ours", "QBERT4Rec"), ModelSpec("theirs", "SASRec", prior=True)
     ranks = [1, 3, 11] * 20
     made = [finished(tmp_path, ours, 1, ranks), finished(tmp_path, theirs, 1, [4, 3, 11] * 20, prior=ranks)]
     made.append(finished(tmp_path, theirs, 2, [5, 3, 11] * 20, prior=ranks))
-    unfinished = cells.Cell(theirs, 2, tmp_path / "nowhere", made[1].asked)
+    unfinished = cells.Trial(theirs, 2, tmp_path / "nowhere", made[1].asked)
     plan = compared(tmp_path, made, (ours, theirs), against="ours")
     suite_kinds.make(plan)
     table = json.loads((plan.folder / "table.json").read_text())
@@ -981,7 +981,7 @@ def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
     later, lines = now(made[:1], "theirs")
     assert not lines["theirs + prior"]["tests"] and "of then" not in suite_kinds.make(later)  # they were against ours
     assert not lines["ours"]["tests"]  # and the ranks of theirs are not here
-    lost = cells.Cell(ours, 2, tmp_path / "ours" / "seed-2", made[0].asked)
+    lost = cells.Trial(ours, 2, tmp_path / "ours" / "seed-2", made[0].asked)
     table["lines"][0]["seeds"] = [1, 2]
     lines = now([made[0], lost, *made[1:]])[1]
     assert lines["ours"]["earlier"] and not lines["theirs"]["tests"]  # what is shown of ours is not what is here
@@ -993,15 +993,15 @@ def test_settings_in_an_archive_are_written_over_by_new_ones_only(tmp_path, caps
     for path, text in ((mine, "lr: 1\n"), (theirs, "lr: 2\n")):
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    cell = finished(output, Row("one", "M"), 1, [1, 2], tuned="tuned/D/one.yaml")
-    result_archive.keep(kept, output, [cell])
+    cell = finished(output, ModelSpec("one", "M"), 1, [1, 2], tuned="tuned/D/one.yaml")
+    result_archive.store(kept, output, [cell])
     assert theirs.read_text() == "lr: 2\n" and f"{theirs} stays as it is" in capsys.readouterr().out
-    result_archive.keep(kept, output, [], [mine])
+    result_archive.store(kept, output, [], [mine])
     assert theirs.read_text() == "lr: 1\n"
 
 
 def test_an_archive_of_another_question_is_refused(tmp_path):
-    plan = replace(compared(tmp_path, [], (Row("ours", "M"),)), given={"epochs": 3}, sources=("A",))
+    plan = replace(compared(tmp_path, [], (ModelSpec("ours", "M"),)), given={"epochs": 3}, sources=("A",))
     assert result_archive.earlier(tmp_path, plan) == {}
     path = tmp_path / f"tiny-{NAME}.json"
     path.write_text("{")
@@ -1028,7 +1028,7 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
     options = ["--suite", path, "--dataset", NAME, "--data_path", str(data), "--jobs", "2", "--threads", "1", "--output"]
     code = "import sys; from tests.test_suites import command; sys.exit(command(sys.argv[1:])['exit_code'])"
     started = subprocess.Popen([sys.executable, "-c", code, *options, "killed"], stdout=subprocess.DEVNULL)
-    plan = cells.plan(suite_spec.load(path), NAME, data, tmp_path / "killed", {})
+    plan = cells.plan_runs(suite_spec.load(path), NAME, data, tmp_path / "killed", {})
     ours = plan.cells[0]
     progress = ours.folder / "work" / "finetune.progress"
     while not progress.exists():
@@ -1036,7 +1036,7 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
         time.sleep(0.02)
     started.kill()
     started.wait()
-    with alone(ours.folder):  # when the training has ended, too
+    with folder_lock(ours.folder):  # when the training has ended, too
         assert ours.result() is None and not list(plan.output.rglob("table.*"))
 
     figures = command([*options, "killed"])
@@ -1044,7 +1044,7 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
     assert len(ours.result()["curve"]) == ours.result()["epochs"]
     assert not any("Fatal" in (cell.folder / "log.txt").read_text() for cell in plan.cells)  # they end as they should
 
-    whole = run_here(cells.plan(suite_spec.load(path), NAME, data, tmp_path / "whole", {}))
+    whole = run_here(cells.plan_runs(suite_spec.load(path), NAME, data, tmp_path / "whole", {}))
     suite_kinds.make(whole)
     tables = {name: (plan.folder / name).read_bytes() for name in ("table.json", "table.md")}
     assert tables == {name: (whole.folder / name).read_bytes() for name in tables}

@@ -132,18 +132,18 @@ def test_a_second_addition_goes_on_from_the_first(made, tmp_path, capsys):
     second = semantic_ids.load(more)
     assert second.items == (*first.items, "n0", "n2")
     assert np.array_equal(second.codes[: len(first.items)], first.codes)
-    assert set(cold_start.load(cold_start.beside(more)).items) == {"n0", "n1", "n2"}
-    near = cold_start.load(cold_start.beside(more))
+    assert set(cold_start.load(cold_start.neighbors_path(more)).items) == {"n0", "n1", "n2"}
+    near = cold_start.load(cold_start.neighbors_path(more))
     described(tmp_path, items, loaded, {"n3": 5})
     assert cli.main(command) == 2, "n0 to n2 would lose their IDs"
     assert "3 items would lose the ID" in capsys.readouterr().err
     assert semantic_ids.load(more).items == second.items
     assert cli.main([*command, "--sid", str(more)]) == 0
-    third = cold_start.load(cold_start.beside(more))
+    third = cold_start.load(cold_start.neighbors_path(more))
     assert third.items == (*near.items, "n3") and third.nearest[:3].tolist() == near.nearest.tolist()
     features.save(tmp_path, "X", ["n4"], {name: matrix[:1] for name, matrix in loaded.items()}, {})
     assert cli.main([*command, "--sid", str(more)]) == 0, "none of the old items is listed"
-    assert cold_start.load(cold_start.beside(more)).items == third.items
+    assert cold_start.load(cold_start.neighbors_path(more)).items == third.items
     assert semantic_ids.load(more).items == (*second.items, "n3", "n4")
     replace(second, vocabulary="other").save(tmp_path / "other.sid")
     assert cli.main([*command, "--sid", str(tmp_path / "other.sid")]) == 2

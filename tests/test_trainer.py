@@ -45,7 +45,7 @@ class KilledError(Exception):
 
 def train(config, folder, until=None, loss="batch_loss", **options):
     """A run; ``until`` = n ends it as a kill in the n-th batch would."""
-    with experiment.inside(folder):
+    with experiment.working_directory(folder):
         if until is None:
             return experiment.train(config, **options)
         count = 0
@@ -125,7 +125,7 @@ def test_a_training_that_keeps_more_than_is_saved_starts_anew(data, tmp_path, mo
     if model != "CooccurrenceKNN":  # which sets these itself
         settings |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None}
     run = train(experiment.configure(model, NAME, data, settings), tmp_path, checkpoint_file=tmp_path / "best.pth")
-    assert run.valid and not experiment.goes_on(run.trainer) and not list(tmp_path.glob("*.progress"))
+    assert run.valid and not experiment.supports_resume(run.trainer) and not list(tmp_path.glob("*.progress"))
 
 
 def test_a_progress_file_of_another_version_leaves_the_weights_as_they_were(configure, tmp_path):

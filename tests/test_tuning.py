@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from recbole_qbert.cli import tune
-from recbole_qbert.config.property_files import properties
+from recbole_qbert.config.property_files import property_file
 from recbole_qbert.experiments import tuning
 from recbole_qbert.experiments.suites import result_archive, runner, suite_spec
 from recbole_qbert.experiments.suites import trials as cells
@@ -86,7 +86,7 @@ def command(files, data, *more, **given):
 
 
 def test_every_model_has_the_same_budget():
-    spaces = {path.stem: tuning.read_space(path) for path in properties("tuning").glob("*.yaml")}
+    spaces = {path.stem: tuning.read_space(path) for path in property_file("tuning").glob("*.yaml")}
     assert {len(tuning.points(space)) for space in spaces.values()} == {tuning.BUDGET}
     tuned = {row.model for row in suite_spec.load("table2").rows if row.tuned}
     assert tuned <= set(spaces)
@@ -154,7 +154,7 @@ def test_trials_and_what_they_chose_are_taken_from_an_archive(files, data, fake)
     again = command(files, data, "--archive", str(files / "kept"))
     assert again == figures and fake() == []
     shutil.rmtree(files / "out")
-    assert result_archive.take(files / "kept", files / "out", NAME) == 4
+    assert result_archive.restore(files / "kept", files / "out", NAME) == 4
     chosen = (files / "out" / "tuned" / NAME / "my SASRec.yaml").read_text()
     assert chosen == (files / "kept" / "tuned" / NAME / "my SASRec.yaml").read_text()
 
@@ -194,7 +194,7 @@ def test_without_any_result_nothing_is_written(files, data, fake):
 def test_the_suite_uses_the_chosen_point_and_the_trial_is_its_cell(files, data, fake):
     figures = command(files, data)
     suite = suite_spec.load(str(files / "tiny.yaml"))
-    plan = cells.plan(suite, NAME, data, files / "out", {})
+    plan = cells.plan_runs(suite, NAME, data, files / "out", {})
     assert [cell.asked["tuned"] for cell in plan.cells] == [f"tuned/{NAME}/my SASRec.yaml"]
     assert plan.cells[0].result()["valid"]["ndcg@10"] == figures["valid ndcg@10"]
 
@@ -234,10 +234,10 @@ def test_models_without_a_space_or_a_row(data, tmp_path):
     suite = suite_spec.load("table2")
     with pytest.raises(ValueError, match=r"no space is declared for Pop .*--space FILE"):
         tuning.space_file("Pop")
-    assert tuning.row_of("SASRec", suite) in suite.rows
-    assert tuning.row_of("Caser", suite).files == ("baseline/common.yaml",)
-    assert tuning.row_of("QBERT4Rec", suite).files == ()
-    fdsa = tuning.row_of("FDSA", suite)
+    assert tuning.find_model("SASRec", suite) in suite.rows
+    assert tuning.find_model("Caser", suite).files == ("baseline/common.yaml",)
+    assert tuning.find_model("QBERT4Rec", suite).files == ()
+    fdsa = tuning.find_model("FDSA", suite)
     with pytest.raises(ValueError, match=r"FDSA .* cannot be trained on Tiny: it needs item attributes"):
         tuning.plan(fdsa, suite, [{"learning_rate": 0.1}], NAME, data, tmp_path, {})
 

@@ -34,9 +34,9 @@ from dataset_prep.amazon import interaction_steps
 from dataset_prep.amazon.cleaning import ITEM_HEADER, Metadata, item_cells
 from dataset_prep.amazon.interaction_steps import Size
 from dataset_prep.amazon.line_reader import AmazonFormatError, LineCount
-from dataset_prep.amazon.options import Plan, metadata_files, unix_seconds
+from dataset_prep.amazon.options import ConvertOptions, metadata_files, unix_seconds
 from dataset_prep.amazon.sql_engines import DuckDB, Engine, Spark
-from dataset_prep.amazon.work_directory import publish, workplace
+from dataset_prep.amazon.work_directory import publish, work_directory
 
 __all__ = ["FORMAT_VERSION", "AmazonFormatError", "PrepareReport", "convert"]
 
@@ -149,7 +149,7 @@ def convert(
         ValueError: `dataset` is no plain name, an option makes no sense, PySpark or Java is missing for `engine="spark"`, or
             another process is preparing the same data set.
     """
-    plan = Plan(
+    plan = ConvertOptions(
         reviews=Path(reviews),
         metadata=metadata_files(Path(reviews), metadata),
         dataset=dataset,
@@ -164,7 +164,7 @@ def convert(
         max_bad_lines=max_bad_lines,
         threads=threads,
     )
-    with workplace(Path(output), dataset) as work:
+    with work_directory(Path(output), dataset) as work:
         tasks, files = plan.tasks(work), work / "files"
         with closing(Spark(work / "tables") if engine == "spark" else DuckDB(work / "tables", threads)) as running:
             counts = running.spill(tasks, progress)
@@ -188,7 +188,7 @@ def convert(
     return report
 
 
-def _transform(engine: Engine, plan: Plan, spilled: list[Path], files: Path, progress: bool) -> dict[str, Any]:
+def _transform(engine: Engine, plan: ConvertOptions, spilled: list[Path], files: Path, progress: bool) -> dict[str, Any]:
     """Every step after reading; writes `.inter` and `.item` into `files` and returns what the report says about them."""
     shutil.rmtree(files, ignore_errors=True)  # of a run that was killed
     files.mkdir()
@@ -235,7 +235,7 @@ def _transform(engine: Engine, plan: Plan, spilled: list[Path], files: Path, pro
     return {"steps": steps, "metadata_duplicates": repeated, "items_without": without, "cells_cut": cut, **final}
 
 
-def _nothing_left(plan: Plan, steps: list[Size]) -> str:
+def _nothing_left(plan: ConvertOptions, steps: list[Size]) -> str:
     told = ", ".join(f"{step.interactions:,} after '{step.step}'" for step in steps[1:])
     return (
         f"{plan.reviews}: of {steps[0].interactions:,} interactions none is left ({told}). "

@@ -16,7 +16,7 @@ ENGINES = ("local", "spark")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConvertOptions:
     """The options of `amazon.convert`, as they are documented there.
 
     Attributes:

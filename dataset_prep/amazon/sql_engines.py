@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import duckdb
 
 from dataset_prep.amazon.line_reader import LineCount
-from dataset_prep.amazon.staging import Task, outcome, spill
+from dataset_prep.amazon.staging import Task, outcome, stage
 
 MEMORY = "1GB"  # DuckDB's own limit; beyond it DuckDB works on disk
 FETCHED = 2_000  # rows held at a time while a result is read
@@ -79,7 +79,7 @@ class DuckDB:
         return duckdb.connect(config=self._config)
 
     def spill(self, tasks: Sequence[Task], progress: bool) -> list[LineCount]:
-        return [spill(task, progress) for task in tasks]
+        return [stage(task, progress) for task in tasks]
 
     def view(self, name: str, *paths: Path) -> None:
         self._run(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{', '.join(map(_quoted, paths))}])")

@@ -63,16 +63,16 @@ class Task:
     source: int = 0
 
 
-def spill(task: Task, progress: bool) -> LineCount:
+def stage(task: Task, progress: bool) -> LineCount:
     """Spill a file, unless the folder holds the same already.
 
     Raises:
         FileNotFoundError: there is no such file.
         AmazonFormatError: damaged data, too many bad lines, or an id that RecBole cannot read.
     """
-    made_from = {"version": SPILL_VERSION, "kind": task.kind, "edition": task.edition, "source": task.source}
-    made_from |= {"file": task.path.name, "max_bad_lines": task.max_bad_lines}
-    if (kept := _kept(task, made_from)) is not None:
+    inputs = {"version": SPILL_VERSION, "kind": task.kind, "edition": task.edition, "source": task.source}
+    inputs |= {"file": task.path.name, "max_bad_lines": task.max_bad_lines}
+    if (kept := _kept(task, inputs)) is not None:
         return kept
     shutil.rmtree(task.folder, ignore_errors=True)
     task.folder.mkdir(parents=True)
@@ -86,7 +86,7 @@ def spill(task: Task, progress: bool) -> LineCount:
     ):
         count = _spill(task, bar, rejected, writer)
     partial = task.folder / "done.part"
-    partial.write_text(json.dumps({"made_from": made_from, "count": asdict(count)}), encoding="utf-8")
+    partial.write_text(json.dumps({"inputs": inputs, "count": asdict(count)}), encoding="utf-8")
     partial.rename(task.folder / "done.json")
     return count
 
@@ -94,18 +94,18 @@ def spill(task: Task, progress: bool) -> LineCount:
 def outcome(task: Task) -> LineCount | ValueError | FileNotFoundError:
     """`spill` for a task of a cluster: a refusal is a result, so that it comes back as it is."""
     try:
-        return spill(task, progress=False)
+        return stage(task, progress=False)
     except (ValueError, FileNotFoundError) as error:
         return error
 
 
-def _kept(task: Task, made_from: dict[str, Any]) -> LineCount | None:
+def _kept(task: Task, inputs: dict[str, Any]) -> LineCount | None:
     """What a run that was stopped later has left, if the file and all else is the same."""
     try:
         done = json.loads((task.folder / "done.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    if done["made_from"] != made_from:
+    if done["inputs"] != inputs:
         return None
     with open(task.path, "rb") as handle:
         digest = hashlib.sha256()

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dataset_prep.graceful_shutdown import only_here
+from dataset_prep.graceful_shutdown import exclusive
 
 
 @contextmanager
-def workplace(output: Path, dataset: str) -> Iterator[Path]:
+def work_directory(output: Path, dataset: str) -> Iterator[Path]:
     """The folder `<output>/.<dataset>.preparing`.
 
     It is removed at the end and after an error, with whatever was made above it. After a kill or Ctrl-C it stays, so that
@@ -24,7 +24,7 @@ def workplace(output: Path, dataset: str) -> Iterator[Path]:
     above = [folder for folder in (output, *output.parents) if not folder.exists()]
     work = output / f".{dataset}.preparing"
     work.mkdir(parents=True, exist_ok=True)
-    with only_here(work, "preparation in"):
+    with exclusive(work, "preparation in"):
         try:
             yield work
         except Exception:

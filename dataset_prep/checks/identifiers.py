@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from dataset_prep.checks.findings import Finding, refused
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
+from recbole_qbert.utils.cached_step import read_manifest
 
 
 def check(path: Path, items: Sequence[str]) -> list[Finding]:
@@ -81,7 +81,7 @@ def _codes(path: Path, ids: SemanticIDs) -> list[Finding]:
 def _codes_per_level(path: Path) -> int | None:
     manifest = path.with_name(f"{path.name}.manifest.json")
     try:
-        codes = json.loads(manifest.read_text(encoding="utf-8"))["made_from"]["settings"]["codes"]
+        codes = read_manifest(manifest)[0]["settings"]["codes"]
     except (OSError, ValueError, KeyError, TypeError):  # leftovers.py says what is wrong with it
         return None
     return codes if isinstance(codes, int) else None

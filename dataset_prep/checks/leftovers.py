@@ -14,6 +14,7 @@ from dataset_prep.checks.findings import Finding
 from dataset_prep.checks.interactions import Seen
 from recbole_qbert.data import item_features as features
 from recbole_qbert.data.builtin_encoders import IMAGE_ENDINGS
+from recbole_qbert.utils.cached_step import read_manifest
 from recbole_qbert.utils.io import digest, sha256
 
 
@@ -37,14 +38,14 @@ def stages(folder: Path, dataset: str, output: Path, items: Sequence[str]) -> It
         items: tokens of the items, in the order in which they first occur.
     """
     for path in sorted(output.glob(f"{escape(dataset)}.*.manifest.json")):
-        kept = _read(path)
-        made_from, outputs = (kept or {}).get("made_from"), (kept or {}).get("outputs")
-        if not isinstance(made_from, dict) or not isinstance(outputs, dict):
+        try:
+            inputs, outputs = read_manifest(path)
+        except (OSError, ValueError):
             what, to_do = "is no manifest of a stage", "remove it; the stage runs again"
             yield Finding("warning", str(path), what, to_do)
             continue
         changed = [name for name, known in outputs.items() if _hash(output / Path(name).name) != known]
-        stale = list(_stale(made_from, folder, dataset, output, items))
+        stale = list(_stale(inputs, folder, dataset, output, items))
         if changed:
             yield Finding(
                 "warning",
@@ -63,10 +64,10 @@ def stages(folder: Path, dataset: str, output: Path, items: Sequence[str]) -> It
             yield Finding("ok", str(path), "matches its files and the data")
 
 
-def _stale(made_from: dict[str, Any], folder: Path, dataset: str, output: Path, items: Sequence[str]) -> Iterator[str]:
-    if made_from.get("items") != digest(items):
+def _stale(inputs: dict[str, Any], folder: Path, dataset: str, output: Path, items: Sequence[str]) -> Iterator[str]:
+    if inputs.get("items") != digest(items):
         yield "the list of items"
-    known = made_from.get("features")
+    known = inputs.get("features")
     if isinstance(known, dict) and known:
         own = (folder / f"{dataset}.items.txt").exists() or features.available(folder, dataset)
         where = folder if own else output
@@ -75,7 +76,7 @@ def _stale(made_from: dict[str, Any], folder: Path, dataset: str, output: Path, 
             path = where / f"{dataset}.{names.get(name, f'{name}.npy')}"
             if _hash(path) != value:
                 yield path.name
-    fused = made_from.get("fused")
+    fused = inputs.get("fused")
     if fused is not None and _hash(output / f"{dataset}.fused.npy") != fused:
         yield f"{dataset}.fused.npy"
 

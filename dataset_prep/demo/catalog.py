@@ -95,7 +95,7 @@ CATEGORIES = PROJECTS * ROLES  # category c is role c % ROLES of project c // RO
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalog:
     """The items of one domain; every array has one entry an item, and items are sorted by category.
 
     `colour` ... `brand` index the vocabularies above. `popularity` is an item's weight within its category.
@@ -112,7 +112,7 @@ class Catalogue:
     popularity: Floats
 
 
-def make_catalogue(domain: Domain, items: int, rng: np.random.Generator) -> Catalogue:
+def make_catalog(domain: Domain, items: int, rng: np.random.Generator) -> Catalog:
     """Draw the items of a domain.
 
     A brand leans to one style and one tier, as brands do. Popularity follows a power law of the rank within
@@ -138,7 +138,7 @@ def make_catalogue(domain: Domain, items: int, rng: np.random.Generator) -> Cata
         popularity[members] = rng.permutation(np.arange(1, len(members) + 1) ** -0.7)
     popularity[rng.random(items) < 0.05] *= 0.03
     numbers = rng.permutation(items)  # so that neighbouring ids tell nothing about the category
-    return Catalogue(
+    return Catalog(
         domain=domain,
         asins=tuple(f"{domain.prefix}{n:08d}" for n in numbers),
         category=category,
@@ -154,7 +154,7 @@ def make_catalogue(domain: Domain, items: int, rng: np.random.Generator) -> Cata
 # ---------------------------------------------------------------------------------------------------- words
 
 
-def metadata_record(catalogue: Catalogue, item: int, has_image: bool, rng: np.random.Generator) -> dict[str, Any]:
+def metadata_record(catalogue: Catalog, item: int, has_image: bool, rng: np.random.Generator) -> dict[str, Any]:
     """One line of the metadata file, in the shape of the 2018 edition.
 
     Any attribute may be left unsaid or said in another word, so that text alone does not give it all away;
@@ -186,7 +186,7 @@ def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
     return words[int(rng.integers(len(words)))]
 
 
-def _attribute_words(catalogue: Catalogue, item: int, rng: np.random.Generator) -> list[str]:
+def _attribute_words(catalogue: Catalog, item: int, rng: np.random.Generator) -> list[str]:
     """A word each for tier, style, colour and material."""
     return [
         _pick(rng, list(TIERS.values())[catalogue.tier[item]]),
@@ -225,7 +225,7 @@ SIDE = 64  # pixels of the written picture
 _SCALE = 2  # drawn larger and shrunk, which smooths edges
 
 
-def draw_item(catalogue: Catalogue, item: int, rng: np.random.Generator) -> bytes:
+def draw_item(catalogue: Catalog, item: int, rng: np.random.Generator) -> bytes:
     """The picture of an item as JPEG.
 
     Background: material. Outline: project and role. Fill: colour. Pattern: style. Size and frame: tier.

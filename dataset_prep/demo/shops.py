@@ -31,11 +31,11 @@ from dataset_prep.demo.catalog import (
     STYLES,
     TIERS,
     Bools,
-    Catalogue,
+    Catalog,
     Floats,
     Ints,
     draw_item,
-    make_catalogue,
+    make_catalog,
     metadata_record,
 )
 
@@ -99,7 +99,7 @@ class World:
     the log odds of a purchase; `project` [users, projects] is where a user turns when a project ends.
     """
 
-    catalogue: Catalogue
+    catalogue: Catalog
     users: tuple[str, ...]
     style: Floats
     colour: Floats
@@ -109,7 +109,7 @@ class World:
 
 def make_world(domain: str, seed: int = 2026, users: int = 1500, items: int = 600) -> World:
     """The world behind the files that `write_demo` writes with the same arguments."""
-    catalogue = make_catalogue(DOMAINS[domain], items, _rng(seed, domain, "items"))
+    catalogue = make_catalog(DOMAINS[domain], items, _rng(seed, domain, "items"))
     rng = _rng(seed, domain, "tastes")
     fashion = rng.dirichlet(np.full(PROJECTS, 6.0))
     return World(

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from recbole_qbert.utils.distributed import open_group
+from recbole_qbert.utils.distributed import init_group
 
 T = TypeVar("T")
 START = timedelta(minutes=10)  # for all processes to appear
@@ -27,7 +27,7 @@ DIED = (
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process among those of a run.
 
     Attributes:
@@ -41,7 +41,7 @@ class Ranks:
     group: Any = None
 
     @classmethod
-    def join(cls) -> Ranks:
+    def join(cls) -> ProcessGroup:
         """Join the processes that the environment speaks of (``RANK``, ``WORLD_SIZE``); alone where it speaks of none.
 
         Raises:
@@ -58,7 +58,7 @@ class Ranks:
             raise ValueError("this torch is built without torch.distributed: run one process, or install another build")
         try:
             if not dist.is_initialized():
-                open_group("gloo", timeout=START)
+                init_group("gloo", timeout=START)
             return cls(rank, world, dist.new_group(backend="gloo", timeout=WORK))
         except (ValueError, RuntimeError) as error:
             raise ValueError(

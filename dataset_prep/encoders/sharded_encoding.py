@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset_prep.encoders.distributed import Ranks
+from dataset_prep.encoders.distributed import ProcessGroup
 from dataset_prep.encoders.shards import Shard, Shards
 from recbole_qbert.data.item_features import available, read_item_list
-from recbole_qbert.utils.io import alone, digest, read_json, sha256, whole, write_json
+from recbole_qbert.utils.io import atomic_write, digest, folder_lock, read_json, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +77,10 @@ class Job:
     @property
     def shards(self) -> Shards:
         folder = self.folder / f".{self.dataset}.{self.modality}.shards"
-        return Shards(folder, len(self.items), self.shard_size, self.made_from)
+        return Shards(folder, len(self.items), self.shard_size, self.inputs)
 
     @cached_property
-    def made_from(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """All that a shard depends on, as it reads back from JSON."""
         settings = {**self.settings, "items": hashlib.sha256(self.lines.encode()).hexdigest()}
         return json.loads(json.dumps({"settings": settings, "versions": self.versions, "shard_size": self.shard_size}))
@@ -103,8 +103,8 @@ def encode(job: Job, load: Callable[[], Encoder], *, rebuild: bool = False, prog
         ValueError: the files that are there belong to something else; a vector is not finite; the device's memory is too
             small; another process died.
     """
-    ranks, shards = Ranks.join(), job.shards
-    ranks.require_same(digest([job.made_from, job.dataset, job.modality]), f"what {job.matrix.name} is made from")
+    ranks, shards = ProcessGroup.join(), job.shards
+    ranks.require_same(digest([job.inputs, job.dataset, job.modality]), f"what {job.matrix.name} is made from")
     finished = ranks.first(lambda: _start(job, rebuild))
     if finished is not None:
         return finished
@@ -142,24 +142,24 @@ def _encode(job: Job, encoder: Encoder, rows: range, advance: Callable[[int], ob
 def _start(job: Job, rebuild: bool) -> dict[str, Any] | None:
     """Refuse, or make ready for the shards; the record where the matrix is there already."""
     _check_items(job, rebuild)
-    record, shards, made_from = _records(job).get(job.modality), job.shards, job.made_from
+    record, shards, inputs = _records(job).get(job.modality), job.shards, job.inputs
     before = record if isinstance(record, dict) else {}
     begun = shards.begun()
-    if not rebuild and before.get("settings") == made_from["settings"] and _intact(job, before):
-        if begun is None or begun == made_from:
+    if not rebuild and before.get("settings") == inputs["settings"] and _intact(job, before):
+        if begun is None or begun == inputs:
             shards.remove()
         log.info("%s is there already", job.matrix)
         return before
-    if begun == made_from:
+    if begun == inputs:
         return None
     if begun is not None and not rebuild:
         raise ValueError(
-            f"{shards.folder} holds unfinished shards of another configuration ({_differences(begun, made_from)}); finish "
+            f"{shards.folder} holds unfinished shards of another configuration ({_differences(begun, inputs)}); finish "
             "them with the command that began them, or drop them: rebuild"
         )
     if job.matrix.exists() and not rebuild:
         maker = f"made by {before['encoder']}" if "encoder" in before else f"not described in {job.record.name}"
-        why = _differences(before.get("settings"), made_from["settings"])
+        why = _differences(before.get("settings"), inputs["settings"])
         raise ValueError(
             f"{job.matrix} is there, {maker}, and not what this command would make ({why}); move it away, or replace it: "
             "rebuild"
@@ -173,12 +173,12 @@ def _finish(job: Job) -> dict[str, Any]:
     shards = job.shards
     shards.wait_for_all()
     part = shards.folder / "matrix.part"
-    record = {**job.about, "settings": job.made_from["settings"], "versions": job.versions, **shards.join(part)}
+    record = {**job.about, "settings": job.inputs["settings"], "versions": job.versions, **shards.join(part)}
     os.replace(part, job.matrix)
     if not job.names.exists() or sha256(job.names) != record["settings"]["items"]:
-        with whole(job.names) as temporary:
+        with atomic_write(job.names) as temporary:
             temporary.write_text(job.lines, encoding="utf-8")
-    with alone(job.folder):  # text and images may be encoded at the same time, and share one record
+    with folder_lock(job.folder):  # text and images may be encoded at the same time, and share one record
         write_json(job.record, {**_records(job), job.modality: record})
     shards.remove()
     return record

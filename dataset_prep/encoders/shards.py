@@ -51,14 +51,14 @@ class Shards:
         folder: where they lie.
         items: ``N``, rows of the matrix.
         size: rows a shard; fewer in the last.
-        made_from: JSON-able; all that the vectors depend on. The names of the files carry its hash, so that shards of
+        inputs: JSON-able; all that the vectors depend on. The names of the files carry its hash, so that shards of
             different descriptions never meet, whatever runs beside.
     """
 
     folder: Path
     items: int
     size: int
-    made_from: Mapping[str, Any]
+    inputs: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -74,7 +74,7 @@ class Shards:
     def begin(self) -> None:
         """An empty folder for these shards."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        write_json(self.folder / "shards.json", self.made_from)
+        write_json(self.folder / "shards.json", self.inputs)
 
     def begun(self) -> Any:
         """The description of the shards that lie there; ``None`` where there are none."""
@@ -163,7 +163,7 @@ class Shards:
 
     @cached_property
     def _key(self) -> str:
-        return digest(self.made_from)[:12]
+        return digest(self.inputs)[:12]
 
     def _matrix(self, number: int) -> Path:
         return self.folder / f"{number:05d}.{self._key}.npy"

@@ -30,12 +30,12 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
-from dataset_prep.graceful_shutdown import only_here, until_signal
+from dataset_prep.graceful_shutdown import exclusive, until_signal
 from dataset_prep.images import image_files
 from dataset_prep.images.image_lists import read_items, survey
 from dataset_prep.images.image_manifest import NO_ROW, Manifest, Row, opened
-from dataset_prep.images.partial_files import Part
-from dataset_prep.images.rate_limits import FetchOptions, Missed
+from dataset_prep.images.partial_files import PartialFile
+from dataset_prep.images.rate_limits import FetchError, FetchOptions
 from recbole_qbert.utils.io import write_json
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def download(folder: Path, dataset: str, *, options: Options = POLITE, progress:
     source = folder / f"{dataset}.item"
     expected = survey(source, options.max_images)
     try:
-        with only_here(folder, "download into"), warnings.catch_warnings():
+        with exclusive(folder, "download into"), warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # their pixels are counted here
             (folder / SUMMARY).unlink(missing_ok=True)  # an interruption from here on leaves none
             with tqdm(total=expected, unit="image", desc=dataset, disable=not progress) as bar:
@@ -231,18 +231,18 @@ class _Run:
         """Bring one image to disk, or write down why not; `there` is the row of a good picture that is there already."""
         from dataset_prep.images.fetching import Known
 
-        part = Part(self._parts, image.item, image.n)
+        part = PartialFile(self._parts, image.item, image.n)
         row = NO_ROW | {"item": image.item, "n": image.n, "url": image.url}
         try:
             if not image_files.can_name_folder(image.item):
-                raise Missed("unsafe_item_id")
+                raise FetchError("unsafe_item_id")
             if part.whole(image.url) is None:
                 known = Known(there["etag"], there["last_modified"]) if there else None
                 if not await fetcher.fetch(image.url, part, known):
                     return
             await asyncio.get_running_loop().run_in_executor(pool, self._store, image, part, row)
             self.fetched += 1
-        except Missed as miss:
+        except FetchError as miss:
             if there is None:
                 self._remove(image.before)
                 row |= {"reason": miss.reason, "transient": miss.transient, "attempts": miss.attempts}
@@ -252,7 +252,7 @@ class _Run:
             else:
                 part.drop()
 
-    def _store(self, image: _Image, part: Part, row: Row) -> None:
+    def _store(self, image: _Image, part: PartialFile, row: Row) -> None:
         """Keep what has come whole. In a thread of its own, and to its end even where the run is stopped meanwhile."""
         come = part.whole(image.url)
         assert come is not None
@@ -260,7 +260,7 @@ class _Run:
         side = self._options.max_side
         try:
             picture = image_files.examine(body, max_pixels=self._options.max_pixels, max_side=side)
-        except Missed as miss:
+        except FetchError as miss:
             miss.attempts = origin.attempts
             raise
         stored = image_files.store(picture, self._images, image.item, image.n, part.stored)

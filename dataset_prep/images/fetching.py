@@ -14,8 +14,8 @@ from typing import BinaryIO
 import aiohttp
 from yarl import URL
 
-from dataset_prep.images.partial_files import Origin, Part
-from dataset_prep.images.rate_limits import LEFT_ALONE, FetchOptions, Host, Missed, forbidden, pause, retry_after
+from dataset_prep.images.partial_files import Origin, PartialFile
+from dataset_prep.images.rate_limits import LEFT_ALONE, FetchError, FetchOptions, Host, forbidden, pause, retry_after
 
 MAX_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -52,7 +52,7 @@ class _Request:
     """What stays the same over the redirects of one attempt."""
 
     url: str
-    part: Part
+    part: PartialFile
     known: Known | None
     attempt: int
 
@@ -88,7 +88,7 @@ class Fetcher:
     ) -> None:
         await self._session.close()
 
-    async def fetch(self, url: str, part: Part, known: Known | None = None) -> bool:
+    async def fetch(self, url: str, part: PartialFile, known: Known | None = None) -> bool:
         """Bring the body of a URL to ``part.full``.
 
         Args:
@@ -107,7 +107,7 @@ class Fetcher:
             for attempt in range(1, self.options.retries + 2):
                 try:
                     return await self._follow(_Request(url, part, known, attempt))
-                except Missed as miss:
+                except FetchError as miss:
                     miss.attempts = attempt
                     left_alone = miss.reason == LEFT_ALONE or self._host(_parse(url)).closed
                     if not miss.transient or left_alone or attempt > self.options.retries:
@@ -140,7 +140,7 @@ class Fetcher:
             if isinstance(answer, bool):
                 return answer
             at = answer
-        raise Missed("too_many_redirects")
+        raise FetchError("too_many_redirects")
 
     async def _exchange(self, at: URL, request: _Request) -> bool | URL:
         """One request: whether a body came, or where to ask instead."""
@@ -155,12 +155,12 @@ class Fetcher:
                 async with self._session.get(at, headers=headers, allow_redirects=False) as response:
                     answer = await self._receive(response, request, come)
             except NO_ADDRESS:  # a host name that cannot be one
-                raise Missed("bad_url") from None
+                raise FetchError("bad_url") from None
             except TROUBLE as error:
                 host.failed()
                 reason = next(reason for kind, reason in FAILURES if isinstance(error, kind))
-                raise Missed(reason, transient=True) from error
-            except Missed as miss:
+                raise FetchError(reason, transient=True) from error
+            except FetchError as miss:
                 host.failed() if miss.transient else host.answered()
                 raise
         host.answered()
@@ -172,7 +172,7 @@ class Fetcher:
         """Look at an answer and bring its body to disk."""
         status, part = response.status, request.part
         if forbidden(response.headers.getall("X-Robots-Tag", [])):
-            raise Missed("noai")
+            raise FetchError("noai")
         if status in REDIRECTS and "Location" in response.headers:
             return _parse(response.headers["Location"], response.url)
         if status == 304 and request.known:
@@ -183,16 +183,16 @@ class Fetcher:
             wait = retry_after(response.headers.get("Retry-After"), time.time()) if status in (429, 503) else None
             if wait is not None:
                 self._host(response.url).asked_to_wait(wait)
-            raise Missed(f"http_{status}", transient=status in MAY_PASS or status >= 500)
+            raise FetchError(f"http_{status}", transient=status in MAY_PASS or status >= 500)
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Missed("content_encoding")
+            raise FetchError("content_encoding")
         etag, modified = (_plain(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
         with part.begin(Origin(request.url, etag, modified, request.attempt)) as handle:
             await self._stream(response, handle, 0)
         part.end()
         return True
 
-    async def _continue(self, response: aiohttp.ClientResponse, part: Part, origin: Origin, size: int) -> bool:
+    async def _continue(self, response: aiohttp.ClientResponse, part: PartialFile, origin: Origin, size: int) -> bool:
         """The rest of a body, or word that nothing is missing."""
         if response.headers.get("Content-Range", "").replace(" ", "") == f"bytes*/{size}":
             part.end()  # all had come when the program was stopped
@@ -201,7 +201,7 @@ class Fetcher:
         whole = rest is not None and int(rest[1]) + 1 == int(rest[2])
         if not whole or response.headers.get("ETag", origin.etag) != origin.etag:
             part.drop()
-            raise Missed("range", transient=True)  # the next attempt asks for all of it
+            raise FetchError("range", transient=True)  # the next attempt asks for all of it
         with part.proceed() as handle:
             await self._stream(response, handle, size)
         part.end()
@@ -210,11 +210,11 @@ class Fetcher:
     async def _stream(self, response: aiohttp.ClientResponse, handle: BinaryIO, size: int) -> None:
         """Bytes to disk as they come, no more than allowed; `size` of them are there already."""
         if size + (response.content_length or 0) > self.options.max_bytes:
-            raise Missed("too_large")
+            raise FetchError("too_large")
         async for chunk in response.content.iter_chunked(CHUNK):
             size += len(chunk)
             if size > self.options.max_bytes:
-                raise Missed("too_large")
+                raise FetchError("too_large")
             handle.write(chunk)
             handle.flush()  # what has come must be there after a kill
 
@@ -237,4 +237,4 @@ def _parse(text: str, base: URL | None = None) -> URL:
             return url
     except NO_ADDRESS:
         pass
-    raise Missed("bad_redirect" if base else "bad_url")
+    raise FetchError("bad_redirect" if base else "bad_url")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from dataset_prep.images.rate_limits import Missed
+from dataset_prep.images.rate_limits import FetchError
 
 # Pillow's name of a format -> ending. No other is opened: Pillow would run a PostScript interpreter for EPS.
 ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
@@ -75,13 +75,13 @@ def examine(body: bytes, *, max_pixels: int, max_side: int | None = None) -> Pic
         with Image.open(io.BytesIO(body), formats=READABLE) as image:  # reads no more than the header
             width, height = image.size
     except Image.DecompressionBombError:
-        raise Missed("too_many_pixels") from None
+        raise FetchError("too_many_pixels") from None
     except Exception:  # on hostile bytes Pillow raises nearly anything
-        raise Missed("not_an_image") from None
+        raise FetchError("not_an_image") from None
     if width * height > max_pixels:
-        raise Missed("too_many_pixels")
+        raise FetchError("too_many_pixels")
     if min(width, height) < MIN_SIDE:
-        raise Missed("too_small")
+        raise FetchError("too_small")
     try:
         with Image.open(io.BytesIO(body), formats=READABLE) as image:
             image.verify()  # checksums
@@ -91,7 +91,7 @@ def examine(body: bytes, *, max_pixels: int, max_side: int | None = None) -> Pic
             image.load()  # to the last pixel
             return Picture(body, ENDINGS[image.format or ""], width, height, original=True)
     except Exception:
-        raise Missed("broken_image") from None
+        raise FetchError("broken_image") from None
 
 
 def store(picture: Picture, images: Path, item: str, n: int, temporary: Path) -> dict[str, str | int | bool]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from recbole_qbert.utils.io import whole
+from recbole_qbert.utils.io import atomic_write
 
 Row = dict[str, Any]
 NO_ROW: Row = {
@@ -73,7 +73,7 @@ class Manifest:
 
     def rewrite(self, rows: Iterable[Row]) -> None:
         """Put these rows in place of the file, all or none of them; it has to be opened again afterwards."""
-        with whole(self.path) as temporary, open(temporary, "wb") as handle:
+        with atomic_write(self.path) as temporary, open(temporary, "wb") as handle:
             handle.writelines(map(_line, rows))
 
     def _read(self) -> Iterator[tuple[int, Row]]:

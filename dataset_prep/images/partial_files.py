@@ -39,7 +39,7 @@ class Origin:
         return self.last_modified
 
 
-class Part:
+class PartialFile:
     """The body of image ``n`` of an item.
 
     Args:

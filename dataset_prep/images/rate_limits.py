@@ -69,7 +69,7 @@ class FetchOptions:
             raise ValueError(f"user_agent is {self.user_agent!r}; it is one line of ASCII text that says who asks")
 
 
-class Missed(Exception):
+class FetchError(Exception):
     """There is no image for a URL.
 
     Attributes:
@@ -147,7 +147,7 @@ class Host:
 
     def _refuse_if_closed(self) -> None:
         if self.closed:
-            raise Missed(LEFT_ALONE, transient=True)
+            raise FetchError(LEFT_ALONE, transient=True)
 
 
 def pause(options: FetchOptions, url: str, attempt: int) -> float:

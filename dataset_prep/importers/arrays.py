@@ -73,7 +73,7 @@ def arrays(
         }
         write_lines(build.path("items.txt"), items)
         known = _read_features_json(folder, dataset)
-        write_json(build.path("features.json"), known | matrices.made_from(reports, origins, "arrays"))
+        write_json(build.path("features.json"), known | matrices.provenance(reports, origins, "arrays"))
         return build.finish(
             ImportReport(
                 kind="arrays",

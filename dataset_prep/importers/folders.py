@@ -185,5 +185,5 @@ def write_features(
     }
     if features:
         write_lines(build.path("items.txt"), items)
-        write_json(build.path("features.json"), matrices.made_from(features, files, kind))
+        write_json(build.path("features.json"), matrices.provenance(features, files, kind))
     return features

@@ -154,7 +154,7 @@ def bring_in(
     )
 
 
-def made_from(features: Mapping[str, FeatureReport], files: Mapping[str, Path], kind: str) -> dict[str, Any]:
+def provenance(features: Mapping[str, FeatureReport], files: Mapping[str, Path], kind: str) -> dict[str, Any]:
     """Content of ``X.features.json``: where each matrix came from."""
     return {
         modality: {

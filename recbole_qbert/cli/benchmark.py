@@ -73,7 +73,7 @@ def benchmark(args: argparse.Namespace) -> Figures:
         return {"exit_code": 130}
     finally:
         if kept:
-            result_archive.keep(kept, Path(args.output), [cell for plan in plans for cell in plan.shown])
+            result_archive.store(kept, Path(args.output), [cell for plan in plans for cell in plan.shown])
     if args.threads:
         torch.set_num_threads(args.threads)  # for what is measured here: table6
     figures: Figures = {"suites": {}, "left": len(outcome.left), "exit_code": int(bool(outcome.failed))}
@@ -82,7 +82,7 @@ def benchmark(args: argparse.Namespace) -> Figures:
         say(f"written to {plan.folder}")
         figures["suites"][plan.suite.name] = str(plan.folder)
         if kept and not (args.against or args.seeds):  # the suite's own question only
-            result_archive.keep_table(kept, plan, typed(argparse.Namespace(**vars(args) | {"suite": name}), TYPED))
+            result_archive.store_table(kept, plan, typed(argparse.Namespace(**vars(args) | {"suite": name}), TYPED))
         if args.report:
             from recbole_qbert.experiments import report
 
@@ -91,15 +91,15 @@ def benchmark(args: argparse.Namespace) -> Figures:
     return figures
 
 
-def _plans(args: argparse.Namespace, suites: list[suite_spec.Suite], kept: Path | None) -> list[trials.Plan]:
+def _plans(args: argparse.Namespace, suites: list[suite_spec.Suite], kept: Path | None) -> list[trials.RunPlan]:
     """Of all suites, with what the archive has of them."""
     place = (args.dataset, Path(args.data_path), Path(args.output))
     chosen: Figures = {"seeds": args.seeds, "rows": args.rows, "sources": args.sources, "tuned_on": args.tuned_on}
     if kept:
         result_archive.refuse(kept, Path(args.output), [suite.kind for suite in suites])
-        if taken := result_archive.take(kept, Path(args.output), args.dataset):
+        if taken := result_archive.restore(kept, Path(args.output), args.dataset):
             say(f"{taken} finished cells taken from {kept}")
-    plans = [trials.plan(suite, *place, args.properties, **chosen) for suite in suites]
+    plans = [trials.plan_runs(suite, *place, args.properties, **chosen) for suite in suites]
     return [replace(plan, earlier=result_archive.earlier(kept, plan)) for plan in plans] if kept else plans
 
 

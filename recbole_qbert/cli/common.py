@@ -10,8 +10,8 @@ from typing import Any
 
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.recbole_integration import experiment
-from recbole_qbert.utils.console import show_bars
-from recbole_qbert.utils.distributed import launched
+from recbole_qbert.utils.console import progress_bars_wanted
+from recbole_qbert.utils.distributed import torchrun_settings
 
 Figures = dict[str, Any]
 ARCHIVE = "folder, small enough for a repository, that finished trainings are taken from and put into, and tables"
@@ -26,7 +26,7 @@ def configuration(args: argparse.Namespace, **settings: Any) -> Any:
     """RecBole's configuration of our model for a command; ``settings`` win over what the user gave."""
     folder = folder_of(args)
     base: Figures = {"semantic_id_dir": str(folder), "checkpoint_dir": str(folder / "checkpoints")}
-    base |= {"show_progress": show_bars(), **launched()}
+    base |= {"show_progress": progress_bars_wanted(), **torchrun_settings()}
     return experiment.configure(MODEL, args.dataset, args.data_path, base | args.properties | settings, args.config_files)
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from dataset_prep import checks
 from recbole_qbert.cli.common import Figures, refuse_properties
-from recbole_qbert.utils.console import plain, say, show_bars
+from recbole_qbert.utils.console import progress_bars_wanted, say, to_plain_values
 
 
 def add_commands(add: Any) -> None:
@@ -102,9 +102,9 @@ def prepare(args: argparse.Namespace) -> Figures:
         after=args.after,
         before=args.before,
         max_bad_lines=args.max_bad_lines,
-        progress=show_bars(),
+        progress=progress_bars_wanted(),
     )
-    figures: Figures = plain(asdict(report))
+    figures: Figures = to_plain_values(asdict(report))
     show_prepared(figures, folder_of(args))
     if args.images:
         figures["images"] = images(args)
@@ -120,8 +120,8 @@ def images(args: argparse.Namespace) -> Figures:
     refuse_properties(args)
     names = ("max_images", "max_side", "user_agent", "per_host_rate", "retry_missing")
     given = {name: getattr(args, name) for name in names if getattr(args, name)}
-    report = download(folder_of(args), args.dataset, options=Options(**given), progress=show_bars())
-    figures: Figures = plain(asdict(report))
+    report = download(folder_of(args), args.dataset, options=Options(**given), progress=progress_bars_wanted())
+    figures: Figures = to_plain_values(asdict(report))
     show(figures)
     return figures
 
@@ -132,7 +132,7 @@ def encode(args: argparse.Namespace) -> Figures:
     if not args.text_encoder and not args.image_encoder:
         raise ValueError("nothing to encode: give --text_encoder, --image_encoder or both")
     figures: Figures = {"dataset": args.dataset, "features": {}}
-    common: dict[str, Any] = {"device": args.device, "rebuild": args.rebuild, "progress": show_bars()}
+    common: dict[str, Any] = {"device": args.device, "rebuild": args.rebuild, "progress": progress_bars_wanted()}
     if args.text_encoder:
         from dataset_prep.encoders.text_encoder import encode_texts
 
@@ -150,7 +150,7 @@ def encode(args: argparse.Namespace) -> Figures:
     for modality, record in figures["features"].items():
         shape = "x".join(map(str, record["shape"]))
         say(f"{modality:<6} {shape} {record['dtype']}, {record['coverage']:.1%} of the items: {record['encoder']}")
-    return plain(figures)
+    return to_plain_values(figures)
 
 
 def take_over(args: argparse.Namespace) -> Figures:
@@ -162,19 +162,23 @@ def take_over(args: argparse.Namespace) -> Figures:
         raise ValueError("give either --source DIR or --features MODALITY NPY IDS")
     if args.features:
         files = {modality: (Path(matrix), Path(ids)) for modality, matrix, ids in args.features}
-        report = importers.arrays(folder_of(args), args.dataset, files, missing=args.missing, progress=show_bars())
+        report = importers.arrays(
+            folder_of(args), args.dataset, files, missing=args.missing, progress=progress_bars_wanted()
+        )
     else:
         source, theirs = Path(args.source), args.source_dataset or args.dataset
         kind = importers.detect(source)
         if kind == "arrays":
             raise ValueError(f"{source} holds matrices only; give them with --features MODALITY NPY IDS")
         if kind == "mql4grec":
-            report = importers.mql4grec(source, theirs, Path(args.data_path), name=args.dataset, progress=show_bars())
+            report = importers.mql4grec(
+                source, theirs, Path(args.data_path), name=args.dataset, progress=progress_bars_wanted()
+            )
         else:
             report = importers.unisrec(
-                source, theirs, Path(args.data_path), name=args.dataset, width=args.width, progress=show_bars()
+                source, theirs, Path(args.data_path), name=args.dataset, width=args.width, progress=progress_bars_wanted()
             )
-    figures: Figures = plain(asdict(report))
+    figures: Figures = to_plain_values(asdict(report))
     show(figures)
     return figures
 
@@ -182,7 +186,7 @@ def take_over(args: argparse.Namespace) -> Figures:
 def doctor(args: argparse.Namespace) -> Figures:
     """What is wrong with a data set, and what to do."""
     refuse_properties(args)
-    found = checks.check(Path(args.data_path), args.dataset, output=Path(args.output), progress=show_bars())
+    found = checks.check(Path(args.data_path), args.dataset, output=Path(args.output), progress=progress_bars_wanted())
     say(checks.as_text(found))
     return {"dataset": args.dataset, "findings": [asdict(one) for one in found], "exit_code": checks.worst(found)}
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from recbole_qbert.cli.common import Figures, refuse_properties
 from recbole_qbert.data.histories import Histories
 from recbole_qbert.serving import export as exported
-from recbole_qbert.serving.recommendation_files import answer_file
+from recbole_qbert.serving.recommendation_files import recommendation_file
 from recbole_qbert.serving.recommender import Recommendation, Recommender, Skipped
-from recbole_qbert.utils.console import say, show_bars
+from recbole_qbert.utils.console import progress_bars_wanted, say
 
 SHOWN = 10  # histories whose recommendations are printed where no file is asked for
 BLOCK = 8  # batches that are read, answered and written at a time
@@ -82,8 +82,8 @@ def recommend(args: argparse.Namespace) -> Figures:
     shown = count if args.output else min(count, SHOWN)
     answered, skipped = 0, Skipped()
     with (
-        answer_file(Path(args.output)) if args.output else nullcontext(_show) as write,
-        tqdm(total=shown, desc="histories", ncols=100, unit="", disable=not show_bars(), leave=False) as bar,
+        recommendation_file(Path(args.output)) if args.output else nullcontext(_show) as write,
+        tqdm(total=shown, desc="histories", ncols=100, unit="", disable=not progress_bars_wanted(), leave=False) as bar,
     ):
         for block in _blocks(islice(histories, shown), BLOCK * max(args.batch_size, 1)):
             ranked = recommender.recommend_arrays(

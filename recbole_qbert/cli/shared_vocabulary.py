@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from recbole_qbert.cli.common import Figures, configuration, folder_of
-from recbole_qbert.data.multi_domain import union
+from recbole_qbert.data.multi_domain import write_union
 from recbole_qbert.pipeline import stages
 from recbole_qbert.recbole_integration import experiment, patches
-from recbole_qbert.utils.console import say, show_bars
-from recbole_qbert.utils.distributed import first_before_others, join, rank
+from recbole_qbert.utils.console import progress_bars_wanted, say
+from recbole_qbert.utils.distributed import first_before_others, join_torchrun_group, rank
 
 
 def name_of(datasets: list[str]) -> str:
@@ -27,20 +27,20 @@ def build(args: argparse.Namespace, figures: Figures) -> None:
     unions, data_path = Path(args.output) / "unions", Path(args.data_path)
     args.dataset, args.data_path = name_of(everything), str(unions)
     folder = folder_of(args)
-    join()
+    join_torchrun_group()
     with first_before_others():
-        union(everything, data_path, unions, args.dataset)
+        write_union(everything, data_path, unions, args.dataset)
         config = configuration(args)
-        with experiment.inside(folder):
-            catalogue = experiment.catalogue_of(config)
+        with experiment.working_directory(folder):
+            catalogue = experiment.load_catalog(config)
         settings = stages.stage_settings(patches.ConfigValues(config))
         rebuild = bool(config["rebuild"]) and rank() == 0
-        ids, built = stages.Builder(catalogue, settings, folder, rebuild=rebuild, progress=show_bars()).build()
+        ids, built = stages.Builder(catalogue, settings, folder, rebuild=rebuild, progress=progress_bars_wanted()).build()
         figures |= built
         for dataset in everything:
             ids.of_domain(dataset).save(folder / f"{dataset}.sid")
         if len(everything) > len(args.datasets):
-            union(args.datasets, data_path, unions, name_of(args.datasets))
+            write_union(args.datasets, data_path, unions, name_of(args.datasets))
     say(f"vocabulary of {', '.join(everything)}: {folder}")
     args.properties |= {
         "semantic_id_file": str(folder / f"{args.dataset}.sid"),

@@ -18,7 +18,7 @@ from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.quantization.tokenizer import Tokenizer
 from recbole_qbert.recbole_integration import experiment, patches
 from recbole_qbert.serving import cold_start
-from recbole_qbert.utils.console import say, show_bars, show_stages
+from recbole_qbert.utils.console import progress_bars_wanted, say, show_stages
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def add(args: argparse.Namespace) -> Figures:
     _require_kept(ids, target)
     near = _neighbours(args, replace(loaded, items=new), [item for item in listed if item in trained])
     if near is not None:
-        near.save(cold_start.beside(target))
+        near.save(cold_start.neighbors_path(target))
     ids.save(target)
     say(f"{len(new)} new IDs after {len(known)}: {target}")
     for item in new[:5]:
@@ -111,17 +111,17 @@ def _require_kept(ids: SemanticIDs, target: Path) -> None:
         )
 
 
-def _neighbours(args: argparse.Namespace, new: ItemFeatures, described: Sequence[str]) -> cold_start.Neighbours | None:
+def _neighbours(args: argparse.Namespace, new: ItemFeatures, described: Sequence[str]) -> cold_start.Neighbors | None:
     """Of new items among ``described`` ones of the training, behind those of an earlier ``add``; ``None`` for none."""
     folder = Path(args.features)
-    earlier = cold_start.beside(Path(args.sid)) if args.sid else None
+    earlier = cold_start.neighbors_path(Path(args.sid)) if args.sid else None
     before = cold_start.load(earlier) if earlier and earlier.exists() else None
     if not described:
         log.warning(
             "%s lists none of the existing items: new items are ranked by their codes alone, which is coarser", folder
         )
         return before
-    near = cold_start.neighbours(new, features_files.load(folder, args.dataset, described, tuple(new.vectors)))
+    near = cold_start.nearest_neighbors(new, features_files.load(folder, args.dataset, described, tuple(new.vectors)))
     if len(near.items) < len(new.items):
         log.warning("%d new items have no features: they are ranked by their codes alone", len(new.items) - len(near.items))
     return before.and_of(near) if before else near
@@ -130,8 +130,8 @@ def _neighbours(args: argparse.Namespace, new: ItemFeatures, described: Sequence
 def builder_of(args: argparse.Namespace) -> stages.Builder:
     """The stages of a command's data set."""
     config = configuration(args)
-    with experiment.inside(folder_of(args)):
-        catalogue = experiment.catalogue_of(config)
+    with experiment.working_directory(folder_of(args)):
+        catalogue = experiment.load_catalog(config)
     settings = stages.stage_settings(patches.ConfigValues(config))
     rebuild = bool(config["rebuild"])
-    return stages.Builder(catalogue, settings, folder_of(args), rebuild=rebuild, progress=show_bars())
+    return stages.Builder(catalogue, settings, folder_of(args), rebuild=rebuild, progress=progress_bars_wanted())

@@ -13,7 +13,7 @@ import numpy as np
 
 from recbole_qbert.cli import shared_vocabulary
 from recbole_qbert.cli.common import Figures, configuration, folder_of
-from recbole_qbert.config.property_files import properties
+from recbole_qbert.config.property_files import property_file
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.recbole_integration import experiment
 from recbole_qbert.utils.console import print_table, say, show_stages
@@ -52,7 +52,7 @@ def demo(args: argparse.Namespace) -> Figures:
     seconds = time.perf_counter() - started
     say(f"raw reviews, metadata and product pictures -> atomic files: {data} ({seconds:.0f} s)")
     args.dataset, args.data_path = TARGET, str(data)
-    args.config_files = [str(properties(f"dataset/{TARGET}.yaml"))]
+    args.config_files = [str(property_file(f"dataset/{TARGET}.yaml"))]
     figures = train(args)
     figures["seconds"] = {"demo data": seconds, **figures["seconds"]}
     return figures
@@ -96,8 +96,8 @@ def train_stage(args: argparse.Namespace, stage: str, figures: Figures) -> exper
     args.properties.setdefault("checkpoint_file", str(folder / f"{stage}.pth"))
     config = configuration(args, train_stage=stage)
     if stage == "pretrain":
-        config = configuration(args, **experiment.pretraining(config))
-    with experiment.inside(folder):
+        config = configuration(args, **experiment.pretraining_settings(config))
+    with experiment.working_directory(folder):
         run = experiment.train(config, TITLES[stage])
     for name, known in run.model.identifier_figures.items():
         figures.setdefault(name, known)
@@ -145,15 +145,18 @@ def train_baseline(
         "eval_batch_size",
     )
     settings = {key: ours[key] for key in shared} | {"checkpoint_dir": str(folder_of(args) / "checkpoints" / name)}
-    files = [str(properties("baseline/common.yaml"))]
+    files = [str(property_file("baseline/common.yaml"))]
     with contextlib.suppress(FileNotFoundError):  # RecBole's own defaults serve
-        files.append(str(properties(f"baseline/{name}.yaml")))
+        files.append(str(property_file(f"baseline/{name}.yaml")))
     if "epochs" in args.properties:  # a limit that a user sets is meant for every model of the table
         settings["epochs"] = args.properties["epochs"]
     config = experiment.configure(name, args.dataset, args.data_path, settings, files)
-    with experiment.inside(folder_of(args)):
+    with experiment.working_directory(folder_of(args)):
         run = experiment.train(config, name)
-    test, excluded = run.test(), experiment.figures(experiment.ranks(run, run.test_data, exclude_history=True))
+    test, excluded = (
+        run.test(),
+        experiment.metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=True)),
+    )
     figures["seconds"][name] = run.seconds["training"]
     figures.setdefault("baselines", {})[name] = {"valid": run.valid, "test": test, "test_history_excluded": excluded}
     return [(name, test), (f"{name}, history left out", excluded)]

@@ -10,7 +10,7 @@ from recbole_qbert.cli.common import ARCHIVE, Figures, refuse_none_at_a_time, ty
 from recbole_qbert.experiments import tuning
 from recbole_qbert.experiments.suites import result_archive, runner, suite_spec
 from recbole_qbert.utils.console import say
-from recbole_qbert.utils.formatting import listed
+from recbole_qbert.utils.formatting import format_properties
 
 # What the header of the file of settings tells to type: what a result depends on.
 TYPED = ("model", "suite", "dataset", "data_path", "output", "space", "trials", "files")
@@ -46,13 +46,13 @@ def tune(args: argparse.Namespace) -> Figures:
     refuse_none_at_a_time(args)
     budget = runner.duration(args.budget) if args.budget else None
     suite, output = suite_spec.load(args.suite), Path(args.output)
-    row = tuning.row_of(args.model, suite, args.files)
+    row = tuning.find_model(args.model, suite, args.files)
     space = tuning.read_space(Path(args.space) if args.space else tuning.space_file(row.model))
     grid = tuning.points(space, args.trials)
     kept = Path(args.archive) if args.archive else None
     if kept:
         result_archive.refuse(kept, output, [])
-        result_archive.take(kept, output, args.dataset)
+        result_archive.restore(kept, output, args.dataset)
     trials = tuning.plan(row, suite, grid, args.dataset, Path(args.data_path), output, args.properties)
     cells = [trial.cell for trial in trials]
     try:
@@ -62,7 +62,7 @@ def tune(args: argparse.Namespace) -> Figures:
         return {"exit_code": 130}
     finally:
         if kept:
-            result_archive.keep(kept, output, cells)
+            result_archive.store(kept, output, cells)
     chosen = tuning.best(trials)
     if chosen is None:
         reason = next(iter(outcome.failed.values()), f"the budget of {args.budget}, before it was started")
@@ -71,7 +71,7 @@ def tune(args: argparse.Namespace) -> Figures:
     path = tuning.write(row.name, trials, output, args.dataset, f"python {typed(args, TYPED)}")
     say(f"written to {path}")
     if kept:
-        result_archive.keep(kept, output, [], [path])
+        result_archive.store(kept, output, [], [path])
     return {
         "model": row.model,
         "dataset": args.dataset,
@@ -84,9 +84,9 @@ def tune(args: argparse.Namespace) -> Figures:
     }
 
 
-def _print(trials: list[tuning.Trial], chosen: tuning.Trial) -> None:
+def _print(trials: list[tuning.TuningTrial], chosen: tuning.TuningTrial) -> None:
     """A line a trial, in the order of running."""
-    titles = [listed(trial.point) for trial in trials]
+    titles = [format_properties(trial.point) for trial in trials]
     width = max(map(len, titles))
     say(f"{'':<{width}}  validation {tuning.METRIC}")
     for title, trial in zip(titles, trials, strict=True):

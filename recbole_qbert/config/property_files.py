@@ -11,7 +11,7 @@ import yaml
 _HERE = Path(__file__).resolve().parents[1]
 
 
-def properties(name: str) -> Path:
+def property_file(name: str) -> Path:
     """Path of a property file, for example ``model/QBERT4Rec.yaml``.
 
     Raises:

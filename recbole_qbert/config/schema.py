@@ -16,7 +16,7 @@ from recbole_qbert.utils.spelling import did_you_mean
 MODEL = "QBERT4Rec"
 
 # Properties that do not change what is computed: where things are written, what is shown, which device, who takes part.
-INCIDENTAL = frozenset(
+RUNTIME_PROPERTIES = frozenset(
     "checkpoint_dir checkpoint_file show_progress state device gpu_id use_gpu worker verbose semantic_id_dir rebuild "
     "local_rank world_size nproc ip port offset single_spec log_wandb wandb_project data_path".split()
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_qbert.utils.io import sha256, whole, write_array, write_json
+from recbole_qbert.utils.io import atomic_write, sha256, write_array, write_json
 
 # What pandas, and so RecBole, silently reads as 'no value': an item of that name would vanish from the data.
 READ_AS_MISSING = frozenset(
@@ -30,13 +30,13 @@ class ItemFeatures:
         items: ``N`` item tokens.
         vectors: modality -> ``[N, J, D]`` float32; zeros where ``present`` is false.
         present: modality -> ``[N, J]`` bool.
-        made_from: hashes and manifest of the files, for the manifests of later stages.
+        inputs: hashes and manifest of the files, for the manifests of later stages.
     """
 
     items: tuple[str, ...]
     vectors: dict[str, np.ndarray]
     present: dict[str, np.ndarray]
-    made_from: dict[str, Any]
+    inputs: dict[str, Any]
 
     def coverage(self) -> dict[str, float]:
         """Share of items that have each modality."""
@@ -81,7 +81,7 @@ def load(
             f"{len(absent)} of {len(items)} items of {dataset} have no row in {names} (first: {first}); "
             "make features for them, or set missing_features to mask"
         )
-    vectors, present, made_from = {}, {}, {"items": sha256(names)}
+    vectors, present, inputs = {}, {}, {"items": sha256(names)}
     for modality in modalities:
         path = folder / f"{dataset}.{modality}.npy"
         matrix = _open(path, len(row_of), names)
@@ -96,15 +96,15 @@ def load(
                 "all; a vector is finite, or NaN throughout to say that the item has no such modality"
             )
         picked[empty] = 0.0
-        vectors[modality], present[modality], made_from[modality] = picked, ~empty, sha256(path)
+        vectors[modality], present[modality], inputs[modality] = picked, ~empty, sha256(path)
     manifest = folder / f"{dataset}.features.json"
     if manifest.exists():
-        made_from["manifest"] = sha256(manifest)
-    return ItemFeatures(tuple(items), vectors, present, made_from)
+        inputs["manifest"] = sha256(manifest)
+    return ItemFeatures(tuple(items), vectors, present, inputs)
 
 
 def save(
-    folder: Path, dataset: str, items: Sequence[str], matrices: Mapping[str, np.ndarray], made_from: Mapping[str, Any]
+    folder: Path, dataset: str, items: Sequence[str], matrices: Mapping[str, np.ndarray], inputs: Mapping[str, Any]
 ) -> list[Path]:
     """Write feature files and their manifest; returns the paths.
 
@@ -115,14 +115,14 @@ def save(
         if len(matrix) != len(items):
             raise ValueError(f"{name} has {len(matrix)} rows for {len(items)} items")
     names = folder / f"{dataset}.items.txt"
-    with whole(names) as temporary:
+    with atomic_write(names) as temporary:
         temporary.write_text("".join(f"{item}\n" for item in items), encoding="utf-8")
     paths = [names]
     for name, matrix in matrices.items():
         paths.append(folder / f"{dataset}.{name}.npy")
         write_array(paths[-1], matrix)
     paths.append(folder / f"{dataset}.features.json")
-    write_json(paths[-1], dict(made_from))
+    write_json(paths[-1], dict(inputs))
     return paths
 
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from recbole_qbert.data import item_features as features
-from recbole_qbert.utils.io import Stage, sha256, whole, write_json
+from recbole_qbert.utils.cached_step import CachedStep
+from recbole_qbert.utils.io import atomic_write, sha256, write_json
 
 INTER = ("user_id:token", "item_id:token", "timestamp:float")
 
 
-def union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> Path:
+def write_union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> Path:
     """Write the union of data sets as a data set of its own; kept and reused while its parts stay the same.
 
     Interactions keep their order. Item texts (``.item``) are united where every data set has them, features where every data
@@ -53,8 +54,8 @@ def union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> 
     texts = all((folder / f"{dataset}.item").exists() for dataset, folder in folders.items())
     ends = [".inter", *([".item"] if texts else [])]
     ends += [".items.txt", *(f".{modality}.npy" for modality in modalities)] if modalities else []
-    inputs = {str(path): sha256(path) for d, f in folders.items() for end in ends if (path := f / f"{d}{end}").exists()}
-    made_from = {"datasets": list(datasets), "inputs": inputs}
+    hashes = {str(path): sha256(path) for d, f in folders.items() for end in ends if (path := f / f"{d}{end}").exists()}
+    inputs = {"datasets": list(datasets), "inputs": hashes}
 
     def build() -> dict[str, Any]:
         count = _unite_interactions(folders, target / f"{name}.inter")
@@ -68,12 +69,12 @@ def union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> 
     for end in (".item", ".items.txt", ".features.json", *(f".{old}.npy" for old in features.available(target, name))):
         if end not in kept:  # of an earlier union, which had more
             (target / f"{name}{end}").unlink(missing_ok=True)
-    Stage(target, f"{name}.union", made_from, [target / f"{name}{end}" for end in ends]).run(build)
+    CachedStep(target, f"{name}.union", inputs, [target / f"{name}{end}" for end in ends]).run(build)
     _link_images(folders, target / "images")
     return target
 
 
-def balanced(domains: Tensor, generator: torch.Generator) -> Tensor:
+def balanced_order(domains: Tensor, generator: torch.Generator) -> Tensor:
     """Rows of an epoch in which every domain has the same number of rows, about as many in all as there are.
 
     Rows of small domains come several times (each as often as any other, give or take one), of large ones not all.
@@ -101,7 +102,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _unite_interactions(folders: dict[str, Path], path: Path) -> int:
     count = 0
-    with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
         handle.write("\t".join(INTER) + "\n")
         for dataset, folder in folders.items():
             source = folder / f"{dataset}.inter"
@@ -126,7 +127,7 @@ def _unite_items(folders: dict[str, Path], path: Path) -> None:
     headers = {dataset: next(_rows(folder / f"{dataset}.item"))[1] for dataset, folder in folders.items()}
     columns = list(dict.fromkeys(column for header in headers.values() for column in header))
     columns.sort(key=lambda column: not column.startswith("item_id:"))
-    with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
         handle.write("\t".join(columns) + "\n")
         for dataset, folder in folders.items():
             for number, cells in _rows(folder / f"{dataset}.item"):
@@ -161,7 +162,7 @@ def _unite_features(folders: dict[str, Path], target: Path, name: str, modalitie
         if any(shape != (first.shape[1:], True) for shape in shapes.values()):
             listed = "; ".join(f"{paths[d]}: {matrix.shape}" for d, matrix in matrices.items())
             raise ValueError(f"{modality} features of the data sets do not fit together ({listed}); use one encoder for all")
-        with whole(target / f"{name}.{modality}.npy") as temporary:
+        with atomic_write(target / f"{name}.{modality}.npy") as temporary:
             united = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
                 temporary, "w+", np.float32, (rows, *first.shape[1:])
             )
@@ -172,7 +173,7 @@ def _unite_features(folders: dict[str, Path], target: Path, name: str, modalitie
                 start += len(matrix)
             united.flush()
             del united
-    with whole(target / f"{name}.items.txt") as temporary:
+    with atomic_write(target / f"{name}.items.txt") as temporary:
         temporary.write_text("".join(f"{d}/{item}\n" for d, items in lists.items() for item in items), encoding="utf-8")
     write_json(target / f"{name}.features.json", {"union_of": {d: str(folder) for d, folder in folders.items()}})
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import yaml
 
-from recbole_qbert.config.property_files import properties, read_yaml
+from recbole_qbert.config.property_files import property_file, read_yaml
 from recbole_qbert.experiments.suites import trials as cells
-from recbole_qbert.experiments.suites.suite_spec import Row, Suite
+from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite
 from recbole_qbert.recbole_integration import experiment, registry
-from recbole_qbert.utils.formatting import listed
-from recbole_qbert.utils.io import whole, write_json
+from recbole_qbert.utils.formatting import format_properties
+from recbole_qbert.utils.io import atomic_write, write_json
 from recbole_qbert.utils.spelling import did_you_mean
 
 BUDGET = 9  # points of a space at most, so that no model gets more trials than another
@@ -34,11 +34,11 @@ Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Trial:
+class TuningTrial:
     """A point of the space and its training."""
 
     point: Point
-    cell: cells.Cell
+    cell: cells.Trial
 
     @property
     def score(self) -> float | None:
@@ -59,9 +59,9 @@ def space_file(model: str) -> Path:
         ValueError: none is declared.
     """
     try:
-        return properties(f"tuning/{model}.yaml")
+        return property_file(f"tuning/{model}.yaml")
     except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in properties("tuning").glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in property_file("tuning").glob("*.yaml")))
         raise ValueError(
             f"no space is declared for {model} (there are {known}); give one with --space FILE: lines 'property: [values]'"
         ) from None
@@ -100,7 +100,7 @@ def points(space: Mapping[str, Sequence[Any]], trials: int | None = None) -> lis
     return grid[:trials]
 
 
-def row_of(name: str, suite: Suite, files: Sequence[str] = ()) -> Row:
+def find_model(name: str, suite: Suite, files: Sequence[str] = ()) -> ModelSpec:
     """The row of the suite with this name; otherwise the model of this name with its own defaults.
 
     Args:
@@ -108,19 +108,19 @@ def row_of(name: str, suite: Suite, files: Sequence[str] = ()) -> Row:
         suite: where rows are looked for.
         files: property files in place of the row's.
     """
-    found = next((row for row in suite.rows if row.name == name), None) or Row(name, name, _files_of(name))
+    found = next((row for row in suite.rows if row.name == name), None) or ModelSpec(name, name, _files_of(name))
     return replace(found, files=tuple(str(Path(file).resolve()) for file in files)) if files else found
 
 
 def plan(
-    row: Row,
+    row: ModelSpec,
     suite: Suite,
     grid: Sequence[Point],
     dataset: str,
     data_path: Path,
     output: Path,
     given: Mapping[str, Any],
-) -> list[Trial]:
+) -> list[TuningTrial]:
     """A cell for every point; checks all of it before anything is run.
 
     Args:
@@ -147,21 +147,23 @@ def plan(
                 raise ValueError(f"{key} is in the space, and set by the {place}: leave it out of one of them")
     rows = []
     for point in grid:
-        rows.append(replace(row, name=f"{row.name} ({listed(point)})", settings={**row.settings, **point}, tuned=""))
-    made = cells.plan(replace(suite, rows=tuple(rows), sweep=""), dataset, data_path, output, given, seeds=[SEED])
+        rows.append(
+            replace(row, name=f"{row.name} ({format_properties(point)})", settings={**row.settings, **point}, tuned="")
+        )
+    made = cells.plan_runs(replace(suite, rows=tuple(rows), sweep=""), dataset, data_path, output, given, seeds=[SEED])
     for name, reason in made.impossible.items():
         raise ValueError(f"{name} cannot be trained on {dataset}: it {reason}")
     _check(row, grid[0], made.cells[0])
-    return [Trial(point, cell) for point, cell in zip(grid, made.cells, strict=True)]
+    return [TuningTrial(point, cell) for point, cell in zip(grid, made.cells, strict=True)]
 
 
-def best(trials: Sequence[Trial]) -> Trial | None:
+def best(trials: Sequence[TuningTrial]) -> TuningTrial | None:
     """The finished trial with the highest score, the earlier one of equals; ``None`` where none is finished."""
     finished = [trial for trial in trials if trial.score is not None]
     return max(finished, key=lambda trial: trial.score or 0.0, default=None)
 
 
-def write(name: str, trials: Sequence[Trial], output: Path, dataset: str, command: str) -> Path:
+def write(name: str, trials: Sequence[TuningTrial], output: Path, dataset: str, command: str) -> Path:
     """Write the chosen point as a property file, where suites look for it, and the trials beside it as JSON.
 
     Args:
@@ -196,7 +198,7 @@ def write(name: str, trials: Sequence[Trial], output: Path, dataset: str, comman
             for trial in trials
         ],
     )
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         header = "".join(f"# {line}\n" for line in lines)
         temporary.write_text(header + yaml.safe_dump(chosen.point, sort_keys=False), encoding="utf-8")
     return path
@@ -208,17 +210,17 @@ def _files_of(model: str) -> tuple[str, ...]:
         registry.known_properties(model)
     except KeyError:
         own = f"baseline/{model}.yaml"
-        return ("baseline/common.yaml", *([own] if (properties("baseline") / f"{model}.yaml").exists() else []))
+        return ("baseline/common.yaml", *([own] if (property_file("baseline") / f"{model}.yaml").exists() else []))
     return ()
 
 
-def _check(row: Row, point: Point, cell: cells.Cell) -> None:
+def _check(row: ModelSpec, point: Point, cell: cells.Trial) -> None:
     """Refuse before hours of training what would make them worthless.
 
     A property that the model does not know changes nothing, so all trials would be one: our own models refuse unknown
     properties by themselves, RecBole's take any. And trials are judged by a metric that must be measured.
     """
-    files = [str(cells.property_file(file)) for file in row.files]
+    files = [str(cells.resolve_property_file(file)) for file in row.files]
     settings = {key: value for key, value in cell.asked["settings"].items() if key not in point}
     known = experiment.configure(
         row.model, cell.asked["dataset"], cell.asked["data_path"], settings, files

@@ -50,7 +50,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         tokens = dataset.item_tokens()
         # RecBole's own ids start at 1; rows of a catalogue start at 0.
         histories = [history - 1 for history in dataset.histories]
-        catalogue = stages.Catalogue(config["dataset"], Path(config["data_path"]), tokens, histories)
+        catalogue = stages.Catalog(config["dataset"], Path(config["data_path"]), tokens, histories)
         self.ids, self.identifier_figures = find_semantic_ids(config, catalogue)
         if not self.ids.prefixes and not (sequence.item_rows and sequence.loss == "item"):
             raise ValueError("semantic_ids is none: an item is its row alone, which takes item_rows: true and loss: item")
@@ -158,7 +158,7 @@ def domains_of(tokens: Sequence[str], domains: Sequence[str]) -> Tensor:
     return torch.tensor([0, *found])
 
 
-def find_semantic_ids(config: Any, catalogue: stages.Catalogue) -> tuple[SemanticIDs, dict[str, Any]]:
+def find_semantic_ids(config: Any, catalogue: stages.Catalog) -> tuple[SemanticIDs, dict[str, Any]]:
     """IDs of a catalogue and what is known of them; see ``QBERT4Rec`` for where they come from."""
     if config["semantic_ids"] == "none":
         nothing = np.empty((len(catalogue.items), 0), dtype=np.int16)

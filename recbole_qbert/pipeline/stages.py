@@ -23,14 +23,15 @@ from recbole_qbert.injection import network as injection_network
 from recbole_qbert.injection import structural_vectors
 from recbole_qbert.quantization import collision_resolution, rqvae, semantic_ids, tokenizer
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
-from recbole_qbert.utils.io import Stage, alone, digest, sha256, write_array
+from recbole_qbert.utils.cached_step import CachedStep
+from recbole_qbert.utils.io import digest, folder_lock, sha256, write_array
 from recbole_qbert.utils.resumable_epochs import Epochs
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalog:
     """What stages 1 and 2 need to know of a data set.
 
     Attributes:
@@ -83,7 +84,7 @@ class Builder:
     """
 
     def __init__(
-        self, catalogue: Catalogue, settings: StageSettings, output: Path, *, rebuild: bool = False, progress: bool = False
+        self, catalogue: Catalog, settings: StageSettings, output: Path, *, rebuild: bool = False, progress: bool = False
     ) -> None:
         require_apart(catalogue, output)
         self.catalogue, self.settings, self.output, self.rebuild = catalogue, settings, output, rebuild
@@ -103,7 +104,7 @@ class Builder:
             raise ValueError("semantic_ids is none: there are no IDs to build; set it to fused, per_modality or both")
         _require_room(len(self.catalogue.items), self.settings.quantizer)  # before stage 1 spends its time
         figures: dict[str, Any] = {"seconds": {}}
-        with alone(self.output):
+        with folder_lock(self.output):
             with _timed(figures, "features"):
                 item_features, figures["features"] = self.features()
             if "fused" in self.settings.identifiers.code_sets(tuple(item_features.vectors)):
@@ -133,7 +134,7 @@ class Builder:
         texts = builtin_encoders.read_texts(table, catalogue.items) if table.exists() else [""] * len(catalogue.items)
         images = builtin_encoders.find_images(pictures, catalogue.items)
         width = settings.identifiers.builtin_width
-        made_from = {
+        inputs = {
             "items": digest(catalogue.items),
             "text": digest(texts),
             "image": digest([[(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files] for files in images]),
@@ -143,7 +144,7 @@ class Builder:
         }
         matrices = [kind for kind, given in (("text", texts), ("image", images)) if any(given)]
         outputs = [output / f"{name}.{end}" for end in ("items.txt", "features.json", *(f"{kind}.npy" for kind in matrices))]
-        stage = Stage(output, f"{name}.features", made_from, outputs)
+        stage = CachedStep(output, f"{name}.features", inputs, outputs)
 
         def encode() -> dict[str, Any]:
             matrices: dict[str, np.ndarray] = {}
@@ -195,9 +196,9 @@ class Builder:
         catalogue, settings, output = self.catalogue, self.settings, self.output
         config, name = settings.injection, catalogue.dataset
         structural = config.query == "structural" or not item_features.vectors
-        made_from = {
+        inputs = {
             "items": digest(catalogue.items),
-            "features": item_features.made_from,
+            "features": item_features.inputs,
             "settings": asdict(config),
             "histories": _histories_digest(catalogue) if structural else None,
             "seed": settings.seed,
@@ -210,7 +211,7 @@ class Builder:
                 queries = structural_vectors.vectors(catalogue.histories, len(catalogue.items), config.dim, settings.seed)
                 queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
             chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(item_features.vectors)})
-            epochs = Epochs(output / f"{name}.injection.progress", made_from, self.bars("stage 1 injection"))
+            epochs = Epochs(output / f"{name}.injection.progress", inputs, self.bars("stage 1 injection"))
             if self.rebuild:
                 epochs.forget()
             network, fused, depth, report = injection_network.fit(
@@ -222,7 +223,7 @@ class Builder:
             epochs.forget()
             return asdict(report)
 
-        report, reason = Stage(output, f"{name}.injection", made_from, paths).run(run, self.rebuild)
+        report, reason = CachedStep(output, f"{name}.injection", inputs, paths).run(run, self.rebuild)
         _say("stage 1 injection", reason)
         return report
 
@@ -232,9 +233,9 @@ class Builder:
         name, config = catalogue.dataset, settings.quantizer
         fused = output / f"{name}.fused.npy"
         sets = settings.identifiers.code_sets(tuple(item_features.vectors))
-        made_from = {
+        inputs = {
             "items": digest(catalogue.items),
-            "features": item_features.made_from,
+            "features": item_features.inputs,
             "fused": sha256(fused) if "fused" in sets else None,
             "code_sets": sets,
             "settings": asdict(config),
@@ -251,7 +252,7 @@ class Builder:
                 vectors, real = _vectors_of(code_set, item_features, fused)
                 letters = semantic_ids.prefixes_of(config.levels, number)
                 progress = output / f"{name}.{code_set}.quantizer.progress"
-                kept.append(Epochs(progress, made_from, self.bars(f"stage 2 {code_set}")))
+                kept.append(Epochs(progress, inputs, self.bars(f"stage 2 {code_set}")))
                 if self.rebuild:
                     kept[-1].forget()
                 present = [catalogue.items[row] for row in np.flatnonzero(real)]
@@ -271,12 +272,12 @@ class Builder:
             return {"code_sets": report}
 
         outputs = [path, path.with_name(f"{path.name}.json"), weights]
-        report, reason = Stage(output, f"{name}.sid", made_from, outputs).run(run, self.rebuild)
+        report, reason = CachedStep(output, f"{name}.sid", inputs, outputs).run(run, self.rebuild)
         _say("stage 2 quantization", reason)
         return semantic_ids.load(path, config.codes), report
 
 
-def require_apart(catalogue: Catalogue, output: Path) -> None:
+def require_apart(catalogue: Catalog, output: Path) -> None:
     """Refuse to write into the data set's own folder: the next run would take it for what came with the data.
 
     Raises:
@@ -332,7 +333,7 @@ def _vectors_of(code_set: str, item_features: ItemFeatures, fused: Path) -> tupl
     return mean, real
 
 
-def _histories_digest(catalogue: Catalogue) -> str:
+def _histories_digest(catalogue: Catalog) -> str:
     return digest([h.tolist() for h in catalogue.histories])
 
 

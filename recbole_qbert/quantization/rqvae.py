@@ -121,7 +121,7 @@ def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | No
         parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "schedule": schedule}
         for epoch in (epochs or Epochs()).count(total, parts, vars(report)):
             if epoch == config.warmup_epochs:
-                start_codebooks(model, vectors)
+                init_codebooks(model, vectors)
             error, used = 0.0, torch.zeros(config.levels, config.codes)
             for rows in torch.randperm(len(vectors)).split(config.batch_size):
                 batch = vectors[rows]
@@ -143,14 +143,14 @@ def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | No
             report.usage.append((used > 0).float().mean(1).tolist())
             report.perplexity.append(torch.exp(-(share * share.clamp(min=1e-12).log()).sum(1)).tolist())
             # The last epochs settle: a code re-seeded there would stay untrained.
-            report.reseeded.append(revive(model, vectors, used == 0) if epoch < total * 0.9 else 0)
+            report.reseeded.append(reset_dead_codes(model, vectors, used == 0) if epoch < total * 0.9 else 0)
     if not config.epochs:
-        start_codebooks(model, vectors)
+        init_codebooks(model, vectors)
     return model.eval(), report
 
 
 @torch.no_grad()
-def start_codebooks(model: RQVAE, vectors: Tensor) -> None:
+def init_codebooks(model: RQVAE, vectors: Tensor) -> None:
     """Start every level by k-means on the residuals that the levels before leave of the whole catalogue."""
     residual = model.encode(vectors)[1]
     for book in model.codebooks:
@@ -159,7 +159,7 @@ def start_codebooks(model: RQVAE, vectors: Tensor) -> None:
 
 
 @torch.no_grad()
-def revive(model: RQVAE, vectors: Tensor, dead: Tensor) -> int:
+def reset_dead_codes(model: RQVAE, vectors: Tensor, dead: Tensor) -> int:
     """Move dead codes onto the residuals of random items of their level; returns how many.
 
     Args:

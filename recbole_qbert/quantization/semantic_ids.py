@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recbole_qbert.data.item_features import check_token
-from recbole_qbert.utils.io import read_json, sha256, whole, write_json
+from recbole_qbert.utils.io import atomic_write, read_json, sha256, write_json
 
 HEADER = "item_id:token\tsemantic_id:token_seq"
 LARGEST = int(np.iinfo(np.int16).max)
@@ -50,7 +50,7 @@ class SemanticIDs:
 
     def save(self, path: Path) -> None:
         """Write the ``.sid`` atomic file, and ``.sid.json`` with what its rows do not tell; each whole or not at all."""
-        with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
             handle.write(HEADER + "\n")
             for row, item in enumerate(self.items):
                 handle.write(f"{item}\t{' '.join(self.tokens(row))}\n")

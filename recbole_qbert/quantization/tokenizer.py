@@ -17,14 +17,15 @@ from recbole_qbert.injection.network import DynamicInjection
 from recbole_qbert.quantization import collision_resolution, semantic_ids
 from recbole_qbert.quantization.rqvae import RQVAE
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
-from recbole_qbert.utils.io import read_json, whole
+from recbole_qbert.utils.cached_step import read_manifest
+from recbole_qbert.utils.io import atomic_write
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, whole or not at all."""
     from safetensors.torch import save  # here: importing the package brings no more than RecBole does
 
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
@@ -71,7 +72,7 @@ class Tokenizer:
         if len(found) > 1:
             raise ValueError(f"{folder} holds several vocabularies: {', '.join(path.name for path in found)}")
         name = found[0].name.removesuffix(".quantizer.safetensors")
-        made = _made_from(folder / f"{name}.sid.manifest.json")
+        made = _stage_inputs(folder / f"{name}.sid.manifest.json")
         weights = load_file(found[0])
         config = QuantizerConfig(**made["settings"])
         quantizers = {}
@@ -83,7 +84,7 @@ class Tokenizer:
             quantizers[code_set] = network.eval(), mean, scale
         injection = None
         if "fused" in quantizers:
-            settings = InjectionConfig(**_made_from(folder / f"{name}.injection.manifest.json")["settings"])
+            settings = InjectionConfig(**_stage_inputs(folder / f"{name}.injection.manifest.json")["settings"])
             injection = _injection(load_file(folder / f"{name}.injection.safetensors"), settings)
         return cls(semantic_ids.load(folder / f"{name}.sid"), injection, quantizers)
 
@@ -193,9 +194,12 @@ def _injection(weights: dict[str, Tensor], config: InjectionConfig) -> DynamicIn
     return network.eval()
 
 
-def _made_from(manifest: Path) -> dict[str, Any]:
+def _stage_inputs(manifest: Path) -> dict[str, Any]:
+    """Read what a stage of the vocabulary was run on."""
     way_out = "it says how the vocabulary was made. Run quantize again"
     if not manifest.exists():
         raise FileNotFoundError(f"{manifest} is missing; {way_out}")
-    made: dict[str, Any] = read_json(manifest, way_out)["made_from"]
-    return made
+    try:
+        return read_manifest(manifest)[0]
+    except ValueError as error:
+        raise ValueError(f"{error}; {way_out}") from error

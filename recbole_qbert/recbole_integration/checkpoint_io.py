@@ -34,7 +34,7 @@ from recbole_qbert.recbole_integration.patches import (
     without_pickled_caches,
 )
 from recbole_qbert.utils.distributed import rank
-from recbole_qbert.utils.io import whole
+from recbole_qbert.utils.io import atomic_write
 
 FORMAT = 1
 #: Keys that ``run(nproc=2)`` adds (quick_start.py:57, :174). A Config that has them joins a process group.
@@ -133,7 +133,7 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
 
 def write_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write the file, whole or not at all."""
-    with whole(Path(path)) as temporary:
+    with atomic_write(Path(path)) as temporary:
         torch.save(dict(state), temporary)
 
 

@@ -20,9 +20,9 @@ from recbole.trainer import S3RecTrainer, Trainer
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from tqdm import tqdm
 
-from recbole_qbert.pipeline.stages import Catalogue
+from recbole_qbert.pipeline.stages import Catalog
 from recbole_qbert.recbole_integration import checkpoint_io, patches
-from recbole_qbert.recbole_integration.resume import ProgressFile, of_rows, of_tensors
+from recbole_qbert.recbole_integration.resume import TrainingState, hash_rows, hash_tensors
 from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.scoring import rank_of
@@ -90,15 +90,15 @@ def configure(
         )
 
 
-def catalogue_of(config: Config) -> Catalogue:
+def load_catalog(config: Config) -> Catalog:
     """What stages 1 and 2 need of a data set: its items and the training part of its histories."""
     with _caches_of(config):
         train = create_dataset(config).build()[0]
     histories = [history - 1 for history in train.histories]  # rows of a catalogue start at 0, RecBole's ids at 1
-    return Catalogue(config["dataset"], Path(config["data_path"]), train.item_tokens(), histories)
+    return Catalog(config["dataset"], Path(config["data_path"]), train.item_tokens(), histories)
 
 
-def pretraining(config: Config) -> dict[str, Any]:
+def pretraining_settings(config: Config) -> dict[str, Any]:
     """Properties that turn a configuration into that of its pretraining."""
     return {
         "train_stage": "pretrain",
@@ -148,9 +148,9 @@ def train(
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     started = time.perf_counter()
     progress = None
-    if checkpoint_file and goes_on(trainer):
+    if checkpoint_file and supports_resume(trainer):
         trainer.saved_model_file = str(checkpoint_file)
-        progress = ProgressFile(checkpoint_file, config, _start(model, train_data._dataset), train_data.generator)
+        progress = TrainingState(checkpoint_file, config, _start(model, train_data._dataset), train_data.generator)
     with tqdm(
         total=config["epochs"], desc=f"{title or '':<18}", ncols=100, disable=None if title else True, leave=False
     ) as bar:
@@ -176,7 +176,7 @@ def _caches_of(config: Config) -> AbstractContextManager[None]:
     return nullcontext() if any(config[key] for key in patches.PICKLED_CACHES) else patches.without_pickled_caches()
 
 
-def goes_on(trainer: Any) -> bool:
+def supports_resume(trainer: Any) -> bool:
     """Whether weights, optimizer and random states are all that a RecBole training has.
 
     They are with its sequential models under its plain trainer (S3Rec's, too, but for the pretraining, which has no
@@ -187,7 +187,7 @@ def goes_on(trainer: Any) -> bool:
 
 def _start(model: torch.nn.Module, rows: Any) -> str:
     """What a training starts from: weights and data."""
-    return digest([of_tensors(model.state_dict()), of_rows(rows)])
+    return digest([hash_tensors(model.state_dict()), hash_rows(rows)])
 
 
 def add_prior(run: Run) -> dict[str, float]:
@@ -197,7 +197,7 @@ def add_prior(run: Run) -> dict[str, float]:
 
 
 @torch.no_grad()
-def ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
+def target_ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
     """Rank of each user's target among all items, counted from 1, ties against the model.
 
     Args:
@@ -227,7 +227,7 @@ def ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
     return torch.cat(found)[torch.cat(owners).argsort()].numpy()
 
 
-def figures(rank: np.ndarray, topk: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+def metrics_from_ranks(rank: np.ndarray, topk: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """HR and NDCG of one target a user; names as RecBole's (``hit@10``, ``ndcg@10``)."""
     hits = {k: rank <= k for k in topk}
     result = {f"hit@{k}": float(hit.mean()) for k, hit in hits.items()}
@@ -235,7 +235,7 @@ def figures(rank: np.ndarray, topk: Sequence[int] = (1, 5, 10)) -> dict[str, flo
 
 
 @contextmanager
-def inside(folder: Path) -> Iterator[None]:
+def working_directory(folder: Path) -> Iterator[None]:
     """Work in ``folder``: RecBole writes logs to the current folder and knows no other place for them."""
     folder.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()

@@ -33,7 +33,7 @@ import torch
 from recbole.config import Config
 from recbole.evaluator.collector import Collector
 
-from recbole_qbert.utils.distributed import PATIENCE, close_at_exit, open_group, together
+from recbole_qbert.utils.distributed import GROUP_TIMEOUT, close_group_at_exit, init_group, is_distributed
 
 with warnings.catch_warnings():  # ray 2.6.3, which this module imports, still uses pkg_resources and says so
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
@@ -174,17 +174,17 @@ def _init_device(original: Callable[[Any], None]) -> Callable[[Any], None]:
         torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         if "local_rank" not in final or not (cpu or torchrun):
             original(self)
-            if together():
-                close_at_exit()
+            if is_distributed():
+                close_group_at_exit()
             return
-        if not together():
+        if not is_distributed():
             if torchrun:
                 address: dict[str, Any] = {"init_method": "env://"}
             else:
                 rank = final["local_rank"] + final["offset"]
                 host = f"tcp://{final['ip']}:{final['port']}"
                 address = {"init_method": host, "rank": rank, "world_size": final["world_size"]}
-            open_group("gloo" if cpu else "nccl", timeout=PATIENCE, **address)
+            init_group("gloo" if cpu else "nccl", timeout=GROUP_TIMEOUT, **address)
         final["device"] = torch.device("cpu") if cpu else torch.device("cuda", final["local_rank"])
         if not cpu:
             torch.cuda.set_device(final["local_rank"])

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_qbert.config.schema import INCIDENTAL
+from recbole_qbert.config.schema import RUNTIME_PROPERTIES
 from recbole_qbert.recbole_integration import checkpoint_io
 from recbole_qbert.utils.distributed import rank
-from recbole_qbert.utils.io import digest, json_lines, whole
+from recbole_qbert.utils.io import atomic_write, digest, json_lines
 
 Callback = Callable[[int, float], Any]
 
 # What may differ between a run and its continuation; files count by their content (``fingerprint``).
-_VOLATILE = INCIDENTAL | {"pretrained", "semantic_id_file", "epochs"}
+_VOLATILE = RUNTIME_PROPERTIES | {"pretrained", "semantic_id_file", "epochs"}
 
 
-class ProgressFile:
+class TrainingState:
     """State of one training run in ``<checkpoint>.progress``, its log in ``<checkpoint>.jsonl``.
 
     A file of another run (other settings, another ``start``, other validation rows) is not gone on from: it is replaced.
@@ -62,7 +62,7 @@ class ProgressFile:
             What ``fit`` returns: best score and result on validation; those of the file where nothing is left to do.
         """
         if valid_data:
-            self.run = digest([self.start, of_rows(valid_data._dataset)])
+            self.run = digest([self.start, hash_rows(valid_data._dataset)])
         if self.load(trainer):
             finished = trainer.cur_step > trainer.stopping_step or trainer.start_epoch >= trainer.epochs
             trainer.logger.info(f"{self.path}: {'finished' if finished else 'going on'} at epoch {trainer.start_epoch}")
@@ -134,18 +134,18 @@ class ProgressFile:
     def _cut_log(self, last: int) -> None:
         """Drop lines of epochs that will be run again."""
         lines = [line for line in json_lines(self.log) if line["epoch"] <= last]
-        with whole(self.log) as temporary:
+        with atomic_write(self.log) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def of_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """SHA-256 of the content of each."""
     return {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in tensors.items()}
 
 
-def of_rows(dataset: Any) -> dict[str, str]:
+def hash_rows(dataset: Any) -> dict[str, str]:
     """SHA-256 of every column of a RecBole data set."""
-    return of_tensors({name: dataset.inter_feat[name] for name in dataset.inter_feat})
+    return hash_tensors({name: dataset.inter_feat[name] for name in dataset.inter_feat})
 
 
 def _random_state(order: torch.Generator) -> dict[str, Any]:

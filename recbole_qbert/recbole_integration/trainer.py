@@ -13,12 +13,12 @@ from recbole.trainer import Trainer
 from torch import Tensor, distributed
 from tqdm import tqdm
 
-from recbole_qbert.data.multi_domain import balanced
+from recbole_qbert.data.multi_domain import balanced_order
 from recbole_qbert.recbole_integration import checkpoint_io
-from recbole_qbert.recbole_integration.resume import Callback, ProgressFile
-from recbole_qbert.retrieval.catalog_ranker import CatalogueRanker
+from recbole_qbert.recbole_integration.resume import Callback, TrainingState
+from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
 from recbole_qbert.sequence import cooccurrence_prior
-from recbole_qbert.utils.distributed import wait_for_all
+from recbole_qbert.utils.distributed import barrier
 
 
 class WarmupAdamW(torch.optim.AdamW):
@@ -69,7 +69,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         self.progress = None
         if config["checkpoint_file"]:
             self.saved_model_file = str(config["checkpoint_file"])
-            self.progress = ProgressFile(Path(self.saved_model_file), config, model.fingerprint())
+            self.progress = TrainingState(Path(self.saved_model_file), config, model.fingerprint())
 
     # -------------------------------------------------------------------------------------------------- training
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -99,7 +99,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         """
         fit = partial(super().fit, train_data, valid_data, verbose, saved, show_progress)
         result = self.progress.fit(self, fit, train_data, valid_data, callback_fn) if self.progress else fit(callback_fn)
-        wait_for_all()  # until the first one has written the best weights
+        barrier()  # until the first one has written the best weights
         if self.model.prior is None or not valid_data:
             return result
         return self._fit_and_keep_prior(valid_data, saved)
@@ -163,7 +163,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         domains = self.model.network.domains
         if domains is None or self.model.settings.domain_sampling == "proportional":
             return torch.randperm(len(rows), generator=generator)
-        return balanced(domains.cpu()[rows.inter_feat[self.model.ITEM_SEQ][:, 0]], generator)
+        return balanced_order(domains.cpu()[rows.inter_feat[self.model.ITEM_SEQ][:, 0]], generator)
 
     def _sum_over_processes(self, loss: Tensor) -> Tensor:
         """Sum gradients, and the loss for the log, in one exchange."""
@@ -217,7 +217,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             show_progress: show a bar.
             exclude_history: put the items of a row's history last.
         """
-        rows, ranker = eval_data._dataset, CatalogueRanker(self.model.eval().network, self.model.prior)
+        rows, ranker = eval_data._dataset, CatalogRanker(self.model.eval().network, self.model.prior)
         at_hand = self._at_hand(rows)
         lengths = rows.inter_feat[self.model.ITEM_SEQ_LEN]
         # Like lengths together, so that few rows are padded; whole batches are dealt out, so that a batch gives the same
@@ -250,7 +250,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             checkpoint |= {"state_dict": self.model.state_dict(), "best_valid_score": float(self.best_valid_score)}
             if self.rank == 0:
                 checkpoint_io.write_checkpoint(checkpoint, self.saved_model_file)
-            wait_for_all()  # the others read it next
+            barrier()  # the others read it next
         return self.best_valid_score, self.best_valid_result
 
     @torch.no_grad()
@@ -268,7 +268,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
                 scores = partial(_scores, model, sequences, lengths)
                 yield scores, sequences, lengths, batch[model.ITEM_ID]
 
-        found = cooccurrence_prior.fit(model.prior, batches)
+        found = cooccurrence_prior.fit_prior(model.prior, batches)
         if self.parallel:  # sums on a GPU may differ in the last bit, and with them a choice between equals
             for value in model.prior.state_dict().values():
                 distributed.broadcast(value, 0)

@@ -36,7 +36,7 @@ class _Asked:
     exclude: Tensor | None
 
 
-class CatalogueRanker:
+class CatalogRanker:
     """Ranks the catalogue of a network; made for its weights as they are now.
 
     Args:

@@ -29,7 +29,7 @@ from torch import Tensor
 from recbole_qbert.retrieval.base import Index, largest
 from recbole_qbert.retrieval.numba_backend import MergedItems, unmergeable, width_of
 from recbole_qbert.retrieval.torch_backend import LONGEST, ChunkedItems, Scorer
-from recbole_qbert.sequence.scoring import add_up, check_codes, with_silence
+from recbole_qbert.sequence.scoring import check_codes, pad_missing_level, sum_levels
 
 PRUNED_FROM = 1 << 18  # items; for fewer, looking at the blocks costs more than it saves (benchmarks/ranking.py)
 METHODS = ("auto", "chunked", "merged", "pruned")
@@ -88,12 +88,12 @@ class ItemIndex(Index):
         return queries, largest(queries.transpose(0, 1), "tables")
 
     def _scorer(self, tables: Tensor) -> Scorer:
-        silent = with_silence(tables)
-        return lambda start, stop: add_up(silent, self._codes[:, start:stop].int())
+        silent = pad_missing_level(tables)
+        return lambda start, stop: sum_levels(silent, self._codes[:, start:stop].int())
 
     def _given_scorer(self, tables: Tensor) -> Scorer:
-        silent = with_silence(tables)
-        return lambda start, stop: add_up(silent, _by_level(self._given[start:stop], self.size).int())
+        silent = pad_missing_level(tables)
+        return lambda start, stop: sum_levels(silent, _by_level(self._given[start:stop], self.size).int())
 
 
 class DenseIndex(Index):

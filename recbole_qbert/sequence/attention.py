@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from recbole_qbert.sequence.kernels.dispatch import call, compilable, dropping, shares
-from recbole_qbert.sequence.packing import Rows
+from recbole_qbert.sequence.kernels.dispatch import call, can_use_kernels, dropout_state, split_work
+from recbole_qbert.sequence.packing import PackedSequences
 
 # Rows of more positions than this are left to torch, whose fused kernel for CPUs has no dropout (measured; docs/speed.md).
 LONG, LONG_WITH_DROPOUT = 12, 64
@@ -51,7 +51,7 @@ class Attention:
         ValueError: rows are longer than there are distances.
     """
 
-    def __init__(self, parts: Sequence[tuple[Rows, bool]], distance: Tensor) -> None:
+    def __init__(self, parts: Sequence[tuple[PackedSequences, bool]], distance: Tensor) -> None:
         self.parts, self.distance = parts, distance
         self.longest, most = max(rows.shape[1] for rows, _ in parts), distance.shape[1] // 2 + 1
         if self.longest > most:  # kernels look without looking whether they may
@@ -68,7 +68,7 @@ class Attention:
             ``[T, D]``.
         """
         quicker = self.longest <= (LONG_WITH_DROPOUT if rate > 0 else LONG)
-        if quicker and compilable(joint) and joint.dtype == self.distance.dtype:
+        if quicker and can_use_kernels(joint) and joint.dtype == self.distance.dtype:
             return _Compiled.apply(joint, self.distance, self._layout, rate)  # type: ignore[no-untyped-call]
         split = joint.split([len(rows.real) for rows, _ in self.parts])
         seen = [
@@ -120,8 +120,8 @@ class _Compiled(torch.autograd.Function):
         width, end = joint.shape[1] // 3, layout.end
         out, weight = joint.new_empty(len(joint), width), joint.new_empty(int(end[-1]) if len(end) else 0)
         scale = np.array([(width // len(distance)) ** -0.5, 1 / (1 - rate)], out.numpy().dtype)
-        ctx.rest = (layout.start, layout.length, layout.causal, layout.at, scale, *dropping(rate))
-        ctx.bounds = shares(end * (width // len(distance)))  # a weight is work for each element of a head
+        ctx.rest = (layout.start, layout.length, layout.causal, layout.at, scale, *dropout_state(rate))
+        ctx.bounds = split_work(end * (width // len(distance)))  # a weight is work for each element of a head
         ctx.save_for_backward(joint, distance, weight)
         arguments = (*_arrays(joint, distance), *ctx.rest, weight.numpy(), out.numpy())
         call(attention_and_dropout.attend, arguments, ctx.bounds)

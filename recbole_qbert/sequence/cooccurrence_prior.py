@@ -13,7 +13,7 @@ from recbole_qbert.data.cooccurrence import cosine, counts
 
 
 @dataclass(frozen=True)
-class Links:
+class NeighborPairs:
     """What evidence a batch of histories has, all but the weights: neither shrink nor decay is in it.
 
     Attributes:
@@ -93,7 +93,7 @@ class CooccurrencePrior(nn.Module):
         links = self.links(sequences, lengths, with_history)
         return links.row, links.item, self._sums(links)
 
-    def links(self, sequences: Tensor, lengths: Tensor, with_history: bool = False) -> Links:
+    def links(self, sequences: Tensor, lengths: Tensor, with_history: bool = False) -> NeighborPairs:
         """Where ``evidence`` is above 0, and from which pairs; arguments of ``evidence``."""
         position = torch.arange(sequences.shape[1], device=sequences.device)
         real = position < lengths[:, None]
@@ -110,14 +110,14 @@ class CooccurrencePrior(nn.Module):
         key = row.repeat_interleave(count) * self.items + self.pair[1][pair]
         key, target, used = _numbered(key, None if with_history else held, len(sequences) * self.items)
         pair, age = pair[used], age.repeat_interleave(count)[used]
-        return Links(key // self.items, key % self.items, pair, age, target)
+        return NeighborPairs(key // self.items, key % self.items, pair, age, target)
 
-    def _sums(self, links: Links) -> Tensor:
+    def _sums(self, links: NeighborPairs) -> Tensor:
         """``e`` of each pair of links, ``[E]``, with the shrink and decay of now."""
         value = self.value[links.pair] * (self.size[links.pair] / (self.size[links.pair] + self.shrink))
         return value.new_zeros(len(links.row)).index_add_(0, links.target, value * self.decay ** links.age.float())
 
-    def shares(self, links: Links, users: int) -> Tensor:
+    def shares(self, links: NeighborPairs, users: int) -> Tensor:
         """``q`` of each pair of links, ``[E]``, of histories of ``users`` rows."""
         found = self._sums(links)
         total = found.new_zeros(users).index_add_(0, links.row, found)
@@ -167,7 +167,7 @@ Batch = tuple[Callable[[], Tensor], Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
-def fit(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+def fit_prior(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
     """Fit a prior on the given (validation) batches by NDCG@10: shrink and decay for the prior alone, then its weight and
     epsilon beside the model. One after the other, for all together are 324 points.
 
@@ -203,7 +203,9 @@ def fit(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) -> dic
     }
 
 
-def _gains_alone(prior: CooccurrencePrior, links: Links, points: Sequence[tuple[float, float]], target: Tensor) -> Tensor:
+def _gains_alone(
+    prior: CooccurrencePrior, links: NeighborPairs, points: Sequence[tuple[float, float]], target: Tensor
+) -> Tensor:
     """NDCG@10, summed over a batch, of ranking by the shares alone: one of each ``(shrink, decay)``."""
     found = []
     for shrink, decay in points:
@@ -216,7 +218,7 @@ def _gains_alone(prior: CooccurrencePrior, links: Links, points: Sequence[tuple[
     return torch.stack(found)
 
 
-def _gains(prior: CooccurrencePrior, links: Links, scores: Tensor, target: Tensor) -> Tensor:
+def _gains(prior: CooccurrencePrior, links: NeighborPairs, scores: Tensor, target: Tensor) -> Tensor:
     """NDCG@10, summed over a batch, of scores and prior together: ``[epsilons, weights]``; ``scores`` are ``[B, N]``."""
     share, own = prior.shares(links, len(target)), scores.gather(1, target[:, None])[:, 0]
     own_share = _of_targets(links, share, target)
@@ -266,7 +268,7 @@ def _numbered(key: Tensor, without: Tensor | None, size: int) -> tuple[Tensor, T
     return mark.nonzero()[:, 0], (mark.cumsum(0) - 1)[key[used]], used
 
 
-def _of_targets(links: Links, share: Tensor, target: Tensor) -> Tensor:
+def _of_targets(links: NeighborPairs, share: Tensor, target: Tensor) -> Tensor:
     """Each row's share of its target, 0 where it has none; ``[B]``."""
     own = links.item == target[links.row]
     return share.new_zeros(len(target)).index_put_((links.row[own],), share[own])

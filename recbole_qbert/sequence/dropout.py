@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from recbole_qbert.sequence.kernels.dispatch import call, compilable, dropping, shares
+from recbole_qbert.sequence.kernels.dispatch import call, can_use_kernels, dropout_state, split_work
 
 
 def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
@@ -27,7 +27,7 @@ def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
     """
     if not training or rate == 0:
         return values
-    if not compilable(values) or rate >= 1:
+    if not can_use_kernels(values) or rate >= 1:
         return F.dropout(values, rate)
     return _Dropout.apply(values, rate)  # type: ignore[no-untyped-call]
 
@@ -35,7 +35,7 @@ def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, rate: float) -> Tensor:
-        ctx.drawn = (*dropping(rate), 1 / (1 - rate))
+        ctx.drawn = (*dropout_state(rate), 1 / (1 - rate))
         return _dropped(values, *ctx.drawn)
 
     @staticmethod
@@ -51,5 +51,5 @@ def _dropped(values: Tensor, limit: np.uint64, low: np.uint64, high: np.uint64, 
     flat = out.view(-1).numpy()
     arguments = (values.detach().contiguous().view(-1).numpy(), limit, low, high, flat.dtype.type(factor), flat)
     runs = np.arange(-(-len(flat) // attention_and_dropout.RUN)) + 1
-    call(attention_and_dropout.drop, arguments, shares(runs * attention_and_dropout.RUN))
+    call(attention_and_dropout.drop, arguments, split_work(runs * attention_and_dropout.RUN))
     return out

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from recbole_qbert.sequence.attention import Attention
 from recbole_qbert.sequence.dropout import dropout
-from recbole_qbert.sequence.packing import Rows, pick
+from recbole_qbert.sequence.packing import PackedSequences, pick
 
 # Biases live on the scale of attention logits (about 1), other weights on that of 0.02; see network.PENALTY_SCALE.
 BIAS_SCALE = 5.0
@@ -62,10 +62,10 @@ class SequenceEncoder(nn.Module):
         Returns:
             ``[B, L, D]``, 0 behind a row's length.
         """
-        rows = Rows.of(lengths, items.shape[1])
+        rows = PackedSequences.of(lengths, items.shape[1])
         return rows.pad(self.encode(rows.pack(items), [(rows, causal)]))
 
-    def encode(self, tokens: Tensor, groups: Sequence[tuple[Rows, bool]], asked: Tensor | None = None) -> Tensor:
+    def encode(self, tokens: Tensor, groups: Sequence[tuple[PackedSequences, bool]], asked: Tensor | None = None) -> Tensor:
         """Encode packed rows, of all lengths and both views at once; only attention looks at them group by group.
 
         Args:

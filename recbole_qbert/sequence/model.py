@@ -17,7 +17,7 @@ from recbole_qbert.config.schema import SequenceConfig
 from recbole_qbert.sequence import masking
 from recbole_qbert.sequence.encoder import SequenceEncoder
 from recbole_qbert.sequence.losses import code_loss, item_softmax_loss
-from recbole_qbert.sequence.packing import Rows
+from recbole_qbert.sequence.packing import PackedSequences
 from recbole_qbert.sequence.scoring import code_scores
 
 # The penalty lives on the scale of logits (about 2 to 10), the other weights on that of 0.02. Storing it divided by this
@@ -39,7 +39,7 @@ class _Group:
     numbers: Tensor
     lengths: Tensor
     items: Tensor
-    rows: Rows
+    rows: PackedSequences
 
 
 @dataclass
@@ -296,7 +296,7 @@ class SemanticSequenceModel(nn.Module):
             vectors = torch.cat([vectors, vectors.new_zeros(len(vectors), 1, vectors.shape[2])], 1)
             vectors[torch.arange(len(sequences), device=sequences.device), lengths] = self.mask_vector
             lengths = lengths + 1
-        rows = Rows.of(lengths, vectors.shape[1])
+        rows = PackedSequences.of(lengths, vectors.shape[1])
         last = torch.zeros(len(rows.real), dtype=torch.bool, device=lengths.device)
         last[lengths.cumsum(0) - 1] = True
         return self.encoder.encode(rows.pack(vectors), [(rows, view == "causal")], last)
@@ -345,7 +345,7 @@ class SemanticSequenceModel(nn.Module):
 def _group(sequences: Tensor, lengths: Tensor, numbers: Tensor) -> _Group:
     length = lengths[numbers]
     items = sequences[numbers, : int(length.max())]
-    return _Group(numbers, length, items, Rows.of(length, items.shape[1]))
+    return _Group(numbers, length, items, PackedSequences.of(length, items.shape[1]))
 
 
 def _causal(groups: Sequence[_Group], lengths: Tensor) -> _Question:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedSequences:
     """Left-aligned rows of like length, and their tokens one after another, row by row.
 
     Attributes:
@@ -27,7 +27,7 @@ class Rows:
     place: Tensor
 
     @classmethod
-    def of(cls, lengths: Tensor, width: int) -> Rows:
+    def of(cls, lengths: Tensor, width: int) -> PackedSequences:
         """Rows of ``lengths [B]``, padded to ``width`` (``L``); of a longer one, the first ``L`` tokens."""
         lengths = lengths.clamp(max=width)
         is_real = torch.arange(width, device=lengths.device) < lengths[:, None]

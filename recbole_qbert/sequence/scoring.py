@@ -34,11 +34,11 @@ def code_scores(tables: Tensor, codes: Tensor) -> Tensor:
     if codes.shape[1] != levels:
         raise ValueError(f"items have {codes.shape[1]} codes but the tables have {levels} levels")
     check_codes(codes, size)
-    silent = with_silence(tables)
+    silent = pad_missing_level(tables)
     scores = tables.new_empty(batch, len(codes))
     for start in range(0, len(codes), CHUNK):
         part = codes[start : start + CHUNK].long() % (size + 1)
-        scores[:, start : start + CHUNK] = add_up(silent, part.T)
+        scores[:, start : start + CHUNK] = sum_levels(silent, part.T)
     return scores
 
 
@@ -48,12 +48,12 @@ def check_codes(codes: Tensor, size: int) -> None:
         raise ValueError(f"codes span [{int(codes.min())}, {int(codes.max())}]; tables have {size} entries a level")
 
 
-def with_silence(tables: Tensor) -> Tensor:
+def pad_missing_level(tables: Tensor) -> Tensor:
     """Tables with a zero put after the last code, for levels that an item lacks; ``[B, K, M]`` to ``[B, K, M + 1]``."""
     return torch.cat([tables, tables.new_zeros(*tables.shape[:2], 1)], 2)
 
 
-def add_up(tables: Tensor, codes: Tensor) -> Tensor:
+def sum_levels(tables: Tensor, codes: Tensor) -> Tensor:
     """The definition of a score, in its order of additions; ``[B, K, W]`` tables and ``[K, N]`` codes to ``[B, N]``."""
     scores = tables.new_zeros(len(tables), codes.shape[1])  # from +0.0, so that no score is -0.0
     for low in range(0, len(codes), 2):

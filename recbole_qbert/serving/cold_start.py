@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_qbert.data.item_features import ItemFeatures
-from recbole_qbert.utils.io import whole
+from recbole_qbert.utils.io import atomic_write
 
 COUNT = 20  # chosen, with TEMPERATURE, on held-out items of Amazon_Scientific that no reported figure uses
 TEMPERATURE = 0.1
@@ -21,7 +21,7 @@ HEADER = "item_id:token\tneighbours:token_seq\tweights:float_seq"
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """Nearest old items of new ones.
 
     Attributes:
@@ -34,7 +34,7 @@ class Neighbours:
     nearest: np.ndarray
     weights: np.ndarray
 
-    def and_of(self, others: Neighbours) -> Neighbours:
+    def and_of(self, others: Neighbors) -> Neighbors:
         """These, and behind them those of other items; of two lengths ``k`` the shorter rows end in weights of 0."""
         width = max(self.nearest.shape[1], others.nearest.shape[1])
         nearest, weights = [], []
@@ -42,22 +42,22 @@ class Neighbours:
             more = ((0, 0), (0, width - part.nearest.shape[1]))
             nearest.append(np.pad(part.nearest, more, "edge") if part.items else np.empty((0, width), dtype="U1"))
             weights.append(np.pad(part.weights, more) if part.items else np.empty((0, width), dtype=np.float32))
-        return Neighbours(self.items + others.items, np.concatenate(nearest), np.concatenate(weights))
+        return Neighbors(self.items + others.items, np.concatenate(nearest), np.concatenate(weights))
 
     def save(self, path: Path) -> None:
         """Write an atomic file, one row a new item; whole or not at all."""
-        with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
             handle.write(HEADER + "\n")
             for item, near, weight in zip(self.items, self.nearest, self.weights, strict=True):
                 handle.write(f"{item}\t{' '.join(near)}\t{' '.join(f'{w:.6g}' for w in weight)}\n")
 
 
-def beside(sid_file: Path) -> Path:
+def neighbors_path(sid_file: Path) -> Path:
     """Where the neighbours of the new items of a ``.sid`` file lie."""
     return sid_file.with_suffix(".neighbours")
 
 
-def load(path: Path) -> Neighbours:
+def load(path: Path) -> Neighbors:
     """Read what ``Neighbours.save`` wrote.
 
     Raises:
@@ -83,10 +83,12 @@ def load(path: Path) -> Neighbours:
             nearest.append(near)
             weights.append([float(w) for w in weight])
     shape = len(items), len(nearest[0]) if nearest else 0
-    return Neighbours(tuple(items), np.array(nearest).reshape(shape), np.array(weights, dtype=np.float32).reshape(shape))
+    return Neighbors(tuple(items), np.array(nearest).reshape(shape), np.array(weights, dtype=np.float32).reshape(shape))
 
 
-def neighbours(new: ItemFeatures, old: ItemFeatures, count: int = COUNT, temperature: float = TEMPERATURE) -> Neighbours:
+def nearest_neighbors(
+    new: ItemFeatures, old: ItemFeatures, count: int = COUNT, temperature: float = TEMPERATURE
+) -> Neighbors:
     """Old items with the most similar features.
 
     Similarity is the mean over the modalities that both items have of the cosine of their vectors, each modality centred on
@@ -115,7 +117,7 @@ def neighbours(new: ItemFeatures, old: ItemFeatures, count: int = COUNT, tempera
     logits = np.take_along_axis(similar, rows, 1) / temperature
     weights = np.exp(logits - logits.max(1, keepdims=True))
     items = tuple(item for item, has in zip(new.items, there, strict=True) if has)
-    return Neighbours(items, np.array(old.items)[rows], (weights / weights.sum(1, keepdims=True)).astype(np.float32))
+    return Neighbors(items, np.array(old.items)[rows], (weights / weights.sum(1, keepdims=True)).astype(np.float32))
 
 
 def _mean(features: ItemFeatures, name: str) -> tuple[np.ndarray, np.ndarray]:

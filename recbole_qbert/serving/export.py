@@ -24,8 +24,8 @@ from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.quantization.tokenizer import save_weights
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
-from recbole_qbert.serving.cold_start import Neighbours
-from recbole_qbert.utils.io import digest, read_json, sha256, whole, write_json
+from recbole_qbert.serving.cold_start import Neighbors
+from recbole_qbert.utils.io import atomic_write, digest, read_json, sha256, write_json
 
 FORMAT = 2
 CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
@@ -52,7 +52,7 @@ class TrainedModel:
     prior: CooccurrencePrior | None
     titles: dict[str, str]
 
-    def with_items(self, ids: SemanticIDs, near: Neighbours | None = None) -> TrainedModel:
+    def with_items(self, ids: SemanticIDs, near: Neighbors | None = None) -> TrainedModel:
         """The model over a larger catalogue; new items follow the old ones, in the order of ``ids``.
 
         Where the network puts a new item: ``SemanticSequenceModel.with_items``. The structural prior has seen it with
@@ -120,7 +120,7 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
     settings = {key: value for key, value in _settings(checkpoint, path).items() if key not in patches.PICKLED_CACHES}
     dataset = checkpoint["config"]["dataset"]
     config = experiment.configure(MODEL, dataset, data_path or settings.get("data_path", "dataset"), settings)
-    catalogue = experiment.catalogue_of(config)
+    catalogue = experiment.load_catalog(config)
     state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("network.")}
     state = {name.removeprefix("network."): value for name, value in state.items()}
     if "codes" not in state:
@@ -213,7 +213,7 @@ def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
         figures = {name: float(value) for name, value in model.prior.state_dict().items()}
     save_weights(folder / WEIGHTS, tensors)
     model.ids.save(folder / IDS)
-    with whole(folder / TITLES) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+    with atomic_write(folder / TITLES) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
         handle.write("item_id\ttitle\n")
         handle.writelines(f"{item}\t{title}\n" for item, title in model.titles.items())
     config = {
@@ -290,7 +290,7 @@ def _read_titles(path: Path) -> dict[str, str]:
     return {item: title for item, tab, title in (line.partition("\t") for line in lines) if tab}
 
 
-def _neighbours(near: Neighbours, old: Sequence[str], new: Sequence[str]) -> tuple[Tensor, Tensor]:
+def _neighbours(near: Neighbors, old: Sequence[str], new: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Network rows and weights, ``[N_new, k]`` each, of the neighbours of new items that the model has; 0 for items that are
     not in the file, which ``add`` leaves out where no feature says what they are like.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 from recbole_qbert.data.histories import PYARROW
 from recbole_qbert.serving.recommender import Recommendation
-from recbole_qbert.utils.io import whole
+from recbole_qbert.utils.io import atomic_write
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "semantic_id", "title")
 ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -20,7 +20,7 @@ Write = Callable[[Sequence[str], Sequence[Sequence[Recommendation]]], None]
 
 
 @contextmanager
-def answer_file(path: Path) -> Iterator[Write]:
+def recommendation_file(path: Path) -> Iterator[Write]:
     """Open a file to write recommendations to, block by block; it is there, whole, when the ``with`` block ends well.
 
     Raises:
@@ -28,7 +28,7 @@ def answer_file(path: Path) -> Iterator[Write]:
     """
     if path.suffix not in ENDINGS:
         raise ValueError(f"{path} ends in {path.suffix!r}; recommendations are written to {', '.join(ENDINGS)}")
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         if path.suffix == ".parquet":
             with _parquet(temporary, path) as write:
                 yield write

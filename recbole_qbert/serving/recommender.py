@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from recbole_qbert.quantization import semantic_ids as id_files
-from recbole_qbert.retrieval.catalog_ranker import CatalogueRanker
+from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
 from recbole_qbert.serving import cold_start, export
 from recbole_qbert.serving.export import TrainedModel
 
@@ -136,7 +136,7 @@ class Recommender:
             model = export.load(source)
         if semantic_ids is not None:
             given = Path(semantic_ids)
-            near = cold_start.beside(given)
+            near = cold_start.neighbors_path(given)
             model = model.with_items(id_files.load(given), cold_start.load(near) if near.exists() else None)
         return cls(model, device)
 
@@ -200,8 +200,8 @@ class Recommender:
         return self._id_texts[row]
 
     @cached_property
-    def _ranker(self) -> CatalogueRanker:
-        return CatalogueRanker(self.network, self.prior, dense=False)
+    def _ranker(self) -> CatalogRanker:
+        return CatalogRanker(self.network, self.prior, dense=False)
 
     @torch.inference_mode()
     def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:

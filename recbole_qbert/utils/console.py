@@ -49,16 +49,16 @@ def print_table(lines: Sequence[tuple[str, Mapping[str, float]]]) -> None:
         say(f"{title:<{width}}" + "".join(f"{metrics[name]:9.4f}" for name in names))
 
 
-def plain(value: Any) -> Any:
+def to_plain_values(value: Any) -> Any:
     """Figures with paths and tuples turned into what JSON and YAML know."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_plain_values(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def show_bars() -> bool:
+def progress_bars_wanted() -> bool:
     """Progress bars belong on a terminal, not into a log."""
     return sys.stderr.isatty() and rank() == 0
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import distributed
 
 # The first process may build features and IDs for hours while the others wait.
-PATIENCE = timedelta(hours=24)
+GROUP_TIMEOUT = timedelta(hours=24)
 
 
 def rank() -> int:
@@ -22,7 +22,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def together() -> bool:
+def is_distributed() -> bool:
     """Whether there is a process group."""
     return distributed.is_available() and distributed.is_initialized()
 
@@ -33,26 +33,26 @@ def first_before_others() -> Iterator[None]:
 
     If the first one fails the launcher (torchrun, ``mp.spawn``) ends those that wait.
     """
-    if together() and rank() != 0:
+    if is_distributed() and rank() != 0:
         distributed.barrier()
     yield
-    if together() and rank() == 0:
+    if is_distributed() and rank() == 0:
         distributed.barrier()
 
 
-def join() -> None:
+def join_torchrun_group() -> None:
     """Open the process group of a job that torchrun started, if it is not open yet: gloo, which CPU and GPU runs can use."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and not together():
-        open_group("gloo", init_method="env://", timeout=PATIENCE)
+    if "TORCHELASTIC_RUN_ID" in os.environ and not is_distributed():
+        init_group("gloo", init_method="env://", timeout=GROUP_TIMEOUT)
 
 
-def open_group(backend: str, **settings: Any) -> None:
+def init_group(backend: str, **settings: Any) -> None:
     """``torch.distributed.init_process_group``, and the group is closed when the interpreter ends."""
     distributed.init_process_group(backend, **settings)
-    close_at_exit()
+    close_group_at_exit()
 
 
-def close_at_exit() -> None:
+def close_group_at_exit() -> None:
     """Close the process group before the interpreter is torn down.
 
     Threads of gloo that still run then take the whole process with them (``terminate called without an active exception``):
@@ -63,17 +63,17 @@ def close_at_exit() -> None:
 
 
 def _close() -> None:
-    if together():
+    if is_distributed():
         distributed.destroy_process_group()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when every process is here."""
-    if together():
+    if is_distributed():
         distributed.barrier()
 
 
-def launched() -> dict[str, Any]:
+def torchrun_settings() -> dict[str, Any]:
     """RecBole's settings for a process that torchrun started; none otherwise.
 
     RecBole numbers processes by ``local_rank + offset`` and wants an address, which torchrun's environment has.

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from recbole_qbert.utils.io import digest, whole
+from recbole_qbert.utils.io import atomic_write, digest
 
 log = logging.getLogger(__name__)
 Bar = Callable[[range], range]
@@ -33,15 +33,15 @@ class Epochs:
 
     Args:
         path: of the file; ``None`` keeps nothing.
-        made_from: what the stage starts from; a file of anything else is not gone on from.
+        inputs: what the stage starts from; a file of anything else is not gone on from.
         progress: wraps a range of epochs, for a progress bar.
         seconds: between two writings.
     """
 
     def __init__(
-        self, path: Path | None = None, made_from: object = None, progress: Bar | None = None, seconds: float = 20.0
+        self, path: Path | None = None, inputs: object = None, progress: Bar | None = None, seconds: float = 20.0
     ) -> None:
-        self.path, self.run, self.progress, self.seconds = path, digest(made_from), progress, seconds
+        self.path, self.run, self.progress, self.seconds = path, digest(inputs), progress, seconds
         self.kept, self.training = time.monotonic(), 0
 
     def count(self, total: int, parts: Mapping[str, Stateful], figures: dict[str, Any]) -> Iterator[int]:
@@ -96,6 +96,6 @@ class Epochs:
             "figures": figures,
             "random": torch.get_rng_state(),
         }
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save(state, temporary)
         self.kept = time.monotonic()

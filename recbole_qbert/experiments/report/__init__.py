@@ -12,7 +12,7 @@ from recbole_qbert.experiments.report.html_tables import notes
 from recbole_qbert.experiments.report.main_table import own_table
 from recbole_qbert.experiments.report.page import Section, document, gallery
 from recbole_qbert.experiments.report.suite_reader import Suite, read
-from recbole_qbert.utils.io import whole
+from recbole_qbert.utils.io import atomic_write
 
 __all__ = ["write"]
 
@@ -60,9 +60,9 @@ def write(results: Path, data_path: Path | None = None) -> Path:
     shown = [section for section in found if section.content]
     text = document(f"{suite.spec['title']}: {suite.dataset}", subtitle, shown, foot, style)
     for plot in itertools.chain(*drawn.values()):
-        with whole(suite.folder / f"{plot.name}.png") as temporary:
+        with atomic_write(suite.folder / f"{plot.name}.png") as temporary:
             temporary.write_bytes(plot.light)
-    with whole(suite.folder / "report.html") as temporary:
+    with atomic_write(suite.folder / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return suite.folder / "report.html"
 

@@ -10,7 +10,7 @@ from recbole_qbert.experiments.report.html import Html, join, tag
 from recbole_qbert.experiments.report.html_tables import NOTHING, line, notes, spread, table
 from recbole_qbert.experiments.report.suite_reader import SETTINGS, Suite
 from recbole_qbert.experiments.statistics import Spread
-from recbole_qbert.utils.formatting import share
+from recbole_qbert.utils.formatting import format_share
 
 _EXPLAINED = {
     "history_excluded": "Items of a user's history are ranked last, for every model: the fairer setting.",
@@ -82,6 +82,6 @@ def _no_result(each: Mapping[str, Any]) -> str:
 
 
 def _copied(name: str, figures: Mapping[str, float], metrics: list[str], tested: bool) -> Html:
-    cells = [share(figures[metric]) if metric in figures else NOTHING for metric in metrics]
+    cells = [format_share(figures[metric]) if metric in figures else NOTHING for metric in metrics]
     mark = tag("td", tag("span", "copied from the paper", class_="mark"), colspan=3 if tested else 1, class_="words")
     return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), mark, class_="copied")

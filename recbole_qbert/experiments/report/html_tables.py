@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole_qbert.experiments.report.html import Html, join, tag
 from recbole_qbert.experiments.statistics import Spread
-from recbole_qbert.utils.formatting import share
+from recbole_qbert.utils.formatting import format_share
 
 NOTHING = "\N{EN DASH}"
 
@@ -30,8 +30,8 @@ def spread(known: Spread | None, best: bool = False) -> Html:
     """``.1013 ± .0013``."""
     if known is None:
         return Html(NOTHING)
-    mean = tag("b", share(known.mean)) if best else share(known.mean)
-    return join(mean, "" if known.sd is None else tag("small", f" ± {share(known.sd)}"))
+    mean = tag("b", format_share(known.mean)) if best else format_share(known.mean)
+    return join(mean, "" if known.sd is None else tag("small", f" ± {format_share(known.sd)}"))
 
 
 def number(value: float | None, digits: int = 0) -> str:

@@ -9,7 +9,7 @@ from recbole_qbert.experiments.report.comparison_section import comparison
 from recbole_qbert.experiments.report.html import Html
 from recbole_qbert.experiments.report.html_tables import NOTHING, copied_name, line, number, table
 from recbole_qbert.experiments.report.suite_reader import Suite
-from recbole_qbert.utils.formatting import count
+from recbole_qbert.utils.formatting import format_count
 
 
 def own_table(suite: Suite) -> Html:
@@ -26,10 +26,10 @@ def _statistics(suite: Suite, known: Mapping[str, Any]) -> Html:
     """The paper's Table 1."""
     found = known["statistics"]
     copied = [
-        line(copied_name(row), [count(other[name]) if name in other else NOTHING for name in found], "copied")
+        line(copied_name(row), [format_count(other[name]) if name in other else NOTHING for name in found], "copied")
         for row, other in known["copied"].items()
     ]
-    rows = [line(suite.dataset, map(count, found.values()))]
+    rows = [line(suite.dataset, map(format_count, found.values()))]
     return table("Data as the models read them.", ("data set", *found), rows, copied)
 
 

@@ -18,7 +18,7 @@ from recbole_qbert.experiments.report.suite_reader import Cell, Suite
 from recbole_qbert.experiments.statistics import Spread
 from recbole_qbert.experiments.suites.suite_spec import PRIOR
 from recbole_qbert.quantization import semantic_ids
-from recbole_qbert.utils.formatting import share
+from recbole_qbert.utils.formatting import format_share
 
 
 def cost(suite: Suite) -> Html:
@@ -129,7 +129,7 @@ def embeddings(suite: Suite, plots: list[Plot]) -> Html:
         for pair in pairs:
             found = known["distances"].get(pair)
             cells += [NOTHING, NOTHING] if found is None else [
-                spread(Spread(found["mean"], found["sd"])), share(found["other_items"])
+                spread(Spread(found["mean"], found["sd"])), format_share(found["other_items"])
             ]  # fmt: skip
         rows.append(line(row, cells))
     head = ["row", "seeds", *(title for pair in pairs for title in (pair, "of different items"))]

@@ -11,12 +11,12 @@ import numpy as np
 
 from recbole_qbert.experiments.statistics import Paired, Spread, gains, paired
 from recbole_qbert.experiments.suites import suite_spec
-from recbole_qbert.experiments.suites.suite_spec import Row
-from recbole_qbert.experiments.suites.trials import Cell, Plan
+from recbole_qbert.experiments.suites.suite_spec import ModelSpec
+from recbole_qbert.experiments.suites.trials import RunPlan, Trial
 
 
 @dataclass(frozen=True)
-class Line:
+class ResultRow:
     """A line of the table.
 
     Attributes:
@@ -77,7 +77,7 @@ class Line:
     capped: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, known: Mapping[str, Any]) -> Line:
+    def of(cls, known: Mapping[str, Any]) -> ResultRow:
         """A line of an earlier ``table.json``."""
         figures = {
             setting: {metric: Spread(**spread) for metric, spread in metrics.items()}
@@ -100,27 +100,27 @@ class Comparison:
     metrics: tuple[str, ...]
     against: str
     sources: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[ResultRow, ...]
     copied: Mapping[str, Mapping[str, float]]
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
-def compare(plan: Plan) -> Comparison:
+def compare(plan: RunPlan) -> Comparison:
     """Read the finished cells of a suite; the same cells give the same comparison, whenever they were run."""
     suite, known = plan.suite, suite_spec.published(plan.suite.name, plan.dataset)
-    cells: dict[str, list[Cell]] = {}
+    cells: dict[str, list[Trial]] = {}
     for cell in plan.shown:
         cells.setdefault(cell.row.name, []).append(cell)
     other, its_prefix = suite_spec.lines(suite.rows).get(suite.against, ("", ""))
     opponents = {} if _earlier(plan, other, cells) else _users(cells.get(other, []), its_prefix)
-    lines: list[Line] = []
+    lines: list[ResultRow] = []
     for row in suite.rows:
         kept = _kept(row, plan.given)
         common: dict[str, Any] = {"row": row.name, "model": row.model, "note": row.note, "kept": kept}
         common["published"] = known.get(row.name, {})
         before = _earlier(plan, row.name, cells)
         if row.name in plan.impossible:
-            lines.append(Line(row.name, **common, impossible=plan.impossible[row.name]))
+            lines.append(ResultRow(row.name, **common, impossible=plan.impossible[row.name]))
         elif before:
             lines += before
         elif row.name in cells:
@@ -133,7 +133,7 @@ def compare(plan: Plan) -> Comparison:
     return Comparison(*about, tuple(lines), copied, plan.given)
 
 
-def _earlier(plan: Plan, row: str, cells: Mapping[str, Sequence[Cell]]) -> list[Line]:
+def _earlier(plan: RunPlan, row: str, cells: Mapping[str, Sequence[Trial]]) -> list[ResultRow]:
     """Lines of a row in an earlier table, while seeds are missing here and there are more of them there."""
     finished = sum(cell.result() is not None for cell in cells.get(row, []))
     if finished and finished == len(cells[row]):
@@ -141,10 +141,12 @@ def _earlier(plan: Plan, row: str, cells: Mapping[str, Sequence[Cell]]) -> list[
     known = [line for line in plan.earlier.get("lines", []) if line["row"] == row and len(line["seeds"]) > finished]
     same = plan.earlier.get("against") == plan.suite.against
     now = {cell.asked["key"] for cell in plan.cells if cell.row.name == row} if known else set()
-    return [replace(Line.of(line if same else {**line, "tests": {}}), as_asked=line.get("key") in now) for line in known]
+    return [
+        replace(ResultRow.of(line if same else {**line, "tests": {}}), as_asked=line.get("key") in now) for line in known
+    ]
 
 
-def _kept(row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(row: ModelSpec, given: Mapping[str, Any]) -> dict[str, Any]:
     """Values that a row, or one of its stages, has in place of those that are given for all."""
     own = [("", row.settings), *((f" (stage {number})", stage) for number, stage in enumerate(row.stages, 1))]
     return {
@@ -155,7 +157,7 @@ def _kept(row: Row, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tuned(plan: Plan, cell: Cell) -> str:
+def _tuned(plan: RunPlan, cell: Trial) -> str:
     """``4 trials on X``, ``4 trials of the row default on X, but for KEY``: settings of the ``tune`` command; or empty."""
     if not cell.asked["tuned"]:
         return ""
@@ -168,8 +170,8 @@ def _tuned(plan: Plan, cell: Cell) -> str:
 
 
 def _line(
-    name: str, cells: Sequence[Cell], prefix: str, common: Mapping[str, Any], plan: Plan, opponents: Mapping[str, Any]
-) -> Line:
+    name: str, cells: Sequence[Trial], prefix: str, common: Mapping[str, Any], plan: RunPlan, opponents: Mapping[str, Any]
+) -> ResultRow:
     """The line of a row, or of the row with its prior."""
     results = [(cell, result) for cell in cells if (result := cell.result()) is not None]
     failed = {cell.seed: found["reason"] for cell in cells if cell.result() is None and (found := cell.failure())}
@@ -177,7 +179,7 @@ def _line(
         results = [(cell, result) for cell, result in results if _has(cell, result, prefix)]
         common, failed = {**common, "note": "", "published": {}, "kept": {}}, {}
     if not results:
-        return Line(name, **common, asked=len(cells), failed=failed)
+        return ResultRow(name, **common, asked=len(cells), failed=failed)
     if not prefix:
         common = {**common, **_remarkable(cells[0], results)}
     figures = {
@@ -192,7 +194,7 @@ def _line(
         tests = {setting: paired(opponents[setting], own[setting]) for setting in suite_spec.EVALUATIONS}
     first = results[0][1]
     depths = [found["depth"] for _, r in results if (found := (r["identifiers"] or {}).get("injection"))]
-    return Line(
+    return ResultRow(
         name, **common, tuned=_tuned(plan, cells[0]), seeds=tuple(cell.seed for cell, _ in results), asked=len(cells),
         figures=figures, tests=tests, depth=np.mean(depths, 0).tolist() if depths and not prefix else None, failed=failed,
         parameters=first["parameters"], items=first["items"], users=first["users"],
@@ -202,7 +204,7 @@ def _line(
     )  # fmt: skip
 
 
-def _remarkable(first: Cell, results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> dict[str, tuple[Any, ...]]:
+def _remarkable(first: Trial, results: Sequence[tuple[Trial, Mapping[str, Any]]]) -> dict[str, tuple[Any, ...]]:
     """Of a row's line, what a reader must know besides its figures."""
     lacks_prior = first.row.prior and not first.asked["prior_inside"]
     return {
@@ -212,7 +214,7 @@ def _remarkable(first: Cell, results: Sequence[tuple[Cell, Mapping[str, Any]]]) 
     }
 
 
-def _has(cell: Cell, result: Mapping[str, Any], prefix: str) -> bool:
+def _has(cell: Trial, result: Mapping[str, Any], prefix: str) -> bool:
     """Whether a result has a line's figures: a prior counts if it was fitted under the rule of the row's validation.
 
     Once all priors were fitted with the history in the ranking, and no rule was kept.
@@ -221,7 +223,7 @@ def _has(cell: Cell, result: Mapping[str, Any], prefix: str) -> bool:
     return there and (not prefix or (result.get("prior") or {}).get("rule", "plain") == cell.asked["validated"])
 
 
-def _users(cells: Sequence[Cell], prefix: str) -> dict[str, np.ndarray]:
+def _users(cells: Sequence[Trial], prefix: str) -> dict[str, np.ndarray]:
     """Gains by setting, ``[S, U]``, and the ``users``; empty without a result."""
     ranks = [cell.ranks() for cell in cells if (result := cell.result()) is not None and _has(cell, result, prefix)]
     if not ranks:

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from recbole_qbert.config.property_files import properties, read_yaml
+from recbole_qbert.config.property_files import property_file, read_yaml
 from recbole_qbert.config.schema import IdentifierConfig, QuantizerConfig, SequenceConfig, TrainConfig, read
 from recbole_qbert.recbole_integration import experiment, patches
-from recbole_qbert.retrieval.catalog_ranker import CatalogueRanker
+from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
 from recbole_qbert.sequence.kernels.dispatch import without_kernels
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from recbole_qbert.utils.environment import ratio, take_turns
@@ -153,9 +153,9 @@ def build(name: str, sizes: Sizes) -> Subject:
 def _ours(name: str, sizes: Sizes) -> Subject:
     files, changes = OURS[name]
     own = {"hidden_size": sizes.width, "n_layers": sizes.layers, "n_heads": sizes.heads, "inner_size": sizes.inner}
-    values = read_yaml(properties("model/QBERT4Rec.yaml"), "property") | own
+    values = read_yaml(property_file("model/QBERT4Rec.yaml"), "property") | own
     for file in files:
-        values |= read_yaml(properties(file), "property")
+        values |= read_yaml(property_file(file), "property")
     values |= {**changes, "max_length": sizes.max_length}
     config, training = read(SequenceConfig, values), read(TrainConfig, values)
     quantizer = read(QuantizerConfig, values, "rq_")
@@ -173,7 +173,7 @@ def _ours(name: str, sizes: Sizes) -> Subject:
         return network.scores(histories, _full(histories))
 
     def ranker() -> Callable[[Tensor], Tensor]:
-        index = CatalogueRanker(network, dense=False)
+        index = CatalogRanker(network, dense=False)
         k, threads = min(_BEST, sizes.items), torch.get_num_threads()
         return lambda histories: index.top_k(histories, _full(histories), k, normalised=False, threads=threads)[1]
 
@@ -188,7 +188,7 @@ def _theirs(name: str, sizes: Sizes) -> Subject:
         "hidden_size": sizes.width, "embedding_size": sizes.width, "n_layers": sizes.layers, "num_layers": sizes.layers,
         "n_heads": sizes.heads, "inner_size": sizes.inner, "MAX_ITEM_LIST_LENGTH": sizes.max_length, "state": "ERROR",
     }  # fmt: skip
-    files = [str(properties(f"baseline/{file}.yaml")) for file in ("common", name)]
+    files = [str(property_file(f"baseline/{file}.yaml")) for file in ("common", name)]
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "made_up" / "made_up.inter"  # a configuration wants a data set, but does not read it
         data.parent.mkdir()
@@ -384,7 +384,7 @@ def measure(
 
 def published() -> list[dict[str, Any]]:
     """The paper's own figures as rows (``copied`` is true), to stand beside ours; measured on an RTX 4090."""
-    known = read_yaml(properties("benchmark/published.yaml"), "property")
+    known = read_yaml(property_file("benchmark/published.yaml"), "property")
     return [
         {
             "model": f"Q-BERT4Rec as published, {data.removeprefix('Amazon_')}", "copied": True,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from recbole_qbert.experiments.statistics import Paired
-from recbole_qbert.experiments.suites.comparison import Comparison, Line
-from recbole_qbert.utils.formatting import listed, share
+from recbole_qbert.experiments.suites.comparison import Comparison, ResultRow
+from recbole_qbert.utils.formatting import format_properties, format_share
 
 TITLES = {"plain": "As RecBole evaluates", "history_excluded": "Items of the history left out, for every model"}
 
@@ -34,13 +34,15 @@ def _figures(comparison: Comparison, setting: str) -> list[str]:
     best = {metric: max((figures[metric].mean for figures in known), default=0.0) for metric in metrics}
 
     def copied(name: str, figures: Mapping[str, float]) -> list[str]:
-        shown = [f"*{share(figures[metric])}*" if metric in figures else "" for metric in metrics]
+        shown = [f"*{format_share(figures[metric])}*" if metric in figures else "" for metric in metrics]
         return [f"*{name} (copied)*", "", *shown, *[""] * len(tested)]
 
     for line in comparison.lines:
         if line.figures:
             spreads = [line.figures[setting][metric] for metric in metrics]
-            shown = [share(s.mean) if s.sd is None else f"{share(s.mean)} ({share(s.sd)})" for s in spreads]
+            shown = [
+                format_share(s.mean) if s.sd is None else f"{format_share(s.mean)} ({format_share(s.sd)})" for s in spreads
+            ]
             shown = [f"**{x}**" if s.mean == best[m] else x for m, s, x in zip(metrics, spreads, shown, strict=True)]
             paired = _paired(line.tests[setting]) if setting in line.tests else [""] * len(tested)
             rows.append([line.name, f"{len(line.seeds)}/{line.asked}", *shown, *paired])
@@ -59,7 +61,7 @@ def _paired(paired: Paired) -> list[str]:
     ]
 
 
-def _depth(lines: Sequence[Line]) -> list[str]:
+def _depth(lines: Sequence[ResultRow]) -> list[str]:
     known = {line.name: line.depth for line in lines if line.depth is not None}
     width = max(map(len, known.values()), default=0)
     rows = [["", *map(str, range(1, width + 1)), "mean"]]
@@ -69,13 +71,13 @@ def _depth(lines: Sequence[Line]) -> list[str]:
     return table(rows)
 
 
-def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
+def footnotes(comparison: Comparison) -> list[tuple[str, bool]]:
     """What a reader must know of the figures, and what is missing: text, and whether it is grave."""
     notes = ["Mean (standard deviation) over seeds; all items ranked, ties against the model."]
     known = [line for line in comparison.lines if line.figures]
     if comparison.given:
         notes.append(of_every_row(comparison.given))
-    notes += [f"{line.row} keeps its own {listed(line.kept)}." for line in comparison.lines if line.kept]
+    notes += [f"{line.row} keeps its own {format_properties(line.kept)}." for line in comparison.lines if line.kept]
     notes += [f"{line.row} knows no {', '.join(line.unknown)}." for line in comparison.lines if line.unknown]
     notes += [
         f"{line.row}: with the seeds {_list(line.capped)} all epochs were run that the property epochs allows."
@@ -121,20 +123,20 @@ def remarks(comparison: Comparison) -> list[tuple[str, bool]]:
 
 def of_every_row(given: Mapping[str, object]) -> str:
     """Which properties the command line gave."""
-    return f"Given for every row: {listed(given)}."
+    return f"Given for every row: {format_properties(given)}."
 
 
 def _list(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _names(lines: Iterable[Line]) -> str:
+def _names(lines: Iterable[ResultRow]) -> str:
     return ", ".join(line.name for line in lines)
 
 
-def _tuned(lines: Sequence[Line]) -> list[str]:
+def _tuned(lines: Sequence[ResultRow]) -> list[str]:
     """How many trials the command ``tune`` had for which rows."""
-    rows: dict[str, list[Line]] = {}
+    rows: dict[str, list[ResultRow]] = {}
     for line in lines:
         if line.tuned:
             rows.setdefault(line.tuned, []).append(line)
@@ -143,7 +145,7 @@ def _tuned(lines: Sequence[Line]) -> list[str]:
     return [f"Tuned by the command tune, {how}: {_names(some)}." for how, some in rows.items()]
 
 
-def _validated(lines: Sequence[Line]) -> list[str]:
+def _validated(lines: Sequence[ResultRow]) -> list[str]:
     """By which evaluation epochs and priors were chosen."""
     rows = {way: [line for line in lines if line.validated == way] for way in TITLES}
     how = {
@@ -154,7 +156,7 @@ def _validated(lines: Sequence[Line]) -> list[str]:
     return [f"Epochs, trials and priors were chosen on validation, {each}."] if each else []
 
 
-def _revisions(lines: Sequence[Line]) -> list[str]:
+def _revisions(lines: Sequence[ResultRow]) -> list[str]:
     """With which code the cells were run: a cell's folder does not tell, and results that are there are not run again."""
     rows: dict[str, list[str]] = {}
     for line in lines:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from recbole_qbert.experiments.suites import learning_curve
-from recbole_qbert.utils.console import say, show_bars
+from recbole_qbert.utils.console import progress_bars_wanted, say
 
 PULSE = 600.0  # seconds between two lines in a log
 REDRAW = 1.0  # the same on a terminal
@@ -25,7 +25,7 @@ class Status:
     def __init__(self, total: int) -> None:
         self.total, self.done, self.drawn = total, 0, time.monotonic()
         self.bar = tqdm(
-            total=total, disable=not show_bars(), leave=False, dynamic_ncols=True,
+            total=total, disable=not progress_bars_wanted(), leave=False, dynamic_ncols=True,
             bar_format="{n}/{total} cells [{elapsed}] {desc}",
         )  # fmt: skip
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from recbole_qbert.config.property_files import read_yaml
-from recbole_qbert.experiments.suites.trials import Cell, Plan
+from recbole_qbert.experiments.suites.trials import RunPlan, Trial
 from recbole_qbert.utils.console import say
-from recbole_qbert.utils.io import read_json, whole, write_json
+from recbole_qbert.utils.io import atomic_write, read_json, write_json
 
 RESULT, RANKS = "cell.json", "ranks.npz"
 
 
-def take(archive: Path, output: Path, dataset: str) -> int:
+def restore(archive: Path, output: Path, dataset: str) -> int:
     """Copy what the output lacks of a data set's cells and of all tuned settings; returns the number of cells.
 
     Settings may have been tuned on another data set than the one they are used on.
@@ -40,7 +40,7 @@ def take(archive: Path, output: Path, dataset: str) -> int:
     return taken
 
 
-def keep(archive: Path, output: Path, cells: Iterable[Cell], tuned: Iterable[Path] = ()) -> None:
+def store(archive: Path, output: Path, cells: Iterable[Trial], tuned: Iterable[Path] = ()) -> None:
     """Put the cells that have a result into the archive, and the tuned settings (``.yaml``, ``.json``) that they name.
 
     What is there stays as it is: to have another cell in its place, delete it. Only ``tuned``, what was chosen just now, is
@@ -68,13 +68,13 @@ def keep(archive: Path, output: Path, cells: Iterable[Cell], tuned: Iterable[Pat
             _copy(part, archive / part.relative_to(output))
 
 
-def keep_table(archive: Path, plan: Plan, command: str) -> None:
+def store_table(archive: Path, plan: RunPlan, command: str) -> None:
     """Put a suite's table into the archive, under the command that makes it."""
     for end, head in ((".json", ""), (".md", f"<!-- {command} -->\n")):
         table = (plan.folder / f"table{end}").read_text(encoding="utf-8")
         for place in (plan.output, plan.data_path):  # which reasons of failures may name
             table = table.replace(f"{place}/", "")
-        with whole(archive / f"{plan.suite.name}-{plan.dataset}{end}") as temporary:
+        with atomic_write(archive / f"{plan.suite.name}-{plan.dataset}{end}") as temporary:
             temporary.write_text(head + table, encoding="utf-8")
 
 
@@ -95,7 +95,7 @@ def refuse(archive: Path, output: Path, kinds: Iterable[str]) -> None:
             )
 
 
-def earlier(archive: Path, plan: Plan) -> dict[str, Any]:
+def earlier(archive: Path, plan: RunPlan) -> dict[str, Any]:
     """The archive's table of a suite; empty where there is none.
 
     Raises:
@@ -127,5 +127,5 @@ def _portable(value: Any) -> Any:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with whole(target) as temporary:
+    with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recbole_qbert.experiments.suites.progress_display import Status
-from recbole_qbert.experiments.suites.trials import Cell
+from recbole_qbert.experiments.suites.trials import Trial
 from recbole_qbert.utils.console import say
 from recbole_qbert.utils.io import write_json
 
@@ -38,21 +38,21 @@ class Outcome:
         left: cells that the budget did not reach.
     """
 
-    ran: list[Cell] = field(default_factory=list)
-    kept: list[Cell] = field(default_factory=list)
+    ran: list[Trial] = field(default_factory=list)
+    kept: list[Trial] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
-    left: list[Cell] = field(default_factory=list)
+    left: list[Trial] = field(default_factory=list)
 
 
 @dataclass
 class _Child:
-    cell: Cell
+    cell: Trial
     process: subprocess.Popen[bytes]
     started: float
 
 
 def run(
-    cells: Iterable[Cell],
+    cells: Iterable[Trial],
     *,
     jobs: int = 1,
     threads: int | None = None,
@@ -128,14 +128,14 @@ def duration(text: str) -> float:
         raise ValueError(f"budget is {text!r}; write it as 2h, 30m or 1h30m") from None
 
 
-def name_of(cell: Cell) -> str:
+def name_of(cell: Trial) -> str:
     """For a person."""
     return f"{cell.row.name}, seed {cell.seed}"
 
 
-def _once(cells: Iterable[Cell]) -> Iterable[Cell]:
+def _once(cells: Iterable[Trial]) -> Iterable[Trial]:
     """Of rows that share a cell, one that asks for all that any of them does: its checkpoint, its IDs."""
-    found: dict[Path, Cell] = {}
+    found: dict[Path, Trial] = {}
     for cell in cells:
         same = found.setdefault(cell.folder, cell)
         more = cell if cell.row.keep and not same.row.keep else same
@@ -143,7 +143,7 @@ def _once(cells: Iterable[Cell]) -> Iterable[Cell]:
     return found.values()
 
 
-def _start(cell: Cell, threads: int, worker: Sequence[str]) -> _Child:
+def _start(cell: Trial, threads: int, worker: Sequence[str]) -> _Child:
     cell.folder.mkdir(parents=True, exist_ok=True)
     (cell.folder / "failed.json").unlink(missing_ok=True)
     write_json(cell.folder / "config.json", {**cell.asked, "with_ids": cell.with_ids})

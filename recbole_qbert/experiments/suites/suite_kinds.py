@@ -11,11 +11,11 @@ from typing import Any
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.experiments.suites import markdown, suite_spec
 from recbole_qbert.experiments.suites.comparison import compare
-from recbole_qbert.experiments.suites.trials import Plan
+from recbole_qbert.experiments.suites.trials import RunPlan
 from recbole_qbert.recbole_integration import experiment, patches
 from recbole_qbert.utils import environment
-from recbole_qbert.utils.formatting import count
-from recbole_qbert.utils.io import whole, write_json
+from recbole_qbert.utils.formatting import format_count
+from recbole_qbert.utils.io import atomic_write, write_json
 
 #: For ``table.json``, and lines of ``table.md`` under the title.
 Made = tuple[Any, list[str]]
@@ -27,7 +27,7 @@ _SIZES = {
 }  # fmt: skip
 
 
-def make(plan: Plan) -> str:
+def make(plan: RunPlan) -> str:
     """Write ``suite.json``, ``table.json`` and ``table.md`` into the suite's folder; returns the Markdown."""
     content, lines = KINDS[plan.suite.kind](plan)
     paper = f" ({plan.suite.paper} of the paper)" if plan.suite.paper else ""
@@ -35,29 +35,29 @@ def make(plan: Plan) -> str:
     text = "\n".join([f"# {plan.suite.title}: {plan.dataset}{paper}", "", *lines, *given]) + "\n"
     write_json(plan.folder / "suite.json", _about(plan))
     write_json(plan.folder / "table.json", content)
-    with whole(plan.folder / "table.md") as temporary:
+    with atomic_write(plan.folder / "table.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
 
 
-def quality(plan: Plan) -> Made:
+def quality(plan: RunPlan) -> Made:
     """Rows against rows."""
     comparison = compare(plan)
-    said = markdown.remarks(comparison)
+    said = markdown.footnotes(comparison)
     lines = markdown.markdown(comparison, said, depth=bool(plan.suite.options.get("depth")))
     return asdict(comparison) | {"remarks": said}, lines
 
 
-def statistics(plan: Plan) -> Made:
+def statistics(plan: RunPlan) -> Made:
     """Size of the data set as the models read it."""
     found, copied = _statistics(plan), suite_spec.published(plan.suite.name, plan.dataset)
-    rows = [["", *found], [plan.dataset, *map(count, found.values())]]
-    rows += [[f"*{row} (copied)*", *(f"*{count(known[name])}*" for name in found)] for row, known in copied.items()]
+    rows = [["", *found], [plan.dataset, *map(format_count, found.values())]]
+    rows += [[f"*{row} (copied)*", *(f"*{format_count(known[name])}*" for name in found)] for row, known in copied.items()]
     notes = ["", "- *(copied)*: printed in the paper."] if copied else []
     return {"suite": plan.suite.name, "statistics": found, "copied": copied}, [*markdown.table(rows), *notes]
 
 
-def embedding(plan: Plan) -> Made:
+def embedding(plan: RunPlan) -> Made:
     """Text, image and fused vectors of every row's items: their distances, and one plane to draw them in."""
     from recbole_qbert.experiments.suites import embedding as module
 
@@ -71,7 +71,7 @@ def embedding(plan: Plan) -> Made:
     return {"suite": plan.suite.name, "rows": distances}, module.table(measured).splitlines()
 
 
-def cost(plan: Plan) -> Made:
+def cost(plan: RunPlan) -> Made:
     """Parameters, operations and latency of models over a catalogue as large as the data set's.
 
     Raises:
@@ -97,12 +97,12 @@ def cost(plan: Plan) -> Made:
 
 
 #: A kind is added here and named in ``spec.KINDS``.
-KINDS: Mapping[str, Callable[[Plan], Made]] = {
+KINDS: Mapping[str, Callable[[RunPlan], Made]] = {
     "quality": quality, "statistics": statistics, "embedding": embedding, "cost": cost,
 }  # fmt: skip
 
 
-def _about(plan: Plan) -> dict[str, Any]:
+def _about(plan: RunPlan) -> dict[str, Any]:
     """``suite.json``: what was asked, where the cells are, and with what."""
     cells = [
         {"row": cell.row.name, "seed": cell.seed, "path": str(cell.folder.relative_to(plan.output))} for cell in plan.shown
@@ -115,9 +115,9 @@ def _about(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _statistics(plan: Plan) -> dict[str, Any]:
+def _statistics(plan: RunPlan) -> dict[str, Any]:
     config = experiment.configure(MODEL, plan.dataset, plan.data_path, {**plan.suite.shared, **plan.given})
-    with experiment.inside(plan.folder):
+    with experiment.working_directory(plan.folder):
         data = patches.quick_start.create_dataset(config)
     users, items, interactions = data.user_num - 1, data.item_num - 1, data.inter_num  # RecBole counts the padding
     found = {"users": users, "items": items, "interactions": interactions}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_qbert.config.property_files import properties, read_yaml
+from recbole_qbert.config.property_files import property_file, read_yaml
 from recbole_qbert.utils.spelling import did_you_mean
 
 PUBLISHED = "published"  # benchmark/published.yaml holds the paper's figures, and is no suite
@@ -30,7 +30,7 @@ _SWEEP: dict[str, _Types] = {"key": (str, list), "values": (list,), "label": (st
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelSpec:
     """A line of a table: a model and what it is trained with.
 
     Attributes:
@@ -89,13 +89,13 @@ class Suite:
     seeds: tuple[int, ...] = (2026,)
     against: str = ""
     shared: Mapping[str, Any] = field(default_factory=dict)
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ModelSpec, ...] = ()
     sweep: str = ""
     transfer: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def lines(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
+def lines(rows: Iterable[ModelSpec]) -> dict[str, tuple[str, str]]:
     """Lines of a table in their order: name -> row, and what stands before the names of its ranks and figures."""
     found = {}
     for row in rows:
@@ -107,7 +107,7 @@ def lines(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
 
 def names() -> list[str]:
     """The suites that come with the package."""
-    return sorted(path.stem for path in properties("benchmark").glob("*.yaml") if path.stem != PUBLISHED)
+    return sorted(path.stem for path in property_file("benchmark").glob("*.yaml") if path.stem != PUBLISHED)
 
 
 def load(name: str) -> Suite:
@@ -124,7 +124,7 @@ def load(name: str) -> Suite:
     if path.suffix != ".yaml":
         if name not in names():
             raise ValueError(f"no suite {name!r}{did_you_mean(name, names())}; there are {', '.join(names())}")
-        path = properties(f"benchmark/{name}.yaml")
+        path = property_file(f"benchmark/{name}.yaml")
     given = _checked(_read(path), _SUITE, str(path), ("title", "kind"))
     for key, known in (("kind", KINDS), ("metrics", METRICS)):
         _known(given.get(key, ()), known, f"{path}: {key}")
@@ -143,7 +143,7 @@ def load(name: str) -> Suite:
     shared = given.get("shared", {})
     if isinstance(shared, str):  # as in that suite, which lies beside this one or is the package's
         other = path.with_name(f"{shared}.yaml")
-        other = other if other.exists() or shared not in names() else properties(f"benchmark/{shared}.yaml")
+        other = other if other.exists() or shared not in names() else property_file(f"benchmark/{shared}.yaml")
         shared = _checked(_read(other), _SUITE, str(other), ("shared",))["shared"]
     taken = {key: given[key] for key in ("title", "kind", "paper", "transfer", "options") if key in given}
     metrics = tuple(given.get("metrics", METRICS))
@@ -161,7 +161,7 @@ def are_seeds(seeds: Sequence[Any]) -> bool:
 def published(suite: str, dataset: str) -> dict[str, dict[str, float]]:
     """The paper's figures for a suite and a data set: row -> metric -> number; empty where it has none."""
     try:
-        known = _read(properties(f"benchmark/{PUBLISHED}.yaml"))
+        known = _read(property_file(f"benchmark/{PUBLISHED}.yaml"))
     except FileNotFoundError:
         return {}
     return dict((known.get(suite) or {}).get(dataset) or {})
@@ -174,7 +174,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _row(name: str, given: Any, path: Path) -> Row:
+def _row(name: str, given: Any, path: Path) -> ModelSpec:
     where = f"{path}: rows.{name}"
     given = _checked(given, _ROW, where, ("model",))
     _known(given.get("needs", ()), NEEDS, f"{where}: needs")
@@ -189,10 +189,10 @@ def _row(name: str, given: Any, path: Path) -> Row:
     tuned = given.get("tuned", False)
     lists = {key: tuple(given.get(key, ())) for key in ("files", "stages", "needs")}
     given |= {**lists, "tuned": tuned if isinstance(tuned, str) else name if tuned else ""}
-    return Row(name, **given)
+    return ModelSpec(name, **given)
 
 
-def _swept(sweep: Any, rows: dict[str, Row], path: Path) -> tuple[str, dict[str, Row]]:
+def _swept(sweep: Any, rows: dict[str, ModelSpec], path: Path) -> tuple[str, dict[str, ModelSpec]]:
     """The label of what varies, and a row a value, made from ``rows.base``."""
     if sweep is None:
         return "", rows
@@ -203,7 +203,7 @@ def _swept(sweep: Any, rows: dict[str, Row], path: Path) -> tuple[str, dict[str,
     label, base = sweep.get("label", keys[0]), vars(rows["base"])
     values = {f"{label}={value}": value for value in sweep["values"]}
     made = {
-        name: Row(**base | {"name": name, "settings": base["settings"] | dict.fromkeys(keys, value)})
+        name: ModelSpec(**base | {"name": name, "settings": base["settings"] | dict.fromkeys(keys, value)})
         for name, value in values.items()
     }
     return label, made

@@ -14,21 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from recbole_qbert.config.property_files import properties, read_yaml
-from recbole_qbert.config.schema import INCIDENTAL, MODEL
-from recbole_qbert.experiments.suites.suite_spec import Row, Suite, are_seeds
+from recbole_qbert.config.property_files import property_file as properties
+from recbole_qbert.config.property_files import read_yaml
+from recbole_qbert.config.schema import MODEL, RUNTIME_PROPERTIES
+from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite, are_seeds
 from recbole_qbert.recbole_integration import experiment, patches, registry
 from recbole_qbert.utils.io import digest, read_json, sha256
 from recbole_qbert.utils.spelling import did_you_mean
 
 FORMAT = 1
 TITLE_WORDS = "baseline/title_words.yaml"  # item attributes where there are no categories
-_NOT_ASKED = INCIDENTAL | {"seed"}  # seeds of one configuration lie together
+_NOT_ASKED = RUNTIME_PROPERTIES | {"seed"}  # seeds of one configuration lie together
 _FILES = ("semantic_id_file", "pretrained", "pre_model_path")  # properties that name files: their content counts
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One training.
 
     Attributes:
@@ -39,7 +40,7 @@ class Cell:
         with_ids: only a result will do whose semantic IDs lie beside it; those of an archive do not.
     """
 
-    row: Row
+    row: ModelSpec
     seed: int
     folder: Path
     asked: Mapping[str, Any]
@@ -48,7 +49,7 @@ class Cell:
     def result(self) -> dict[str, Any] | None:
         """``cell.json``; ``None`` while it is not there, or without the checkpoint or the IDs that are wanted."""
         found = _read_json(self.folder / "cell.json")
-        return found if found and serves(found, self.row.keep, self.with_ids) else None
+        return found if found and is_reusable(found, self.row.keep, self.with_ids) else None
 
     def failure(self) -> dict[str, Any] | None:
         """``failed.json``: ``reason`` and the end of the ``log``."""
@@ -60,13 +61,13 @@ class Cell:
             return {name: file[name] for name in file.files}
 
 
-def serves(result: Mapping[str, Any], keep: bool, with_ids: bool) -> bool:
+def is_reusable(result: Mapping[str, Any], keep: bool, with_ids: bool) -> bool:
     """Whether a result has the checkpoint, and the IDs beside it, if they are wanted."""
     return not (keep and not result["checkpoint"]) and not (with_ids and result.get("archived"))
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A suite on a data set.
 
     Attributes:
@@ -86,7 +87,7 @@ class Plan:
     dataset: str
     data_path: Path
     output: Path
-    cells: tuple[Cell, ...]
+    cells: tuple[Trial, ...]
     impossible: Mapping[str, str]
     rows: tuple[str, ...]
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -94,7 +95,7 @@ class Plan:
     earlier: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def shown(self) -> list[Cell]:
+    def shown(self) -> list[Trial]:
         """Cells to run, and those of other rows that have a result."""
         return [cell for cell in self.cells if cell.row.name in self.rows or cell.result() is not None]
 
@@ -104,7 +105,7 @@ class Plan:
         return self.output / "suites" / self.suite.name / self.dataset
 
 
-def plan(
+def plan_runs(
     suite: Suite,
     dataset: str,
     data_path: Path,
@@ -115,7 +116,7 @@ def plan(
     rows: Sequence[str] = (),
     sources: Sequence[str] = (),
     tuned_on: str | None = None,
-) -> Plan:
+) -> RunPlan:
     """What has to be run for a suite; checks all of it before anything is.
 
     Args:
@@ -167,11 +168,11 @@ def plan(
         for row in suite.rows:
             if row.name in asked and number < (row.seeds or len(all_seeds)):
                 folder = output / "cells" / dataset / f"{row.model}-{asked[row.name]['key'][:12]}" / f"seed-{seed}"
-                cells.append(Cell(row, seed, folder, asked[row.name] | {"seed": seed}, suite.kind == "embedding"))
-    return Plan(suite, dataset, data_path, output, tuple(cells), impossible, tuple(rows or asked), given, tuple(sources))
+                cells.append(Trial(row, seed, folder, asked[row.name] | {"seed": seed}, suite.kind == "embedding"))
+    return RunPlan(suite, dataset, data_path, output, tuple(cells), impossible, tuple(rows or asked), given, tuple(sources))
 
 
-def property_file(name: str) -> Path:
+def resolve_property_file(name: str) -> Path:
     """A property file of the package, or one that is named by its whole path."""
     return Path(name) if Path(name).is_absolute() else properties(name)
 
@@ -193,7 +194,7 @@ def identity(config: Any) -> dict[str, Any]:
     return resolved | {key: sha256(Path(final[key])) for key in _FILES if final[key]}
 
 
-def validated(config: Any) -> str:
+def validation_protocol(config: Any) -> str:
     """The evaluation, of ``spec.EVALUATIONS``, by which epochs, trials and the prior of a model are chosen on validation.
 
     A model that learns that users do not repeat items is judged as it ranks; for one that cannot, the history is left out:
@@ -203,7 +204,7 @@ def validated(config: Any) -> str:
 
 
 @contextmanager
-def _named(row: Row, suite: Suite) -> Iterator[None]:
+def _named(row: ModelSpec, suite: Suite) -> Iterator[None]:
     """What is wrong with a row names it."""
     try:
         yield
@@ -213,7 +214,7 @@ def _named(row: Row, suite: Suite) -> Iterator[None]:
 
 
 def _asked(
-    row: Row,
+    row: ModelSpec,
     common: Mapping[str, Any],
     dataset: str,
     data_path: Path,
@@ -229,7 +230,7 @@ def _asked(
     files = [*row.files, *([str(tuned)] if tunes else [])]
     settings = {**common, **row.settings}
     settings |= {key: str(Path(settings[key]).resolve()) for key in _FILES if settings.get(key)}
-    paths = [str(property_file(file)) for file in files]
+    paths = [str(resolve_property_file(file)) for file in files]
     config = experiment.configure(row.model, dataset, data_path, settings, paths)
     resolved = identity(config)
     data = [fingerprint(data_path, name) for name in (dataset, *sources)]
@@ -245,7 +246,7 @@ def _asked(
         "stages": [dict(stage) for stage in row.stages],
         "tuned": str(tuned.relative_to(output)) if tunes else None,
         "overridden": [k for k, v in read_yaml(tuned, "property").items() if settings.get(k, v) != v] if tunes else [],
-        "validated": validated(config),
+        "validated": validation_protocol(config),
         "prior_inside": config["structural_prior"] == "cooccurrence",
         "most_epochs": (row.stages[-1] if row.stages else {}).get("epochs", config["epochs"]),
         "vocabularies": str(output / "vocabularies" / dataset),
@@ -261,18 +262,18 @@ def _refuse_seeds(seeds: Sequence[int], given: Mapping[str, Any]) -> None:
         raise ValueError("--seed is of no use here: cells have the seeds of --seeds, trials of tune all have the same")
 
 
-def _known_properties(row: Row, suite: Suite, dataset: str, data_path: Path) -> frozenset[str]:
+def _known_properties(row: ModelSpec, suite: Suite, dataset: str, data_path: Path) -> frozenset[str]:
     """Properties that mean something to a row's model."""
     try:
         return registry.known_properties(row.model)
     except KeyError:  # RecBole's own: what its configuration holds by itself, and RecBole's common properties
-        files = [str(property_file(file)) for file in row.files]
+        files = [str(resolve_property_file(file)) for file in row.files]
         own = experiment.configure(row.model, dataset, data_path, {**suite.shared, **row.settings}, files).final_config_dict
         ours = read_yaml(properties(f"model/{MODEL}.yaml"), "property")
         return registry.known_properties(MODEL).difference(ours).union(own)
 
 
-def _fitted(row: Row, stem: Path) -> tuple[Row, str | None]:
+def _fitted(row: ModelSpec, stem: Path) -> tuple[ModelSpec, str | None]:
     """A row for a data set (``<folder>/<name>`` of its files), and why it is impossible there, if it is."""
     if "item_attributes" not in row.needs:
         return row, None

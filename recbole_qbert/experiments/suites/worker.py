@@ -27,12 +27,19 @@ from recbole_qbert.cli import shared_vocabulary
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.experiments.suites import learning_curve
 from recbole_qbert.experiments.suites.suite_spec import EVALUATIONS
-from recbole_qbert.experiments.suites.trials import FORMAT, fingerprint, identity, property_file, serves, validated
+from recbole_qbert.experiments.suites.trials import (
+    FORMAT,
+    fingerprint,
+    identity,
+    is_reusable,
+    resolve_property_file,
+    validation_protocol,
+)
 from recbole_qbert.models.qbert4rec import ids_file
 from recbole_qbert.pipeline import stages
 from recbole_qbert.recbole_integration import experiment, patches
 from recbole_qbert.utils import environment
-from recbole_qbert.utils.io import alone, digest, read_json, whole, write_json
+from recbole_qbert.utils.io import atomic_write, digest, folder_lock, read_json, write_json
 
 LOG_LINES = 40
 A_MB = 2**20 if sys.platform == "darwin" else 2**10  # what getrusage counts in: bytes there, KiB elsewhere
@@ -62,16 +69,16 @@ def main() -> int:
 def run(folder: Path) -> None:
     """Train and test what ``config.json`` asks for; writes ``ranks.npz`` and ``cell.json``."""
     asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    with alone(folder):
+    with folder_lock(folder):
         done = folder / "cell.json"
-        if done.exists() and serves(
+        if done.exists() and is_reusable(
             json.loads(done.read_text(encoding="utf-8")), asked["keep"], asked.get("with_ids", False)
         ):
             return  # another process was quicker
-        with experiment.inside(folder / "work"):
+        with experiment.working_directory(folder / "work"):
             result, ranks = _run(asked)
         done.unlink(missing_ok=True)  # one that did not serve: its figures are not those of the new ranks
-        with whole(folder / "ranks.npz") as temporary, open(temporary, "wb") as handle:
+        with atomic_write(folder / "ranks.npz") as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, **ranks)
         checkpoint = Path(result["checkpoint"]) if asked["keep"] else None
         write_json(done, result | {"checkpoint": checkpoint and str(checkpoint.relative_to(folder))})
@@ -95,7 +102,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     """``cell.json`` and the ranks."""
     here = Path.cwd()
     revision = _revision(here / "revisions.txt")
-    files = [str(property_file(file)) for file in asked["files"]]
+    files = [str(resolve_property_file(file)) for file in asked["files"]]
     base = {**asked["settings"], "seed": asked["seed"], "checkpoint_dir": str(here), "show_progress": False, "state": "INFO"}
     config = experiment.configure(asked["model"], asked["dataset"], asked["data_path"], base, files)
     base |= _identifiers(asked, config)
@@ -123,7 +130,9 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
     prior = None
     if hasattr(trained.trainer, "fit_prior") and trained.model.prior is None:
-        prior = experiment.add_prior(trained) | {"rule": validated(config)}  # as in validation: the model still knows
+        prior = experiment.add_prior(trained) | {
+            "rule": validation_protocol(config)
+        }  # as in validation: the model still knows
         with_prior, figures = tested(trained)
         ranks |= {f"prior_{name}": found for name, found in with_prior.items()}
         test |= {f"prior_{name}": found for name, found in figures.items()}
@@ -161,7 +170,7 @@ def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, An
     key = digest([fingerprint(Path(stage.data_path), stage.dataset), identity(config)])
     folder = Path(asked["pretrained"]) / f"{asked['model']}-{key[:12]}" / f"seed-{asked['seed']}"
     done = folder / "stage.json"
-    with alone(folder):
+    with folder_lock(folder):
         if done.exists():
             known = read_json(done, "delete it, and the stage is trained anew")
             known["checkpoint"] = str(folder / known["checkpoint"])
@@ -201,7 +210,7 @@ def _revision(file: Path) -> str | None:
     now = environment.revision()
     if now is not None and known[-1:] != [now]:
         known.append(now)
-        with whole(file) as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_text("".join(f"{revision}\n" for revision in known))
     return _then(*known)
 
@@ -220,7 +229,7 @@ def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> l
     if asked["model"] != MODEL:
         return [Stage("train", *place)]
     last = Stage("finetune", *place)
-    before = Stage("pretrain", *place, experiment.pretraining(config), "pretrained")
+    before = Stage("pretrain", *place, experiment.pretraining_settings(config), "pretrained")
     if asked["sources"]:
         union, ids = _vocabulary(asked, config, base)
         before.dataset, before.data_path = union.dataset, union.data_path
@@ -250,23 +259,25 @@ def _vocabulary(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) 
     folder = Path(asked["vocabularies"]) / digest([sources, data, settings])[:12]
     union = argparse.Namespace(
         datasets=sources, targets=[target], data_path=asked["data_path"], output=str(folder), dataset=None,
-        config_files=[str(property_file(file)) for file in asked["files"]], properties=dict(base),
+        config_files=[str(resolve_property_file(file)) for file in asked["files"]], properties=dict(base),
     )  # fmt: skip
-    with alone(folder):
+    with folder_lock(folder):
         shared_vocabulary.build(union, {})
     return union, Path(union.properties["semantic_id_file"]).with_name(f"{target}.sid")
 
 
 def tested(trained: experiment.Run) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
     """Ranks, ``[U]`` int32, and figures of both evaluations."""
-    ranks = {name: experiment.ranks(trained, trained.test_data, exclude_history=out) for name, out in EVALUATIONS.items()}
-    figures = {name: experiment.figures(found) for name, found in ranks.items()}
+    ranks = {
+        name: experiment.target_ranks(trained, trained.test_data, exclude_history=out) for name, out in EVALUATIONS.items()
+    }
+    figures = {name: experiment.metrics_from_ranks(found) for name, found in ranks.items()}
     return {name: found.astype(np.int32) for name, found in ranks.items()}, figures
 
 
 def set_rule(config: Any, model: Any) -> None:
     """Make a model's validation that of ``cells.validated``."""
-    if validated(config) == "history_excluded":
+    if validation_protocol(config) == "history_excluded":
         leave_history_out(model)
 
 

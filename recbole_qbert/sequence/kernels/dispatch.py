@@ -19,7 +19,7 @@ WORTH = 1 << 15  # elements of work that a thread of its own is worth
 _switched_off = False
 
 
-def compilable(values: Tensor) -> bool:
+def can_use_kernels(values: Tensor) -> bool:
     """Whether kernels can read a tensor: on a CPU, in a type that numpy has."""
     return not _switched_off and values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
 
@@ -35,7 +35,7 @@ def without_kernels() -> Iterator[None]:
         _switched_off = before
 
 
-def dropping(rate: float) -> tuple[np.uint64, np.uint64, np.uint64]:
+def dropout_state(rate: float) -> tuple[np.uint64, np.uint64, np.uint64]:
     """What a kernel has to know of a dropout: the limit below which an element's number drops it, and two seeds.
 
     The seeds come from torch's global generator; without dropout, none are drawn.
@@ -45,7 +45,7 @@ def dropping(rate: float) -> tuple[np.uint64, np.uint64, np.uint64]:
     return np.uint64(limit), np.uint64(low), np.uint64(high)
 
 
-def shares(end: np.ndarray) -> list[int]:
+def split_work(end: np.ndarray) -> list[int]:
     """Bounds of runs of rows with about the same work, a run for each of torch's threads that is worth it.
 
     Args:

@@ -1,0 +1,89 @@
+"""The one cache of the pipeline: a step runs again only if its inputs or its outputs changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_qbert.utils.io import sha256, write_json
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read what a step was run on, and the SHA-256 of each file that it wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or is no manifest.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # or not UTF-8
+        raise ValueError(f"{path} is not JSON") from error
+    found = content if isinstance(content, dict) else {}
+    inputs, outputs = found.get("inputs", found.get("made_from")), found.get("outputs")  # made_from: before version 0.2
+    if not isinstance(inputs, dict) or not isinstance(outputs, dict):
+        raise ValueError(f"{path} is no manifest")
+    return inputs, outputs
+
+
+class CachedStep:
+    """A step whose output files are reused while its inputs are unchanged.
+
+    The manifest ``<name>.manifest.json`` holds the inputs (settings, seed, hashes of files) and the hashes of the output
+    files. The output is reused while both still match.
+
+    Args:
+        folder: folder of the manifest.
+        name: stem of the manifest's name.
+        inputs: JSON-able description of everything that the output depends on.
+        outputs: files that the step writes.
+    """
+
+    def __init__(self, folder: Path, name: str, inputs: Mapping[str, Any], outputs: list[Path]) -> None:
+        self.manifest = folder / f"{name}.manifest.json"
+        self.inputs = json.loads(json.dumps(inputs, sort_keys=True, default=str))
+        self.outputs = outputs
+
+    def invalidation_reason(self) -> str | None:
+        """Return why the step has to run, or ``None`` if its output can be reused."""
+        if not self.manifest.exists():
+            return "not built yet"
+        try:
+            before, outputs = read_manifest(self.manifest)
+        except ValueError as error:
+            return str(error)
+        changed = [key for key in sorted({*before, *self.inputs}) if before.get(key) != self.inputs.get(key)]
+        if changed:
+            return f"{', '.join(changed)} changed"
+        for path in self.outputs:
+            if not path.exists():
+                return f"{path.name} is missing"
+            if outputs.get(path.name) != sha256(path):
+                return f"{path.name} is not what was written"
+        return None
+
+    def report(self) -> dict[str, Any]:
+        """The figures kept with the output."""
+        return json.loads(self.manifest.read_text(encoding="utf-8"))["report"]
+
+    def run(self, build: Callable[[], dict[str, Any]], rebuild: bool = False) -> tuple[dict[str, Any], str | None]:
+        """Run ``build`` unless its output can be reused.
+
+        Args:
+            build: writes the outputs and returns the figures to keep.
+            rebuild: run it in any case.
+
+        Returns:
+            ``(figures, reason)``; the reason is ``None`` when the kept output was used.
+        """
+        reason = "rebuild was asked for" if rebuild else self.invalidation_reason()
+        if reason is None:
+            return self.report(), None
+        # The old manifest goes first: an interruption from here on leaves a stage that counts as not built.
+        self.manifest.unlink(missing_ok=True)
+        report = build()
+        written = {path.name: sha256(path) for path in self.outputs}
+        write_json(self.manifest, {"inputs": self.inputs, "outputs": written, "report": report})
+        return report, reason
