@@ -65,7 +65,7 @@ setup(
         "isal>=1.5",
         "pyarrow>=15,<22",  # later ones need numpy 2
         "msgspec>=0.18",
-        "numba>=0.59",  # compiled kernels: attention and dropout on a CPU, top-k of large catalogues
+        "numba>=0.59",  # compiled kernels: attention and dropout on a CPU, top-k of large catalogs
         "pillow>=9.4",
         "pyyaml>=6",
         "tqdm>=4.64",

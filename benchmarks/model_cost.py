@@ -4,7 +4,7 @@
     python benchmarks/model_cost.py --items 6250 9416 13839 --device cuda --json model_cost_gpu.json
 
 What is counted, and what a user in training is: recbole_qbert/experiments/suites/cost.py. No data are needed. Latency is
-that of the ten best items of the whole catalogue for histories of the full length, in batches of --batch users, on
+that of the ten best items of the whole catalog for histories of the full length, in batches of --batch users, on
 the device that the output names; models take turns in every round.
 The rows called `paper` have the paper's width and layers whatever the
 options say; --width 256 --layers 4 --heads 4 --inner 512 gives RecBole's models the same.
@@ -27,7 +27,7 @@ from recbole_qbert.experiments.suites import cost
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure every catalogue size, print and write what was found."""
+    """Measure every catalog size, print and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, nargs="+", default=[6250, 100_000])
     parser.add_argument("--models", nargs="+", default=list(cost.MODELS), choices=cost.MODELS, metavar="MODEL")

@@ -1,10 +1,10 @@
-"""Top-k over large catalogues: recbole_qbert.retrieval.index beside a dense float32 product and faiss's flat index.
+"""Top-k over large catalogs: recbole_qbert.retrieval.index beside a dense float32 product and faiss's flat index.
 
     python benchmarks/ranking.py --items 10000 100000 1000000 10000000 --users 1 32 256 --codes 4 8 --json ranking.json
     python benchmarks/ranking.py --items 1000000 --users 1 --checkpoint saved/QBERT4Rec.pth --json trained.json
 
 Ways: `chunked`, `merged`, `pruned` (recbole_qbert.retrieval.index), `chunked dense` (DenseIndex: what a network with
-`item_rows: true` takes), `dense` (float32 product of all items, then torch.topk; 1 GB of scores at a time)
+`use_item_embedding: true` takes), `dense` (float32 product of all items, then torch.topk; 1 GB of scores at a time)
 and `faiss` (IndexFlatIP, if it is installed), which share one matrix. They take turns in every round;
 milliseconds are medians, ratios medians of the rounds'
 ratios. One thread unless --threads says otherwise. Every answer is checked: `merged` and `pruned` against `chunked`, and
@@ -12,8 +12,9 @@ this, up to a million items, against scoring everything and sorting it.
 
 Tables of code scores: `flat` has normal entries, all levels alike (the worst case of pruning: nothing is certain until all
 codes are seen); `peaked` has levels that matter less and less (x 0.6) and heavy tails; `trained` comes from a checkpoint of
-a model with `item_rows: false`, for users of its test set. The codes are uniform at random, but for `trained`: there every
-item is a real one, the first half of each of its IDs kept and the rest drawn from what real items have at that level.
+a model with `use_item_embedding: false`, for users of its test set. The codes are uniform at random, but for `trained`:
+there every item is a real one, the first half of each of its IDs kept and the rest drawn from what real items have at that
+level.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def measure(
         row |= {"ms_per_user_best": min(times) / at["users"] * 1e3, "rounds": args.rounds, "equal": equal.get(name)}
         row["catalogue_mb"] = held.get(name, 4 * args.width * at["items"]) / 1e6
         rows.append(row)
-        print(f"  {name:<14}{row['ms_per_user']:>12.3f} ms a user   {row['catalogue_mb']:>10.1f} MB   equal: {row['equal']}")
+        print(f"  {name:<14}{row['ms_per_user']:>12.3f} ms a user   {row['catalog_mb']:>10.1f} MB   equal: {row['equal']}")
     ours = [name for name in seconds if name in ("merged", "pruned", "chunked dense")]
     for slow in ("dense", "faiss"):
         for fast in ours if slow in seconds else ():
@@ -175,7 +176,7 @@ def draw_tables(kind: str, users: int, levels: int) -> Tensor:
 
 
 def grown(codes: Tensor, items: int) -> Tensor:
-    """A larger catalogue in the likeness of a real one, ``[N, K]`` int16."""
+    """A larger catalog in the likeness of a real one, ``[N, K]`` int16."""
     generator = torch.Generator().manual_seed(0)
     larger = codes[torch.randint(len(codes), (items,), generator=generator)]
     for level in range(codes.shape[1]):
@@ -192,8 +193,8 @@ def from_checkpoint(path: Path, users: int) -> tuple[Tensor, Tensor]:
 
     _, model, _, _, _, test_data = recbole_qbert.load_data_and_model(path)
     network = model.eval().network
-    if network.rows is not None:
-        raise SystemExit(f"{path} was trained with item_rows: true; its scores are not those of its codes alone")
+    if network.item_embedding is not None:
+        raise SystemExit(f"{path} was trained with use_item_embedding: true; its scores are not those of its codes alone")
     tables: list[Tensor] = []
     for interaction, *_ in test_data:
         sequences, lengths = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]

@@ -41,7 +41,7 @@ Row = dict[str, Any]
 COST_NOTE = (
     "Operations of one user with a full history: a multiplication and an addition are two, attention is counted, "
     "element-wise work is not; in training RecBole's models read every prefix as a row of its own. Milliseconds: the ten "
-    "best items of the catalogue. As published: copied from the paper, whose FLOPs do not count attention."
+    "best items of the catalog. As published: copied from the paper, whose FLOPs do not count attention."
 )
 
 _OPEN = re.compile(r"<!--\s*table:\s*(.*?)\s*-->")
@@ -175,7 +175,7 @@ def ranking(rows: Sequence[Row], report: Mapping[str, Any]) -> list[str]:
         return [*at, row["way"], number(row["ms_per_user"]), times, number(row["catalogue_mb"])]
 
     fixed = ", ".join(f"{key}: {rows[0][key]}" for key in keys if key not in different)
-    lines = aligned([*different, "way", "ms a user", "times as fast as dense", "catalogue MB"], [line(row) for row in rows])
+    lines = aligned([*different, "way", "ms a user", "times as fast as dense", "catalog MB"], [line(row) for row in rows])
     return [*lines, *(["", f"In all rows {fixed}."] if fixed else [])]
 
 
@@ -206,7 +206,7 @@ def preparation(rows: Sequence[Row], report: Mapping[str, Any]) -> list[str]:
 
 
 def model_cost(rows: Sequence[Row], report: Mapping[str, Any]) -> list[str]:
-    """A line a model and catalogue; latency in one column a batch size."""
+    """A line a model and catalog; latency in one column a batch size."""
     del report
     batches = sorted({row["batch"] for row in rows if "batch" in row})
     if not batches:

@@ -121,9 +121,9 @@ def identifiers_here(args: argparse.Namespace) -> dict[str, Any]:
     with experiment.working_directory(args.folder):
         config = configure(args, IDENTIFIERS, args.folder)
         config["rebuild"] = True
-        catalogue = experiment.load_catalog(config)
+        catalog = experiment.load_catalog(config)
         started = time.perf_counter()
-        find_semantic_ids(config, catalogue)
+        find_semantic_ids(config, catalog)
     return {"model": IDENTIFIERS, "seconds": time.perf_counter() - started, **peaks()}
 
 

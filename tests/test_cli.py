@@ -124,8 +124,8 @@ def test_values_are_read_as_recbole_reads_them():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--item_row=false"], "did you mean 'item_rows'"),
-        (["item_rows=false"], "neither an option nor --property=value"),
+        (["--item_row=false"], "did you mean 'use_item_embedding'"),
+        (["use_item_embedding=false"], "neither an option nor --property=value"),
         (["--topk=[1, 5"], "'--topk=[1, 5' is not YAML behind the '='"),
         (["--config_files", "nowhere.yaml"], "nowhere.yaml is missing"),
         (["--injection_modalities=[sound]"], "Tiny.sound.npy is missing"),

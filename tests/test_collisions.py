@@ -13,7 +13,7 @@ from recbole_qbert.quantization.collision_resolution import reallocate
 
 
 @st.composite
-def catalogues(draw, full: bool = False):
+def catalogs(draw, full: bool = False):
     """``(codes, latents, codebooks, items)``; collisions are frequent, latents sometimes equal."""
     levels, size = draw(st.integers(1, 3)), draw(st.integers(2, 4))
     most = min(size**levels, 40)
@@ -62,7 +62,7 @@ def brute_force(codes, latents, books, items):
 
 
 @settings(max_examples=200, deadline=None)
-@given(catalogues())
+@given(catalogs())
 def test_ids_are_unique_and_only_what_must_move_moves(case):
     codes, latents, books, items = case
     result = reallocate(codes, latents, books, items)
@@ -76,7 +76,7 @@ def test_ids_are_unique_and_only_what_must_move_moves(case):
 
 
 @settings(max_examples=100, deadline=None)
-@given(catalogues(), st.integers(0, 10**6))
+@given(catalogs(), st.integers(0, 10**6))
 def test_the_order_of_rows_does_not_matter(case, seed):
     codes, latents, books, items = case
     order = np.random.default_rng(seed).permutation(len(codes))
@@ -85,7 +85,7 @@ def test_the_order_of_rows_does_not_matter(case, seed):
 
 
 @settings(max_examples=100, deadline=None)
-@given(catalogues())
+@given(catalogs())
 def test_a_second_pass_changes_nothing(case):
     codes, latents, books, items = case
     once = reallocate(codes, latents, books, items)
@@ -93,14 +93,14 @@ def test_a_second_pass_changes_nothing(case):
 
 
 @settings(max_examples=150, deadline=None)
-@given(catalogues())
+@given(catalogs())
 def test_each_item_takes_the_nearest_free_id_of_its_longest_prefix_with_room(case):
     assert list(map(tuple, reallocate(*case).tolist())) == brute_force(*case)
 
 
 @settings(max_examples=40, deadline=None)
-@given(catalogues(full=True))
-def test_a_catalogue_that_needs_every_id_gets_every_id(case):
+@given(catalogs(full=True))
+def test_a_catalog_that_needs_every_id_gets_every_id(case):
     codes, latents, books, items = case
     levels, size = books.shape[:2]
     assert set(map(tuple, reallocate(codes, latents, books, items).tolist())) == set(product(range(size), repeat=levels))

@@ -85,7 +85,7 @@ def test_fewer_dimensions_keep_the_strongest():
     assert np.abs(np.abs((full[:, :2] * part[:, :2]).sum(0)) - strength[:2]).max() < 0.05 * strength[0]
 
 
-def test_vectors_of_tiny_catalogues_are_filled_up_with_zeros():
+def test_vectors_of_tiny_catalogs_are_filled_up_with_zeros():
     found = vectors([np.array([0, 1]), np.array([2])], 3, 8, 0)
     assert found.shape == (3, 8)
     assert found.dtype == np.float32
@@ -224,7 +224,7 @@ class Evidence:
         self.given, self.weight, self.epsilon = share, torch.tensor(-1.0), torch.tensor(-1.0)
         self.shrink, self.decay, self.items = torch.tensor(0.0), torch.tensor(1.0), share.shape[1]
 
-    def links(self, sequences, lengths):
+    def neighbor_pairs(self, sequences, lengths):
         row, item = self.given[sequences[:, 0]].nonzero(as_tuple=True)
         return cooccurrence_prior.NeighborPairs(row, item, pair=sequences[:, 0], age=row, target=row)
 

@@ -96,21 +96,21 @@ def test_pictures_are_small_and_follow_the_metadata(full: DemoPaths) -> None:
 
 def test_pictures_show_the_colour(full: DemoPaths) -> None:
     """Of the eight colours the one nearest to the middle of the picture is nearly always the right one."""
-    catalogue = make_world(full.target).catalogue
+    catalog = make_world(full.target).catalog
     palette = np.array([rgb for rgb, _ in COLOURS.values()], dtype=np.float64)
     palette /= np.linalg.norm(palette, axis=1, keepdims=True)  # hue only: patterns change brightness
     right = []
-    for item, asin in enumerate(catalogue.asins):
+    for item, asin in enumerate(catalog.asins):
         path = full.images(full.target) / asin / "0.jpg"
         if path.exists():
             centre = np.asarray(Image.open(path), dtype=float)[28:36, 28:36].mean(axis=(0, 1))
-            right.append(int((palette @ centre).argmax()) == catalogue.colour[item])
+            right.append(int((palette @ centre).argmax()) == catalog.colour[item])
     assert np.mean(right) > 0.8
 
 
 def test_text_shows_the_attributes_but_not_all_of_them(full: DemoPaths) -> None:
-    catalogue = make_world(full.target).catalogue
-    style_of = dict(zip(catalogue.asins, catalogue.style, strict=True))
+    catalog = make_world(full.target).catalog
+    style_of = dict(zip(catalog.asins, catalog.style, strict=True))
     words = list(STYLES.values())
     said, wrong = [], []
     for product in records(full.metadata(full.target)):
@@ -127,7 +127,7 @@ def test_text_shows_the_attributes_but_not_all_of_them(full: DemoPaths) -> None:
 
 def test_transition_probabilities_by_hand() -> None:
     world = make_world("Demo_Studio", seed=1, users=3, items=60)
-    first_of = np.searchsorted(world.catalogue.category, np.arange(CATEGORIES))
+    first_of = np.searchsorted(world.catalog.category, np.arange(CATEGORIES))
     base, last = 4, 7  # role 0 and role 3 of project 1
     p = next_category(world, np.array([0, 1, 2]), np.array([-1, first_of[base], first_of[last]]))
     assert np.allclose(p.sum(axis=1), 1)
@@ -144,13 +144,13 @@ def test_next_item_is_a_distribution_that_keeps_the_categories() -> None:
     seen = np.zeros((20, 60), dtype=bool)
     seen[:, 5] = True
     p = next_item(world, users, previous, seen)
-    by_category = np.stack([p[:, world.catalogue.category == c].sum(axis=1) for c in range(CATEGORIES)], axis=1)
+    by_category = np.stack([p[:, world.catalog.category == c].sum(axis=1) for c in range(CATEGORIES)], axis=1)
     assert np.allclose(by_category, next_category(world, users, previous))
 
 
 def test_worlds_share_no_user_and_no_item() -> None:
     worlds = [make_world(d, **SMALL) for d in DemoPaths(Path()).domains]
-    names = [name for w in worlds for name in (*w.users, *w.catalogue.asins)]
+    names = [name for w in worlds for name in (*w.users, *w.catalog.asins)]
     assert len(set(names)) == len(names) == 3 * (150 + 40)
 
 
@@ -158,7 +158,7 @@ def test_worlds_share_no_user_and_no_item() -> None:
 
 
 def hit_rate(scores: Floats, bought: Bools, target: Ints) -> float:
-    """HR@10 over the catalogue; items already bought are left out, ties count against us."""
+    """HR@10 over the catalog; items already bought are left out, ties count against us."""
     scores = np.where(bought, -np.inf, scores)
     hit = scores >= scores[np.arange(len(target)), target][:, None]
     return float((hit.sum(axis=1) <= 10).mean())
@@ -174,7 +174,7 @@ def test_there_is_something_to_learn_and_it_is_not_trivial(full: DemoPaths, doma
     assert 8 < len(inter) / inter["user_id"].nunique() < 9.6
 
     world = make_world(domain)
-    row = {asin: n for n, asin in enumerate(world.catalogue.asins)}
+    row = {asin: n for n, asin in enumerate(world.catalog.asins)}
     user_row = {name: n for n, name in enumerate(world.users)}
     histories = {u: [row[i] for i in items] for u, items in inter.groupby("user_id")["item_id"]}
     users = np.array([user_row[u] for u in histories])

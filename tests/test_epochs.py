@@ -136,13 +136,13 @@ def test_rebuilding_does_not_go_on_from_what_was_killed(tmp_path: Path, monkeypa
     items = tuple((data / "D" / "D.items.txt").read_text().split())
     defaults = yaml.safe_load(property_file("model/QBERT4Rec.yaml").read_text())
     settings = stages.stage_settings(defaults | QUICK["QBERT4Rec"] | {"semantic_ids": "fused", "injection_query": "random"})
-    catalogue = Catalog("D", tmp_path / "D", items, [])
+    catalog = Catalog("D", tmp_path / "D", items, [])
     at_once = functools.partial(Epochs, seconds=0)
     monkeypatch.setattr(stages, "Epochs", lambda path, inputs, _: at_once(path, inputs, killed_after(4)))
     with pytest.raises(KilledError):
-        Builder(catalogue, settings, tmp_path / "out").build()
+        Builder(catalog, settings, tmp_path / "out").build()
     assert list((tmp_path / "out").glob("*.progress"))
     monkeypatch.setattr(stages, "Epochs", at_once)
     with caplog.at_level("INFO", "recbole_qbert"):
-        Builder(catalogue, settings, tmp_path / "out", rebuild=True).build()
+        Builder(catalog, settings, tmp_path / "out", rebuild=True).build()
     assert "going on" not in caplog.text and not list((tmp_path / "out").glob("*.progress"))

@@ -48,7 +48,7 @@ def test_value_and_gradients_equal_plain_autograd_across_chunks(positions, monke
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 12), st.integers(2, 9), st.sampled_from([0.0, 0.1, 0.9, 1.0]), st.integers(0, 10**6))
 def test_value_and_gradients_equal_plain_autograd_for_any_history(positions, count, share, seed):
-    """Histories from empty to the whole catalogue, target among them or not."""
+    """Histories from empty to the whole catalog, target among them or not."""
     for mine, true in zip(*both(case(positions, count=count, seed=seed, share=share)), strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-12)
 

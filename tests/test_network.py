@@ -51,17 +51,17 @@ def close(left, right, tolerance=1e-5):
 # -------------------------------------------------------------------------------- item vectors
 
 
-@pytest.mark.parametrize("item_rows", [True, False])
-def test_an_items_vector_is_the_sum_of_its_codes_and_its_row(item_rows):
-    model = make(item_rows=item_rows)
+@pytest.mark.parametrize("use_item_embedding", [True, False])
+def test_an_items_vector_is_the_sum_of_its_codes_and_its_row(use_item_embedding):
+    model = make(use_item_embedding=use_item_embedding)
     table = model.item_table()
     for item, code in enumerate(model.codes.tolist()):
         vector = sum((model.codebook[k, c] for k, c in enumerate(code) if c >= 0), torch.zeros(16))
-        close(table[item], vector + model.rows[item] if item_rows else vector)
+        close(table[item], vector + model.item_embedding[item] if use_item_embedding else vector)
 
 
 def test_codes_an_item_lacks_do_not_touch_it():
-    model = make(item_rows=False)
+    model = make(use_item_embedding=False)
     before = model.item_table()
     with torch.no_grad():
         model.codebook[2:] += 1.0  # the levels of the modality that item 3 lacks
@@ -71,12 +71,12 @@ def test_codes_an_item_lacks_do_not_touch_it():
     assert changed[[1, 2, 7]].all()
 
 
-@pytest.mark.parametrize("item_rows", [True, False])
-def test_factorised_scores_equal_the_product_with_the_composed_table(item_rows):
-    model = make(item_rows=item_rows)
+@pytest.mark.parametrize("use_item_embedding", [True, False])
+def test_factorised_scores_equal_the_product_with_the_composed_table(use_item_embedding):
+    model = make(use_item_embedding=use_item_embedding)
     state = torch.randn(6, 16)
     tables = torch.einsum("pd,kmd->pkm", state, model.codebook)
-    factorised = code_scores(tables, model.codes) + (state @ model.rows.T if item_rows else 0)
+    factorised = code_scores(tables, model.codes) + (state @ model.item_embedding.T if use_item_embedding else 0)
     close(factorised, state @ model.item_table().T)
     close(factorised, state @ model.item_table().T)
 
@@ -163,7 +163,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 def test_causal_loss_is_the_mean_over_all_prefixes(loss, rows):
     """Brute force by another way: score every prefix alone, as at inference. Histories repeat items."""
     penalty = "learned" if loss == "item" else "none"
-    model = make(views=("causal",), loss=loss, repeat_penalty=penalty, item_rows=rows)
+    model = make(views=("causal",), loss=loss, repeat_penalty=penalty, use_item_embedding=rows)
     sequences, lengths = batch([7, 2, 1, 12, 5, 4])
     wanted = []
     for row, length in enumerate(lengths.tolist()):
@@ -367,15 +367,15 @@ def test_weights_survive_a_round_trip():
 # -------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("item_rows", [True, False])
+@pytest.mark.parametrize("use_item_embedding", [True, False])
 @pytest.mark.parametrize("view", VIEWS)
-def test_it_learns_a_chain_where_the_next_item_is_certain(view, item_rows):
+def test_it_learns_a_chain_where_the_next_item_is_certain(view, use_item_embedding):
     """Item i is always followed by i + 1 around a ring of 12."""
     codes = torch.tensor([[-1, -1]] + [[item // 4, item % 4] for item in range(12)])
     torch.manual_seed(0)
     config = sequence_config(
         views=(view,),
-        item_rows=item_rows,
+        use_item_embedding=use_item_embedding,
         hidden_size=32,
         n_layers=1,
         hidden_dropout_prob=0.0,

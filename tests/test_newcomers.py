@@ -75,12 +75,12 @@ def test_neighbours_survive_the_file_and_bad_files_are_named(tmp_path):
         cold_start.load(path)
 
 
-@pytest.mark.parametrize("item_rows", [True, False])
-def test_a_new_item_stands_where_its_neighbours_stand_and_old_scores_stay(item_rows):
+@pytest.mark.parametrize("use_item_embedding", [True, False])
+def test_a_new_item_stands_where_its_neighbours_stand_and_old_scores_stay(use_item_embedding):
     torch.manual_seed(0)
     codes = torch.randint(5, (11, 3))
     codes[0] = -1
-    model = SemanticSequenceModel(sequence_config(item_rows=item_rows), codes[:9], 5).eval()
+    model = SemanticSequenceModel(sequence_config(use_item_embedding=use_item_embedding), codes[:9], 5).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -123,7 +123,13 @@ def test_reload_gives_the_same_metrics_and_reads_no_pickle(trained, tmp_path):
     "settings",
     [
         {"views": ["causal"]},
-        {"views": ["masked"], "loss": "code", "repeat_penalty": "none", "item_rows": False, "semantic_ids": "fused"},
+        {
+            "views": ["masked"],
+            "loss": "code",
+            "repeat_penalty": "none",
+            "use_item_embedding": False,
+            "semantic_ids": "fused",
+        },
         {"views": ["masked"], "train_stage": "pretrain", "view_schedule": "alternate"},
         {"semantic_ids": "both", "repeat_penalty": "exclude", "view_schedule": "alternate"},
         {"injection_modalities": ["image"], "semantic_ids": "fused", "injection_gate": "none"},
@@ -161,8 +167,11 @@ def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
 
 
 def test_items_need_a_row_or_an_id(data, tmp_path):
-    for settings in ({"item_rows": False}, {"loss": "code", "repeat_penalty": "none"}):
-        with experiment.working_directory(tmp_path), pytest.raises(ValueError, match="takes item_rows: true and loss: item"):
+    for settings in ({"use_item_embedding": False}, {"loss": "code", "repeat_penalty": "none"}):
+        with (
+            experiment.working_directory(tmp_path),
+            pytest.raises(ValueError, match="takes use_item_embedding: true and loss: item"),
+        ):
             experiment.train(configure(data, tmp_path, semantic_ids="none", **settings))
 
 
@@ -325,8 +334,8 @@ def test_pretrained_with_other_semantic_ids_is_refused(data, tmp_path):
 
 # --------------------------------------------------------------------------------------------------------- bad input
 def test_unknown_property_names_the_nearest(data, tmp_path):
-    with pytest.raises(ValueError, match=r"item_row.*item_rows"):
-        configure(data, tmp_path, item_row=False)
+    with pytest.raises(ValueError, match=r"use_item_embeding.*use_item_embedding"):
+        configure(data, tmp_path, use_item_embeding=False)
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,16 @@ from recbole_qbert.sequence.scoring import rank_of, top_k
 ITEMS, LEVELS, SIZE, USERS, LONGEST = 41, 4, 8, 23, 7
 CONFIG = SequenceConfig(
     hidden_size=16, n_layers=1, n_heads=2, inner_size=16, hidden_dropout_prob=0.0, attn_dropout_prob=0.0,
-    initializer_range=0.4, max_length=LONGEST, views=("causal", "masked"), loss="item", item_rows=True,
+    initializer_range=0.4, max_length=LONGEST, views=("causal", "masked"), loss="item", use_item_embedding=True,
     repeat_penalty="learned",
 )  # fmt: skip
 KINDS = {
     "default": CONFIG,
-    "codes": replace(CONFIG, item_rows=False),
-    "one view": replace(CONFIG, item_rows=False, views=("causal",), repeat_penalty="none"),
+    "codes": replace(CONFIG, use_item_embedding=False),
+    "one view": replace(CONFIG, use_item_embedding=False, views=("causal",), repeat_penalty="none"),
     "excluded": replace(CONFIG, repeat_penalty="exclude"),
-    "code loss": replace(CONFIG, item_rows=False, loss="code", repeat_penalty="none"),
-    "code loss, excluded": replace(CONFIG, item_rows=False, loss="code", repeat_penalty="exclude"),
+    "code loss": replace(CONFIG, use_item_embedding=False, loss="code", repeat_penalty="none"),
+    "code loss, excluded": replace(CONFIG, use_item_embedding=False, loss="code", repeat_penalty="exclude"),
 }
 
 
@@ -123,13 +123,13 @@ def test_more_answers_than_items_are_empty_places():
 def test_lifts_are_what_the_prior_adds_above_its_floor():
     prior = make_prior()
     sequences, lengths, _ = histories()
-    items, amounts = prior.lifts(sequences, lengths)
-    filled = torch.full((USERS, ITEMS), prior.floor)
+    items, amounts = prior.sparse_logits(sequences, lengths)
+    filled = torch.full((USERS, ITEMS), prior.base_logit)
     user, place = (items >= 0).nonzero(as_tuple=True)
     assert len({(int(u), int(i)) for u, i in zip(user, items[user, place], strict=True)}) == len(user)  # none twice
     filled[user, items[user, place]] += amounts[user, place]
     assert torch.allclose(filled, prior(sequences, lengths), atol=1e-6)
-    nobody, nothing = CooccurrencePrior([np.array([1]), np.array([2])], ITEMS).lifts(sequences, lengths)
+    nobody, nothing = CooccurrencePrior([np.array([1]), np.array([2])], ITEMS).sparse_logits(sequences, lengths)
     assert nobody.shape == nothing.shape == (USERS, 0)  # items that never occur together
 
 

@@ -112,7 +112,7 @@ def test_ranking_as_its_benchmark_writes_it(tmp_path: Path, monkeypatch: pytest.
     ranking.main()
     report = json.loads(path.read_text())
     lines = readme_tables.table("ranking users=2", tmp_path)
-    assert lines[0] == "| items | way | ms a user | times as fast as dense | catalogue MB |"
+    assert lines[0] == "| items | way | ms a user | times as fast as dense | catalog MB |"
     assert [line.split(" | ")[:2] for line in lines[2:8]] == [
         [f"| {items}", way] for items in (40, 60) for way in ("chunked", "merged", "dense")
     ]

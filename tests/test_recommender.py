@@ -29,7 +29,13 @@ from tests.helpers_recbole import QUICK, write_dataset
 NAME = "Tiny"
 KINDS = {
     "prior": {"structural_prior": "cooccurrence"},
-    "paper": {"views": ["masked"], "loss": "code", "repeat_penalty": "none", "item_rows": False, "semantic_ids": "fused"},
+    "paper": {
+        "views": ["masked"],
+        "loss": "code",
+        "repeat_penalty": "none",
+        "use_item_embedding": False,
+        "semantic_ids": "fused",
+    },
     "exclude": {"views": ["causal"], "repeat_penalty": "exclude"},
 }
 
@@ -206,7 +212,7 @@ def test_more_asked_for_than_there_is(model):
 def test_equal_scores_come_by_row(kept):
     level = export.load(kept)
     with torch.no_grad():
-        for parameter in (level.network.codebook, level.network.rows, level.network.repeat_penalty):
+        for parameter in (level.network.codebook, level.network.item_embedding, level.network.repeat_penalty):
             parameter.zero_()
     answers = Recommender(replace(level, prior=None)).recommend([["i1"]], k=7)[0]
     assert [answer.item for answer in answers] == [item for item in level.ids.items if item != "i1"][:7]
@@ -384,7 +390,7 @@ def test_new_items_are_ranked_and_may_be_history(kept, model, extended, tmp_path
     answers = larger.recommend([["i1", "i2"]], k=100)[0]
     assert {"n4", "n20"} < {answer.item for answer in answers}
     assert all(np.isfinite(answer.score) and answer.semantic_id for answer in answers)
-    # Old items keep their order: a larger catalogue shifts all log-probabilities alike.
+    # Old items keep their order: a larger catalog shifts all log-probabilities alike.
     old = [answer.item for answer in answers if answer.item in model.items]
     assert old == [answer.item for answer in model.recommend([["i1", "i2"]], k=100)[0]]
     assert larger.recommend([["n4"]], k=3)[0] and model.recommend([["n4"]], k=3) == [[]]

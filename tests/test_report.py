@@ -355,16 +355,16 @@ def test_counts_of_the_explorer_are_those_counted_by_hand(folder: Path) -> None:
 def test_items_of_a_code_are_described_by_the_words_they_share() -> None:
     titles = ["super glue for wood", "Glue with cap for toys", "glue stick", "glue", *["lamp for desks"] * 3, *["chair"] * 9]
     ids = ids_of(np.array([[0, 0], [0, 1], [0, 2], [3, 0], *([1, n] for n in range(3)), *([2, n] for n in range(9))]))
-    known = catalog.Catalogue({item: title for item, title in zip(ids.items, titles, strict=True)}, {}, ())
+    known = catalog.Catalog({item: title for item, title in zip(ids.items, titles, strict=True)}, {}, ())
     markup = id_explorer.explorer(ids, ["fused"], known).markup
     # Of a code with one item its title; 'chair' is not rare enough to tell anything.
     assert re.findall(r'class="words">([^<]*)<', markup) == ["glue", "desks, lamp", "", "glue"]
 
 
-def test_a_large_catalogue_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_catalog_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(id_explorer, "MOST_ITEMS", 60)
     ids = ids_of(unique_codes(400, 3, 9), "abc")
-    made = id_explorer.explorer(ids, ["fused"], catalog.Catalogue({}, {}, ()))
+    made = id_explorer.explorer(ids, ["fused"], catalog.Catalog({}, {}, ()))
     listed = made.markup.count("<li>")
     assert 40 <= listed <= 120
     left_out = sum(int(number.replace(",", "")) for number in re.findall(r"and ([\d,]+) more items", made.markup))

@@ -1,4 +1,4 @@
-"""recbole_qbert.pipeline.stages: features to semantic IDs on a tiny catalogue; what is kept, what is built again."""
+"""recbole_qbert.pipeline.stages: features to semantic IDs on a tiny catalog; what is kept, what is built again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def matrices(seed=0, count=30):
     return {"text": random.normal(size=(count, 6)).astype(np.float32), "image": image}
 
 
-def catalogue(folder: Path, items=ITEMS, seed=0) -> Catalog:
+def catalog(folder: Path, items=ITEMS, seed=0) -> Catalog:
     random = np.random.default_rng(seed)
     histories = [random.choice(len(items), 5, replace=False) for _ in range(25)]
     return Catalog("toy", folder, items, histories)
@@ -39,9 +39,9 @@ def catalogue(folder: Path, items=ITEMS, seed=0) -> Catalog:
 
 @pytest.fixture
 def toy(tmp_path) -> Catalog:
-    """A catalogue with text and image features of its own."""
+    """A catalog with text and image features of its own."""
     write_features(tmp_path / "data", ITEMS, **matrices())
-    return catalogue(tmp_path / "data")
+    return catalog(tmp_path / "data")
 
 
 def settings(semantic_ids="both", **changes):
@@ -138,9 +138,7 @@ def test_several_vectors_of_an_item_count_as_the_mean_of_those_it_has(tmp_path):
     codes = []
     for name, matrix in (("single", single), ("double", double)):
         write_features(tmp_path / name, ITEMS, image=matrix)
-        codes.append(
-            Builder(catalogue(tmp_path / name), settings("per_modality"), tmp_path / f"{name}.out").build()[0].codes
-        )
+        codes.append(Builder(catalog(tmp_path / name), settings("per_modality"), tmp_path / f"{name}.out").build()[0].codes)
     assert np.array_equal(*codes)
 
 
@@ -155,7 +153,7 @@ def test_the_same_settings_and_seed_give_the_same_bytes(toy, tmp_path):
 def test_without_features_text_or_images_the_interactions_alone_give_ids(tmp_path, trained):
     (tmp_path / "data").mkdir()
     for _ in range(2):
-        ids, figures = Builder(catalogue(tmp_path / "data"), settings("per_modality"), tmp_path / "out").build()
+        ids, figures = Builder(catalog(tmp_path / "data"), settings("per_modality"), tmp_path / "out").build()
         assert ids.prefixes == ("a", "b")
         assert len(np.unique(ids.codes, axis=0)) == 30
         assert figures["features"]["modalities"] == {}
@@ -177,7 +175,7 @@ def test_one_modality_by_choice(toy, tmp_path):
 
 
 def test_histories_matter_for_a_structural_query_only(toy, tmp_path, trained):
-    other = Catalog("toy", toy.folder, toy.items, catalogue(toy.folder, seed=9).histories)
+    other = Catalog("toy", toy.folder, toy.items, catalog(toy.folder, seed=9).histories)
     for query, again in (("structural", ["injection", "quantizer"]), ("random", [])):
         chosen = settings("fused", injection={"query": query})
         Builder(toy, chosen, tmp_path / query).build()
@@ -191,7 +189,7 @@ def test_histories_matter_for_a_structural_query_only(toy, tmp_path, trained):
 
 @pytest.fixture
 def shop(tmp_path) -> Catalog:
-    """A catalogue with titles and two images, but without features."""
+    """A catalog with titles and two images, but without features."""
     folder = tmp_path / "data"
     folder.mkdir()
     words = ["red", "blue", "small", "large", "lamp", "desk", "chair"]
@@ -200,7 +198,7 @@ def shop(tmp_path) -> Catalog:
     for item, colour in (("i03", "red"), ("i04", "blue")):
         (folder / "images" / item).mkdir(parents=True)
         Image.new("RGB", (20, 20), colour).save(folder / "images" / item / "0.png")
-    return catalogue(folder)
+    return catalog(folder)
 
 
 @pytest.mark.parametrize("kind", ["fused", "per_modality", "both"])
@@ -338,11 +336,11 @@ def test_a_changed_feature_file_runs_both_stages(toy, tmp_path, trained, modalit
     assert trained.since() == BOTH
 
 
-def test_another_catalogue_runs_both_stages(toy, tmp_path, trained):
+def test_another_catalog_runs_both_stages(toy, tmp_path, trained):
     output = tmp_path / "out"
     Builder(toy, settings("fused"), output).build()
     trained.since()
-    ids, _ = Builder(catalogue(toy.folder, ITEMS[:20]), settings("fused"), output).build()
+    ids, _ = Builder(catalog(toy.folder, ITEMS[:20]), settings("fused"), output).build()
     assert trained.since() == BOTH
     assert ids.items == ITEMS[:20]
 
@@ -433,7 +431,7 @@ def test_bad_features_stop_the_build_before_anything_is_written(toy, tmp_path):
 
 
 def test_items_without_features_are_an_error_or_masked(toy, tmp_path):
-    more = catalogue(toy.folder, (*ITEMS, "new1", "new2", "new3"))
+    more = catalog(toy.folder, (*ITEMS, "new1", "new2", "new3"))
     with pytest.raises(ValueError, match=r"3 of 33 items of toy have no row.*missing_features"):
         Builder(more, settings(), tmp_path / "out").build()
     for kind in ("fused", "per_modality", "both"):
@@ -466,7 +464,7 @@ def test_a_wanted_modality_without_a_file_is_an_error(toy, tmp_path):
 
 def test_items_alike_in_every_feature_still_get_different_ids(tmp_path):
     write_features(tmp_path / "data", ITEMS, text=np.ones((30, 4), dtype=np.float32))
-    ids, _ = Builder(catalogue(tmp_path / "data"), settings("per_modality"), tmp_path / "out").build()
+    ids, _ = Builder(catalog(tmp_path / "data"), settings("per_modality"), tmp_path / "out").build()
     assert len(np.unique(ids.codes, axis=0)) == 30
 
 

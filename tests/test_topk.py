@@ -82,7 +82,7 @@ def agrees(tables, codes, size, k, methods=METHODS, threads=1, bias=None, valid=
 
 @st.composite
 def questions(draw):
-    """A small catalogue full of ties, and a call with everything that a call can say."""
+    """A small catalog full of ties, and a call with everything that a call can say."""
     seed = draw(st.integers(0, 10**6))
     generator = torch.Generator().manual_seed(seed)
     batch, items, levels = draw(st.integers(0, 3)), draw(st.integers(1, 70)), draw(st.sampled_from([3, 4]))
@@ -185,7 +185,7 @@ def test_a_batch_equals_its_users_one_by_one_and_any_number_of_threads():
                 same(one[user : user + 1], other)
 
 
-def test_small_subset_of_a_large_catalogue():
+def test_small_subset_of_a_large_catalog():
     generator = torch.Generator().manual_seed(2)
     codes = torch.randint(-1, 50, (5000, 3), generator=generator)
     tables, bias = torch.randn(2, 3, 50, generator=generator), torch.randn(5000, generator=generator)
@@ -219,7 +219,7 @@ def test_codes_of_any_integer_type(dtype):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_empty_catalogue_and_an_empty_batch(method):
+def test_an_empty_catalog_and_an_empty_batch(method):
     index = ItemIndex(torch.zeros(0, 4, dtype=torch.int16), 8, method=method)
     values, items = index.top_k(torch.zeros(2, 4, 8), 3)
     assert values.tolist() == [[-INF] * 3] * 2
@@ -299,7 +299,9 @@ def test_mean_tables_of_the_views_rank_as_the_network_does(method, loss):
     codes = torch.randint(8, (60, 4))
     codes[5:9, 2:], codes[0] = -1, -1
     penalty = "learned" if loss == "item" else "none"
-    model = SemanticSequenceModel(sequence_config(item_rows=False, loss=loss, repeat_penalty=penalty), codes, 8).eval()
+    model = SemanticSequenceModel(
+        sequence_config(use_item_embedding=False, loss=loss, repeat_penalty=penalty), codes, 8
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -337,7 +339,7 @@ def index_of(**changes):
         ({"size": 5000, "method": "pruned"}, "5000 codes.*chunked"),
     ],
 )
-def test_a_catalogue_that_does_not_fit_is_refused(changes, message):
+def test_a_catalog_that_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         index_of(**changes)
 

@@ -1,4 +1,4 @@
-"""The catalogue of the synthetic demo: what an item is, how its page reads and how its picture looks.
+"""The catalog of the synthetic demo: what an item is, how its page reads and how its picture looks.
 
 An item is a handful of latent attributes. Colour, style, material, price tier and brand mean the same in
 every domain; categories are a domain's own, but all domains build them alike: five projects, each of a base,
@@ -154,17 +154,17 @@ def make_catalog(domain: Domain, items: int, rng: np.random.Generator) -> Catalo
 # ---------------------------------------------------------------------------------------------------- words
 
 
-def metadata_record(catalogue: Catalog, item: int, has_image: bool, rng: np.random.Generator) -> dict[str, Any]:
+def metadata_record(catalog: Catalog, item: int, has_image: bool, rng: np.random.Generator) -> dict[str, Any]:
     """One line of the metadata file, in the shape of the 2018 edition.
 
     Any attribute may be left unsaid or said in another word, so that text alone does not give it all away;
     some pages have no description or price, some carry mark-up.
     """
-    domain, asin = catalogue.domain, catalogue.asins[item]
-    project, nouns = list(domain.projects.items())[catalogue.category[item] // ROLES]
-    noun = nouns[catalogue.category[item] % ROLES]
-    brand = BRANDS[catalogue.brand[item]]
-    words = _attribute_words(catalogue, item, rng)
+    domain, asin = catalog.domain, catalog.asins[item]
+    project, nouns = list(domain.projects.items())[catalog.category[item] // ROLES]
+    noun = nouns[catalog.category[item] % ROLES]
+    brand = BRANDS[catalog.brand[item]]
+    words = _attribute_words(catalog, item, rng)
     title = [brand if rng.random() < 0.7 else "", *(w if rng.random() < 0.75 else "" for w in words), noun]
     if rng.random() < 0.2:
         title.append(_pick(rng, ('12" x 8"', "(2 Pack)", "with Gift Box", "- New Version")))
@@ -174,7 +174,7 @@ def metadata_record(catalogue: Catalog, item: int, has_image: bool, rng: np.rand
         "title": " ".join(filter(None, title)),
         "description": [] if rng.random() < 0.12 else _description(words, noun, project, rng),
         "brand": brand if rng.random() < 0.95 else "",
-        "price": _price(int(catalogue.tier[item]), rng),
+        "price": _price(int(catalog.tier[item]), rng),
         "asin": asin,
         "imageURL": [url] if has_image else [],
         "imageURLHighRes": [url] if has_image else [],
@@ -186,13 +186,13 @@ def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
     return words[int(rng.integers(len(words)))]
 
 
-def _attribute_words(catalogue: Catalog, item: int, rng: np.random.Generator) -> list[str]:
+def _attribute_words(catalog: Catalog, item: int, rng: np.random.Generator) -> list[str]:
     """A word each for tier, style, colour and material."""
     return [
-        _pick(rng, list(TIERS.values())[catalogue.tier[item]]),
-        _pick(rng, list(STYLES.values())[catalogue.style[item]]),
-        _pick(rng, list(COLOURS.values())[catalogue.colour[item]][1]),
-        _pick(rng, list(MATERIALS.values())[catalogue.material[item]][1]),
+        _pick(rng, list(TIERS.values())[catalog.tier[item]]),
+        _pick(rng, list(STYLES.values())[catalog.style[item]]),
+        _pick(rng, list(COLOURS.values())[catalog.colour[item]][1]),
+        _pick(rng, list(MATERIALS.values())[catalog.material[item]][1]),
     ]
 
 
@@ -225,22 +225,22 @@ SIDE = 64  # pixels of the written picture
 _SCALE = 2  # drawn larger and shrunk, which smooths edges
 
 
-def draw_item(catalogue: Catalog, item: int, rng: np.random.Generator) -> bytes:
+def draw_item(catalog: Catalog, item: int, rng: np.random.Generator) -> bytes:
     """The picture of an item as JPEG.
 
     Background: material. Outline: project and role. Fill: colour. Pattern: style. Size and frame: tier.
     Position, angle and brightness vary from item to item.
     """
     side = SIDE * _SCALE
-    rgb = list(COLOURS.values())[catalogue.colour[item]][0]
+    rgb = list(COLOURS.values())[catalog.colour[item]][0]
     fill = tuple(int(min(255, max(0, v * rng.normal(1, 0.08)))) for v in rgb)
-    tier = int(catalogue.tier[item])
-    image = Image.new("RGB", (side, side), list(MATERIALS.values())[catalogue.material[item]][0])
+    tier = int(catalog.tier[item])
+    image = Image.new("RGB", (side, side), list(MATERIALS.values())[catalog.material[item]][0])
     mask = Image.new("L", (side, side), 0)
-    outline = _outline(int(catalogue.category[item]), side * (0.27, 0.33, 0.39)[tier], side, rng)
+    outline = _outline(int(catalog.category[item]), side * (0.27, 0.33, 0.39)[tier], side, rng)
     ImageDraw.Draw(mask).polygon(outline, fill=255)
     image.paste(fill, mask=mask)
-    pattern = _pattern(int(catalogue.style[item]), side)
+    pattern = _pattern(int(catalog.style[item]), side)
     dark = tuple(v * 11 // 20 for v in fill)
     image.paste(dark, mask=ImageChops.multiply(mask, pattern))
     if tier == 2:

@@ -99,7 +99,7 @@ class World:
     the log odds of a purchase; `project` [users, projects] is where a user turns when a project ends.
     """
 
-    catalogue: Catalog
+    catalog: Catalog
     users: tuple[str, ...]
     style: Floats
     colour: Floats
@@ -109,12 +109,12 @@ class World:
 
 def make_world(domain: str, seed: int = 2026, users: int = 1500, items: int = 600) -> World:
     """The world behind the files that `write_demo` writes with the same arguments."""
-    catalogue = make_catalog(DOMAINS[domain], items, _rng(seed, domain, "items"))
+    catalog = make_catalog(DOMAINS[domain], items, _rng(seed, domain, "items"))
     rng = _rng(seed, domain, "tastes")
     fashion = rng.dirichlet(np.full(PROJECTS, 6.0))
     return World(
-        catalogue=catalogue,
-        users=tuple(f"{catalogue.domain.prefix}USER{n:05d}" for n in range(users)),
+        catalog=catalog,
+        users=tuple(f"{catalog.domain.prefix}USER{n:05d}" for n in range(users)),
         style=_favourites(users, len(STYLES), (3.0, 1.5), rng),
         colour=_favourites(users, len(COLOURS), (1.2, 0.8), rng),
         tier=_favourites(users, len(TIERS), (1.0,), rng),
@@ -144,7 +144,7 @@ def next_category(world: World, users: Ints, previous: Ints) -> Floats:
     """
     probability = np.zeros((len(users), CATEGORIES))
     known = np.flatnonzero(previous >= 0)
-    now = world.catalogue.category[previous[known]]
+    now = world.catalog.category[previous[known]]
     probability[known, now] += 0.10
     onward = now % ROLES < ROLES - 1
     probability[known[onward], now[onward] + 1] += 0.65
@@ -162,7 +162,7 @@ def next_item(world: World, users: Ints, previous: Ints, seen: Bools) -> Floats:
         previous: each one's last item, -1 for none yet.
         seen: [users, items], what each one has bought; bought again only seldom.
     """
-    c = world.catalogue
+    c = world.catalog
     odds = world.style[users][:, c.style] + world.colour[users][:, c.colour] + world.tier[users][:, c.tier]
     for attribute, strength in ((c.style, 0.8), (c.colour, 0.8), (c.brand, 1.0), (c.material, 0.5)):
         odds += strength * ((attribute[previous][:, None] == attribute) & (previous >= 0)[:, None])
@@ -179,7 +179,7 @@ def walk(world: World, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
     length = np.minimum(4 + rng.lognormal(1.2, 0.9, size=total).astype(np.int64), 60)
     previous = np.full(total, -1)
     day = rng.integers(FIRST_DAY, LAST_DAY, size=total)
-    seen = np.zeros((total, len(world.catalogue.asins)), dtype=bool)
+    seen = np.zeros((total, len(world.catalog.asins)), dtype=bool)
     steps: list[tuple[Ints, Ints, Ints]] = []
     for step in range(int(length.max())):
         users = np.flatnonzero(length > step)
@@ -227,7 +227,7 @@ def write_demo(output: str | Path, seed: int = 2026, users: int = 1500, items: i
 
 def _reviews(world: World, seed: int) -> list[dict[str, Any]]:
     """The review records, grouped by item as in the real files. 1 % of the purchases are reviewed twice."""
-    name = world.catalogue.domain.name
+    name = world.catalog.domain.name
     user, item, day = walk(world, _rng(seed, name, "walks"))
     rng = _rng(seed, name, "reviews")
     twice = np.flatnonzero(rng.random(len(user)) < 0.01)
@@ -238,7 +238,7 @@ def _reviews(world: World, seed: int) -> list[dict[str, Any]]:
         {
             "overall": float(stars[k]),
             "reviewerID": world.users[user[k]],
-            "asin": world.catalogue.asins[item[k]],
+            "asin": world.catalog.asins[item[k]],
             "reviewText": f"A made-up review of {stars[k]} stars.",
             "unixReviewTime": int(day[k]) * DAY,
             "synthetic": True,
@@ -249,7 +249,7 @@ def _reviews(world: World, seed: int) -> list[dict[str, Any]]:
 
 def _write_items(paths: DemoPaths, world: World, seed: int) -> None:
     """Metadata (1 % of the items have none) and pictures (another 6 % have none)."""
-    c = world.catalogue
+    c = world.catalog
     name = c.domain.name
     pages, pictures = _rng(seed, name, "pages"), _rng(seed, name, "pictures")
     has_page = pages.random(len(c.asins)) >= 0.01

@@ -1,4 +1,4 @@
-"""Encoding a catalogue with a big model: in shards that outlive a kill, by one process or several, to one matrix.
+"""Encoding a catalog with a big model: in shards that outlive a kill, by one process or several, to one matrix.
 
 The items are cut, in their order, into shards of a fixed size. Shard s is made by process s modulo the number of processes
 and kept in `.X.<modality>.shards/` beside a description of all that the vectors depend on; a restart makes those that are

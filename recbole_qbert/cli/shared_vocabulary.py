@@ -32,10 +32,10 @@ def build(args: argparse.Namespace, figures: Figures) -> None:
         write_union(everything, data_path, unions, args.dataset)
         config = configuration(args)
         with experiment.working_directory(folder):
-            catalogue = experiment.load_catalog(config)
+            catalog = experiment.load_catalog(config)
         settings = stages.stage_settings(patches.ConfigValues(config))
         rebuild = bool(config["rebuild"]) and rank() == 0
-        ids, built = stages.Builder(catalogue, settings, folder, rebuild=rebuild, progress=progress_bars_wanted()).build()
+        ids, built = stages.Builder(catalog, settings, folder, rebuild=rebuild, progress=progress_bars_wanted()).build()
         figures |= built
         for dataset in everything:
             ids.of_domain(dataset).save(folder / f"{dataset}.sid")

@@ -131,7 +131,7 @@ def builder_of(args: argparse.Namespace) -> stages.Builder:
     """The stages of a command's data set."""
     config = configuration(args)
     with experiment.working_directory(folder_of(args)):
-        catalogue = experiment.load_catalog(config)
+        catalog = experiment.load_catalog(config)
     settings = stages.stage_settings(patches.ConfigValues(config))
     rebuild = bool(config["rebuild"])
-    return stages.Builder(catalogue, settings, folder_of(args), rebuild=rebuild, progress=progress_bars_wanted())
+    return stages.Builder(catalog, settings, folder_of(args), rebuild=rebuild, progress=progress_bars_wanted())

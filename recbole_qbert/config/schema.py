@@ -21,6 +21,9 @@ RUNTIME_PROPERTIES = frozenset(
     "local_rank world_size nproc ip port offset single_spec log_wandb wandb_project data_path".split()
 )
 
+#: Properties that had another name before version 0.2; the old name still works.
+RENAMED_PROPERTIES = {"item_rows": "use_item_embedding"}
+
 Config = TypeVar("Config")
 
 
@@ -48,7 +51,7 @@ class SequenceConfig:
     max_length: int
     views: tuple[str, ...]
     loss: str
-    item_rows: bool
+    use_item_embedding: bool
     repeat_penalty: str
 
     def __post_init__(self) -> None:
@@ -154,10 +157,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("adam_betas", "pretrain_masks", "freeze"):
             object.__setattr__(self, key, tuple(getattr(self, key)))
+        object.__setattr__(self, "freeze", tuple("item_embedding" if part == "rows" else part for part in self.freeze))
         for mask in self.pretrain_masks:
             _choice("pretrain_masks", mask, ("random", "span", "multi_region", "tail"))
         for part in self.freeze:
-            _choice("freeze", part, ("encoder", "codebook", "rows", "mask_vector", "repeat_penalty"))
+            _choice("freeze", part, ("encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"))
         _choice("domain_sampling", self.domain_sampling, ("proportional", "balanced"))
         _choice("train_stage", self.train_stage, ("pretrain", "finetune"))
         _choice("view_schedule", self.view_schedule, ("alternate", "joint"))
@@ -194,6 +198,15 @@ class IdentifierConfig:
             return ()
         fused = ("fused",) if self.semantic_ids != "per_modality" or not modalities else ()
         return (*fused, *(modalities if self.semantic_ids != "fused" else ()))
+
+
+def with_current_names(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the properties with the names of ``RENAMED_PROPERTIES`` replaced by those of now.
+
+    >>> with_current_names({"item_rows": False, "seed": 1})
+    {'use_item_embedding': False, 'seed': 1}
+    """
+    return {RENAMED_PROPERTIES.get(name, name): value for name, value in properties.items()}
 
 
 def read(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:

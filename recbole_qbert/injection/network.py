@@ -199,7 +199,7 @@ class InjectionReport:
     """What stage 1 did.
 
     Attributes:
-        epochs: epochs trained on the whole catalogue, chosen on held-out items.
+        epochs: epochs trained on the whole catalog, chosen on held-out items.
         held_out_loss: contrastive loss of the held-out items after each epoch of the choosing run.
         depth: share of items at depth 1, 2, …, layers.
         retrieval: share of items whose text vector is nearest to their own image vector among all items (trained on).
@@ -221,7 +221,7 @@ def fit(
     queries: np.ndarray | None = None,
     epochs: Epochs | None = None,
 ) -> tuple[DynamicInjection, np.ndarray, np.ndarray, InjectionReport]:
-    """Train stage 1 and fuse the catalogue.
+    """Train stage 1 and fuse the catalog.
 
     The number of epochs is chosen where the contrastive loss of held-out items, fused without an ID vector, is lowest;
     then the network is trained again on all items for so long. Trained to the end it memorises which text belongs to

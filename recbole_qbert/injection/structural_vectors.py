@@ -19,7 +19,7 @@ def vectors(sequences: Sequence[np.ndarray], items: int, width: int, seed: int) 
     Args:
         sequences: training histories as item rows.
         items: ``N``.
-        width: ``D``; cut to ``N - 1`` for tiny catalogues and filled up with zeros.
+        width: ``D``; cut to ``N - 1`` for tiny catalogs and filled up with zeros.
         seed: of the randomised SVD.
 
     Returns:

@@ -40,7 +40,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
-    history_left_out = False  # in evaluation: a right given to every model of a comparison (suites/work.py)
+    exclude_history = False  # in evaluation: a right given to every model of a comparison (suites/work.py)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -48,12 +48,14 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         self.settings = read(TrainConfig, values)
         sequence = read(SequenceConfig, values | {"max_length": self.max_seq_length})
         tokens = dataset.item_tokens()
-        # RecBole's own ids start at 1; rows of a catalogue start at 0.
+        # RecBole's own ids start at 1; rows of a catalog start at 0.
         histories = [history - 1 for history in dataset.histories]
-        catalogue = stages.Catalog(config["dataset"], Path(config["data_path"]), tokens, histories)
-        self.ids, self.identifier_figures = find_semantic_ids(config, catalogue)
-        if not self.ids.prefixes and not (sequence.item_rows and sequence.loss == "item"):
-            raise ValueError("semantic_ids is none: an item is its row alone, which takes item_rows: true and loss: item")
+        catalog = stages.Catalog(config["dataset"], Path(config["data_path"]), tokens, histories)
+        self.ids, self.identifier_figures = find_semantic_ids(config, catalog)
+        if not self.ids.prefixes and not (sequence.use_item_embedding and sequence.loss == "item"):
+            raise ValueError(
+                "semantic_ids is none: an item is its row alone, which takes use_item_embedding: true and loss: item"
+            )
         codes = torch.full((self.n_items, self.ids.codes.shape[1]), -1)
         codes[1:] = torch.from_numpy(self.ids.aligned(tokens, "the .sid file").astype("int64"))
         domains = None if config["domains"] is None else domains_of(tokens, config["domains"])
@@ -63,8 +65,8 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             self.prior = CooccurrencePrior(dataset.histories, self.n_items)
         # Which view a batch trains is counted here, so that a resumed run goes on with the right one.
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self.catalogue, self.vocabulary = digest(tokens), self.ids.vocabulary
-        self.other_parameter_name = ["catalogue", "vocabulary"]
+        self.catalog, self.vocabulary = digest(tokens), self.ids.vocabulary
+        self.other_parameter_name = ["catalog", "vocabulary"]
         self.histories = digest([history.tolist() for history in dataset.histories])
         if self.settings.pretrained:
             self._start_from(self.settings.pretrained)
@@ -103,10 +105,10 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
     def fingerprint(self) -> str:
         """What training starts from besides the settings: data, identifiers, pretrained weights."""
         start = self.settings.pretrained and sha256(Path(self.settings.pretrained))
-        return digest([self.catalogue, self.histories, self.ids.codes.tobytes().hex(), start])
+        return digest([self.catalog, self.histories, self.ids.codes.tobytes().hex(), start])
 
     def _start_from(self, path: str) -> None:
-        """Take over what a pretrained checkpoint has learned of the vocabulary: all but per-item rows of another catalogue.
+        """Take over what a pretrained checkpoint has learned of the vocabulary: all but per-item rows of another catalog.
 
         Raises:
             ValueError: the checkpoint is of another vocabulary or another shape.
@@ -114,7 +116,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         checkpoint = checkpoint_io.load_checkpoint(path)
         given = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
         other = checkpoint.get("other_parameter") or {}
-        same_items = other.get("catalogue") == self.catalogue
+        same_items = other.get("catalog") == self.catalog
         own = self.state_dict()
         if (
             same_items and not torch.equal(given["network.codes"].to(own["network.codes"].device), own["network.codes"])
@@ -125,7 +127,9 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             )
         taken, left = {}, []
         for name, parameter in self.named_parameters():
-            fits = name in given and given[name].shape == parameter.shape and (same_items or name != "network.rows")
+            fits = (
+                name in given and given[name].shape == parameter.shape and (same_items or name != "network.item_embedding")
+            )
             if fits:
                 taken[name] = given[name]
             else:
@@ -158,18 +162,18 @@ def domains_of(tokens: Sequence[str], domains: Sequence[str]) -> Tensor:
     return torch.tensor([0, *found])
 
 
-def find_semantic_ids(config: Any, catalogue: stages.Catalog) -> tuple[SemanticIDs, dict[str, Any]]:
-    """IDs of a catalogue and what is known of them; see ``QBERT4Rec`` for where they come from."""
+def find_semantic_ids(config: Any, catalog: stages.Catalog) -> tuple[SemanticIDs, dict[str, Any]]:
+    """IDs of a catalog and what is known of them; see ``QBERT4Rec`` for where they come from."""
     if config["semantic_ids"] == "none":
-        nothing = np.empty((len(catalogue.items), 0), dtype=np.int16)
-        return SemanticIDs(catalogue.items, nothing, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
+        nothing = np.empty((len(catalog.items), 0), dtype=np.int16)
+        return SemanticIDs(catalog.items, nothing, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
     given, beside, built = id_places(config)
     path = given or beside
     if not given:
-        stages.require_apart(catalogue, built.parent)
+        stages.require_apart(catalog, built.parent)
     if given or beside.exists():
         ids = semantic_ids.load(path)
-        codes = ids.aligned(catalogue.items, str(path))
+        codes = ids.aligned(catalog.items, str(path))
         health = semantic_ids.health(codes, codes, ids.size, ids.prefixes)
         return ids, {"semantic_ids": {"file": str(path), "code_sets": [{"code_set": "given", **health}]}, "seconds": {}}
     settings = stages.stage_settings(patches.ConfigValues(config))
@@ -177,7 +181,7 @@ def find_semantic_ids(config: Any, catalogue: stages.Catalog) -> tuple[SemanticI
     with first_before_others():
         # The others find what the first one has built.
         builder = stages.Builder(
-            catalogue, settings, built.parent, rebuild=rebuild and rank() == 0, progress=progress and rank() == 0
+            catalog, settings, built.parent, rebuild=rebuild and rank() == 0, progress=progress and rank() == 0
         )
         return builder.build()
 

@@ -1,6 +1,6 @@
 """Stages 1 and 2 in order: features -> fused vectors -> semantic IDs; each kept with a manifest and reused.
 
-Knows nothing of RecBole. Whatever the caller, the same catalogue, settings and seed give the same files.
+Knows nothing of RecBole. Whatever the caller, the same catalog, settings and seed give the same files.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Builder:
     """The stages before the sequence model, each run where its kept output does not serve.
 
     Args:
-        catalogue: items, training histories and where the data lie.
+        catalog: items, training histories and where the data lie.
         settings: of all stages.
         output: folder for everything written.
         rebuild: run every stage again.
@@ -84,10 +84,10 @@ class Builder:
     """
 
     def __init__(
-        self, catalogue: Catalog, settings: StageSettings, output: Path, *, rebuild: bool = False, progress: bool = False
+        self, catalog: Catalog, settings: StageSettings, output: Path, *, rebuild: bool = False, progress: bool = False
     ) -> None:
-        require_apart(catalogue, output)
-        self.catalogue, self.settings, self.output, self.rebuild = catalogue, settings, output, rebuild
+        require_apart(catalog, output)
+        self.catalog, self.settings, self.output, self.rebuild = catalog, settings, output, rebuild
         self.bars = Progress(progress)
 
     def build(self) -> tuple[SemanticIDs, dict[str, Any]]:
@@ -102,7 +102,7 @@ class Builder:
         """
         if self.settings.identifiers.semantic_ids == "none":
             raise ValueError("semantic_ids is none: there are no IDs to build; set it to fused, per_modality or both")
-        _require_room(len(self.catalogue.items), self.settings.quantizer)  # before stage 1 spends its time
+        _require_room(len(self.catalog.items), self.settings.quantizer)  # before stage 1 spends its time
         figures: dict[str, Any] = {"seconds": {}}
         with folder_lock(self.output):
             with _timed(figures, "features"):
@@ -115,7 +115,7 @@ class Builder:
         return ids, figures
 
     def features(self) -> tuple[ItemFeatures, dict[str, Any]]:
-        """The features that take part, aligned to the catalogue, and their figures; made first where there are none."""
+        """The features that take part, aligned to the catalog, and their figures; made first where there are none."""
         folder = self._features_folder()
         loaded = self._load_features(folder)
         coverage = loaded.coverage()
@@ -126,16 +126,16 @@ class Builder:
 
     def _features_folder(self) -> Path:
         """Folder that holds the feature files: the data set's own, or the built-in encoders' over its text and images."""
-        catalogue, settings, output = self.catalogue, self.settings, self.output
-        name = catalogue.dataset
-        if (catalogue.folder / f"{name}.items.txt").exists() or features.available(catalogue.folder, name):
-            return catalogue.folder
-        table, pictures = catalogue.folder / f"{name}.item", catalogue.folder / "images"
-        texts = builtin_encoders.read_texts(table, catalogue.items) if table.exists() else [""] * len(catalogue.items)
-        images = builtin_encoders.find_images(pictures, catalogue.items)
+        catalog, settings, output = self.catalog, self.settings, self.output
+        name = catalog.dataset
+        if (catalog.folder / f"{name}.items.txt").exists() or features.available(catalog.folder, name):
+            return catalog.folder
+        table, pictures = catalog.folder / f"{name}.item", catalog.folder / "images"
+        texts = builtin_encoders.read_texts(table, catalog.items) if table.exists() else [""] * len(catalog.items)
+        images = builtin_encoders.find_images(pictures, catalog.items)
         width = settings.identifiers.builtin_width
         inputs = {
-            "items": digest(catalogue.items),
+            "items": digest(catalog.items),
             "text": digest(texts),
             "image": digest([[(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files] for files in images]),
             "encoders": [builtin_encoders.TEXT_ENCODER, builtin_encoders.IMAGE_ENCODER],
@@ -161,7 +161,7 @@ class Builder:
                     (output / f"{name}.{old}.npy").unlink()
             for modality, matrix in matrices.items():
                 report[modality] |= {"shape": list(matrix.shape)}
-            features.save(output, name, catalogue.items, matrices, report)
+            features.save(output, name, catalog.items, matrices, report)
             return report
 
         _, reason = stage.run(encode, self.rebuild)
@@ -169,22 +169,22 @@ class Builder:
         return output
 
     def _load_features(self, folder: Path) -> ItemFeatures:
-        """The features that take part, aligned to the catalogue."""
-        catalogue, settings = self.catalogue, self.settings
-        found = features.available(folder, catalogue.dataset)
-        if not found and (folder / f"{catalogue.dataset}.items.txt").exists() and folder == catalogue.folder:
+        """The features that take part, aligned to the catalog."""
+        catalog, settings = self.catalog, self.settings
+        found = features.available(folder, catalog.dataset)
+        if not found and (folder / f"{catalog.dataset}.items.txt").exists() and folder == catalog.folder:
             raise ValueError(
-                f"{folder / catalogue.dataset}.items.txt lists items but no {catalogue.dataset}.<modality>.npy is beside "
+                f"{folder / catalog.dataset}.items.txt lists items but no {catalog.dataset}.<modality>.npy is beside "
                 "it; add the feature files or remove the list"
             )
         wanted = settings.injection.modalities
         modalities = found if wanted == ("auto",) else wanted
         if not modalities:
-            return ItemFeatures(catalogue.items, {}, {}, {})
-        loaded = features.load(folder, catalogue.dataset, catalogue.items, modalities, settings.identifiers.missing_features)
+            return ItemFeatures(catalog.items, {}, {}, {})
+        loaded = features.load(folder, catalog.dataset, catalog.items, modalities, settings.identifiers.missing_features)
         empty = {name for name, there in loaded.present.items() if not there.any()}
         if empty:
-            log.warning("no item of %s has features of %s: left out", catalogue.dataset, ", ".join(sorted(empty)))
+            log.warning("no item of %s has features of %s: left out", catalog.dataset, ", ".join(sorted(empty)))
         return replace(
             loaded,
             vectors={name: value for name, value in loaded.vectors.items() if name not in empty},
@@ -193,14 +193,14 @@ class Builder:
 
     def inject(self, item_features: ItemFeatures) -> dict[str, Any]:
         """Stage 1: writes ``X.fused.npy`` ``[N, D]`` and ``X.depth.npy`` ``[N]``; returns the figures of the run."""
-        catalogue, settings, output = self.catalogue, self.settings, self.output
-        config, name = settings.injection, catalogue.dataset
+        catalog, settings, output = self.catalog, self.settings, self.output
+        config, name = settings.injection, catalog.dataset
         structural = config.query == "structural" or not item_features.vectors
         inputs = {
-            "items": digest(catalogue.items),
+            "items": digest(catalog.items),
             "features": item_features.inputs,
             "settings": asdict(config),
-            "histories": _histories_digest(catalogue) if structural else None,
+            "histories": _histories_digest(catalog) if structural else None,
             "seed": settings.seed,
         }
         paths = [output / f"{name}.{end}" for end in ("fused.npy", "depth.npy", "injection.safetensors")]
@@ -208,7 +208,7 @@ class Builder:
         def run() -> dict[str, Any]:
             queries = None
             if structural:
-                queries = structural_vectors.vectors(catalogue.histories, len(catalogue.items), config.dim, settings.seed)
+                queries = structural_vectors.vectors(catalog.histories, len(catalog.items), config.dim, settings.seed)
                 queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
             chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(item_features.vectors)})
             epochs = Epochs(output / f"{name}.injection.progress", inputs, self.bars("stage 1 injection"))
@@ -229,12 +229,12 @@ class Builder:
 
     def quantize(self, item_features: ItemFeatures) -> tuple[SemanticIDs, dict[str, Any]]:
         """Stage 2: writes ``X.sid`` and ``X.quantizer.safetensors``; returns the IDs and the health of each code set."""
-        catalogue, settings, output = self.catalogue, self.settings, self.output
-        name, config = catalogue.dataset, settings.quantizer
+        catalog, settings, output = self.catalog, self.settings, self.output
+        name, config = catalog.dataset, settings.quantizer
         fused = output / f"{name}.fused.npy"
         sets = settings.identifiers.code_sets(tuple(item_features.vectors))
         inputs = {
-            "items": digest(catalogue.items),
+            "items": digest(catalog.items),
             "features": item_features.inputs,
             "fused": sha256(fused) if "fused" in sets else None,
             "code_sets": sets,
@@ -255,16 +255,16 @@ class Builder:
                 kept.append(Epochs(progress, inputs, self.bars(f"stage 2 {code_set}")))
                 if self.rebuild:
                     kept[-1].forget()
-                present = [catalogue.items[row] for row in np.flatnonzero(real)]
+                present = [catalog.items[row] for row in np.flatnonzero(real)]
                 final, health, quantizing = _quantize_set(vectors[real], present, letters, settings, kept[-1])
-                whole_set = np.full((len(catalogue.items), config.levels), -1, dtype=np.int16)
+                whole_set = np.full((len(catalog.items), config.levels), -1, dtype=np.int16)
                 whole_set[real] = final
                 codes.append(whole_set)
                 prefixes += letters
                 tensors |= {f"{code_set}.{key}": value for key, value in quantizing.items()}
                 report.append({"code_set": code_set, **health})
             tokenizer.save_weights(weights, tensors)
-            ids = SemanticIDs(catalogue.items, np.concatenate(codes, 1), tuple(prefixes), config.codes, sha256(weights))
+            ids = SemanticIDs(catalog.items, np.concatenate(codes, 1), tuple(prefixes), config.codes, sha256(weights))
             semantic_ids.require_unique(ids, str(path))
             ids.save(path)
             for epochs in kept:  # not before: a kill in a later set finds the earlier ones nearly done
@@ -277,13 +277,13 @@ class Builder:
         return semantic_ids.load(path, config.codes), report
 
 
-def require_apart(catalogue: Catalog, output: Path) -> None:
+def require_apart(catalog: Catalog, output: Path) -> None:
     """Refuse to write into the data set's own folder: the next run would take it for what came with the data.
 
     Raises:
         ValueError: it is that folder.
     """
-    if output.resolve() == catalogue.folder.resolve():
+    if output.resolve() == catalog.folder.resolve():
         raise ValueError(
             f"{output} is the folder of the data set itself, where features and semantic IDs are taken as given and never "
             "made anew: let --output (or semantic_id_dir) name another one"
@@ -333,8 +333,8 @@ def _vectors_of(code_set: str, item_features: ItemFeatures, fused: Path) -> tupl
     return mean, real
 
 
-def _histories_digest(catalogue: Catalog) -> str:
-    return digest([h.tolist() for h in catalogue.histories])
+def _histories_digest(catalog: Catalog) -> str:
+    return digest([h.tolist() for h in catalog.histories])
 
 
 def _say(stage: str, reason: str | None, note: str = "") -> None:

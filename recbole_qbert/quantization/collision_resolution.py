@@ -17,7 +17,7 @@ def reallocate(
     """Make semantic IDs unique.
 
     Items that are alone on their ID keep it. Of the items that share one, the closest to its last-level code keeps it;
-    the others, over the whole catalogue, are placed in the order of their smallest distance to a last-level code (ties by
+    the others, over the whole catalog, are placed in the order of their smallest distance to a last-level code (ties by
     item token): each takes the nearest last-level code that leaves its ID unused; if every ID under its prefix is taken,
     one level up the nearest code with room below, and so on. Residuals are recomputed along the new path.
 

@@ -95,11 +95,11 @@ class QuantizerReport:
 
 
 def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | None = None) -> tuple[RQVAE, QuantizerReport]:
-    """Train the autoencoder on a catalogue's vectors.
+    """Train the autoencoder on a catalog's vectors.
 
     The paper gives levels, codes, width, learning rate and batch size. It is silent on the start: the encoder is first
     trained as a plain autoencoder for ``warmup_epochs`` (k-means on the output of a random encoder seeds codes that the
-    first steps make useless), then every level is started by k-means on the residuals of the whole catalogue. A code that
+    first steps make useless), then every level is started by k-means on the residuals of the whole catalog. A code that
     no item chose during an epoch is moved onto a residual drawn at random, so that no code stays dead.
 
     Args:
@@ -151,7 +151,7 @@ def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | No
 
 @torch.no_grad()
 def init_codebooks(model: RQVAE, vectors: Tensor) -> None:
-    """Start every level by k-means on the residuals that the levels before leave of the whole catalogue."""
+    """Start every level by k-means on the residuals that the levels before leave of the whole catalog."""
     residual = model.encode(vectors)[1]
     for book in model.codebooks:
         book.copy_(kmeans(residual, len(book), model.config.kmeans_iterations))
@@ -213,7 +213,7 @@ def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
 
 
 def _nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Row of the nearest centre of each point, ``[N]``; in parts, because ``[N, M]`` of a large catalogue would not fit."""
+    """Row of the nearest centre of each point, ``[N]``; in parts, because ``[N, M]`` of a large catalog would not fit."""
     return torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(65_536)])
 
 

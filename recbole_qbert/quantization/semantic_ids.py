@@ -22,7 +22,7 @@ _TOKEN = re.compile(r"<([A-Za-z]+)_(\d+)>")
 
 @dataclass(frozen=True)
 class SemanticIDs:
-    """IDs of a catalogue.
+    """IDs of a catalog.
 
     Attributes:
         items: ``N`` item tokens.

@@ -214,7 +214,19 @@ def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict
         raise ValueError(f"{os.fspath(path)} is damaged or no checkpoint: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{os.fspath(path)} is no checkpoint: it holds a {type(state).__name__}, not a dict")
+    _upgrade(state)
     return state
+
+
+def _upgrade(state: dict[str, Any]) -> None:
+    """Give the parts of a QBERT4Rec checkpoint of before version 0.2 their names of now."""
+    for part, old, new in (
+        ("state_dict", "network.rows", "network.item_embedding"),
+        ("other_parameter", "catalogue", "catalog"),
+    ):
+        values = state.get(part)
+        if isinstance(values, dict) and old in values:
+            values[new] = values.pop(old)
 
 
 def readable_checkpoints() -> None:

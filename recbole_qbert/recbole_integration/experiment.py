@@ -94,7 +94,7 @@ def load_catalog(config: Config) -> Catalog:
     """What stages 1 and 2 need of a data set: its items and the training part of its histories."""
     with _caches_of(config):
         train = create_dataset(config).build()[0]
-    histories = [history - 1 for history in train.histories]  # rows of a catalogue start at 0, RecBole's ids at 1
+    histories = [history - 1 for history in train.histories]  # rows of a catalog start at 0, RecBole's ids at 1
     return Catalog(config["dataset"], Path(config["data_path"]), train.item_tokens(), histories)
 
 

@@ -32,6 +32,7 @@ import recbole.trainer
 import recbole.utils.argument_list as argument_list
 
 from recbole_qbert.config.property_files import parse_yaml
+from recbole_qbert.config.schema import with_current_names
 from recbole_qbert.recbole_integration.patches import quick_start
 
 __all__ = ["check_keys", "install", "known_properties", "objective_function", "register", "run_recboles", "use_dataset"]
@@ -182,11 +183,11 @@ def check_keys(given: Iterable[object], known: Collection[str], where: str) -> N
     Raises:
         ValueError: names every unknown one, the nearest known name of each, and ``where``.
 
-    >>> check_keys(["item_rows"], {"item_rows"}, "config_dict")
-    >>> check_keys(["item_row"], {"item_rows"}, "config_dict")
+    >>> check_keys(["use_item_embedding"], {"use_item_embedding"}, "config_dict")
+    >>> check_keys(["item_row"], {"use_item_embedding"}, "config_dict")
     Traceback (most recent call last):
     ...
-    ValueError: unknown property 'item_row' (did you mean 'item_rows'?) in config_dict
+    ValueError: unknown property 'item_row' (did you mean 'use_item_embedding'?) in config_dict
     """
     complaints = []
     for key in given:
@@ -237,6 +238,15 @@ def _add_defaults(config: Any, entry: _Registration, dataset: str) -> None:
     config.internal_config_dict.update({key: value for key, value in defaults.items() if key not in settled})
 
 
+def _rename_properties(config: Any) -> None:
+    """Replace old names of properties, wherever the user wrote them."""
+    places = (config.file_config_dict, config.variable_config_dict, config.cmd_config_dict, config.external_config_dict)
+    for given in places:
+        renamed = with_current_names(given)
+        given.clear()
+        given.update(renamed)
+
+
 def _check_properties(config: Any, model: str) -> None:
     """Apply :func:`check_keys` to each place a user can set properties in."""
     known = known_properties(model)
@@ -280,6 +290,7 @@ def _hook_config(original: Callable[..., None]) -> Callable[..., None]:
         original(self, model, model_class, dataset)
         entry = _registered.get(model)
         if entry is not None:
+            _rename_properties(self)
             _add_defaults(self, entry, dataset)
             _check_properties(self, model)
 

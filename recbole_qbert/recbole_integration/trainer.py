@@ -195,7 +195,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             self.model.load_other_parameter(checkpoint.get("other_parameter"))
             self.logger.info(f"Loading model structure and parameters from {path}")
         self.model.eval()
-        rank = self.target_ranks(eval_data, show_progress, self.model.history_left_out)
+        rank = self.target_ranks(eval_data, show_progress, self.model.exclude_history)
         most = max(self.config["topk"])
         hits = (torch.arange(1, most + 1) == rank[:, None]).int()
         self.eval_collector.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones(len(rank), 1).int()], 1))
@@ -210,7 +210,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
     def target_ranks(self, eval_data: Any, show_progress: bool = False, exclude_history: bool = False) -> Tensor:
         """Rank of each row's target among all items, from 1; ``[U]`` int64 on the CPU, in the order of the rows.
 
-        No ``[B, N]`` scores are held (``CatalogueRanker``).
+        No ``[B, N]`` scores are held (``CatalogRanker``).
 
         Args:
             eval_data: loader of validation or test rows.
@@ -289,7 +289,7 @@ def _products(precision: str) -> Iterator[None]:
 def _scores(model: Any, sequences: Tensor, lengths: Tensor) -> Tensor:
     """Of all items, ``[B, N]``; those of the history at -inf where they are left out. Padding is item 0, never an answer."""
     scores: Tensor = model.network.scores(sequences, lengths)
-    return scores.scatter_(1, sequences, -torch.inf) if model.history_left_out else scores
+    return scores.scatter_(1, sequences, -torch.inf) if model.exclude_history else scores
 
 
 def _is_full_ranking(eval_data: Any) -> bool:

@@ -18,7 +18,7 @@ class Backend(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for the catalogue."""
+        """Bytes held for the catalog."""
 
     def top_k(self, queries: Tensor, k: int, changes: Changes, threads: int) -> tuple[Tensor, Tensor]:
         """``(scores, rows)``, both ``[B, k]``, for ``1 <= k <= N``."""
@@ -28,11 +28,11 @@ class Backend(Protocol):
 
 
 class Index:
-    """A catalogue of ``N`` items that is asked for the best items of users and for ranks.
+    """A catalog of ``N`` items that is asked for the best items of users and for ranks.
 
     Args:
         items: ``N``.
-        device: where the catalogue lies; questions are moved there, answers stay there.
+        device: where the catalog lies; questions are moved there, answers stay there.
         bias: ``[N]`` float or None.
         valid: ``[N]`` bool or None.
     """
@@ -78,7 +78,7 @@ class Index:
             ``(scores [B, k] float32, items [B, k] int64)``; -inf and -1 where fewer than ``k`` items can be answers.
 
         Raises:
-            ValueError: shapes do not fit, a row is not in the catalogue, or a number is NaN, +inf or so large that scores
+            ValueError: shapes do not fit, a row is not in the catalog, or a number is NaN, +inf or so large that scores
                 would not be finite.
         """
         if k < 0:
@@ -139,7 +139,7 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for the catalogue, but for a few that do not grow with it."""
+        """Bytes held for the catalog, but for a few that do not grow with it."""
         return self.backend.nbytes
 
     def _queries(self, queries: Tensor) -> tuple[Tensor, float]:

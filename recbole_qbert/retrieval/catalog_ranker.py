@@ -1,8 +1,8 @@
-"""A trained network as an index over its catalogue: best items and ranks for histories, never a ``[B, N]`` of scores.
+"""A trained network as an index over its catalog: best items and ranks for histories, never a ``[B, N]`` of scores.
 
 The same order as ``SemanticSequenceModel.scores``: what a view's softmax subtracts is one number a user, so the mean of the
 views' log-probabilities ranks as the mean of their logits. The numbers themselves (``top_k`` with ``normalised``) need one
-more pass over the catalogue a view. Rounding apart: sums are taken in another order.
+more pass over the catalog a view. Rounding apart: sums are taken in another order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Asked:
 
 
 class CatalogRanker:
-    """Ranks the catalogue of a network; made for its weights as they are now.
+    """Ranks the catalog of a network; made for its weights as they are now.
 
     Args:
         network: trained; ``eval()`` is the caller's business.
@@ -53,7 +53,7 @@ class CatalogRanker:
         self.network, self.prior = network, prior
         self.codewise = network.config.loss == "code"
         self.table: Tensor | None = None
-        if self.codewise or (not dense and network.rows is None):
+        if self.codewise or (not dense and network.item_embedding is None):
             self.index: ItemIndex | DenseIndex = ItemIndex(network.codes, network.codebook.shape[1], valid=network.valid)
         else:
             with torch.inference_mode():
@@ -138,11 +138,11 @@ class CatalogRanker:
         if network.config.repeat_penalty == "exclude":
             exclude = history if exclude is None else torch.cat([history, exclude], 1)
         adjust = (history, (-network.penalty).expand(history.shape)) if network.repeat_penalty is not None else None
-        return _Asked(views, adjust, None if self.prior is None else self.prior.lifts(sequences, lengths), exclude)
+        return _Asked(views, adjust, None if self.prior is None else self.prior.sparse_logits(sequences, lengths), exclude)
 
     def _constant(self, asked: _Asked, allowed: Tensor | None) -> Tensor:
         """What scores are above log-probabilities, ``[B]``."""
-        floor = 0.0 if self.prior is None else self.prior.floor
+        floor = 0.0 if self.prior is None else self.prior.base_logit
         if self.codewise:
             return asked.views[0].new_full((len(asked.views[0]),), -float(floor))
         parts = [self.index.log_sum_exp(query, adjust=asked.adjust, allowed=allowed) for query in asked.views]

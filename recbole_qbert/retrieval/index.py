@@ -1,24 +1,25 @@
-"""Exact best items and ranks over catalogues of any size, from the codes of the items or from a dense matrix.
+"""Exact best items and ranks over catalogs of any size, from the codes of the items or from a dense matrix.
 
-``ItemIndex`` is laid out once for a catalogue and then asked with a batch of users' tables of code scores; ``DenseIndex``
+``ItemIndex`` is laid out once for a catalog and then asked with a batch of users' tables of code scores; ``DenseIndex``
 is the same for vectors. No ``[B, N]`` is ever held. From codes, the answer is that of ``ranking.code_scores`` followed by
 ``ranking.top_k`` or ``rank_of``, to the bit, whatever the method, the batch and the number of threads.
 
 A score is the sum over levels (in the order of ``ranking.add_up``, float32), plus the bias of the item, plus what the call
 says of single items. The higher score comes first, among equal scores the lower item row. -inf means 'never an answer'.
 
-Tables of a trained network with ``item_rows: false``: the logits of a view are ``state . codebook``, less the penalty of
-the history's items. What a softmax subtracts from them is one number a user, the same for all items, so the mean over the
-views' log-probabilities ranks as the mean of their logits: one table ``einsum("bd,kmd->bkm", state, codebook)`` of the mean
-state, and ``adjust=(history, -penalty)``, the penalty being the same in every view. (With ``loss: code`` the tables are the
-mean of what ``SemanticSequenceModel.scores`` adds up.) A prior that is constant but for few items a user goes the same way.
+Tables of a trained network with ``use_item_embedding: false``: the logits of a view are ``state . codebook``, less the
+penalty of the history's items. What a softmax subtracts from them is one number a user, the same for all items, so the mean
+over the views' log-probabilities ranks as the mean of their logits: one table ``einsum("bd,kmd->bkm", state, codebook)`` of
+the mean state, and ``adjust=(history, -penalty)``, the penalty being the same in every view. (With ``loss: code`` the
+tables are the mean of what ``SemanticSequenceModel.scores`` adds up.) A prior that is constant but for few items a user
+goes the same way.
 
 Methods: ``chunked`` gathers and adds with torch, a chunk of items at a time, on a CPU or a GPU. ``merged`` (compiled, CPU)
 covers two levels with one look-up in a table merged for the user. ``pruned`` skips, besides, blocks of items that share two
 leading codes and whose best imaginable score is below the k-th best, in the manner of RecJPQPrune and PQTopK (arXiv
 2505.00560, 2408.09992, 2312.06165). The fewer levels and the more the first two of them matter, the more it skips; of eight
 levels that matter alike, nothing, and looking costs some percent. ``auto`` is ``chunked`` on a GPU, otherwise ``merged``,
-for large catalogues ``pruned``.
+for large catalogs ``pruned``.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class ItemIndex(Index):
 
 
 class DenseIndex(Index):
-    """Items described by vectors, for networks with ``item_rows: true``; ``queries`` are states, ``[B, D]``.
+    """Items described by vectors, for networks with ``use_item_embedding: true``; ``queries`` are states, ``[B, D]``.
 
     A product is rounded as its library likes: scores, and the order of items that differ in the last bits, may change with
     the number of users in a call.

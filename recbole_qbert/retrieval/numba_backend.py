@@ -13,16 +13,16 @@ from torch import Tensor
 from recbole_qbert.retrieval.numba_layout import Blocks, Bounds, Items, Users
 from recbole_qbert.retrieval.torch_backend import Changes
 
-# 1,024 codes and 'missing': merged tables of 4 MB a pair. Larger ones take longer to make than most catalogues to scan.
+# 1,024 codes and 'missing': merged tables of 4 MB a pair. Larger ones take longer to make than most catalogs to scan.
 WIDEST = 1025
-# An allowed subset below this share of the catalogue is laid out anew for the call and scanned whole: picking an item out
+# An allowed subset below this share of the catalog is laid out anew for the call and scanned whole: picking an item out
 # costs about ten times as much as running over it.
 SMALL_SHARE = 1 / 16
 ZERO, NEVER = np.float32(0), np.float32(-np.inf)
 
 
 def unmergeable(codes: Tensor, size: int) -> str | None:
-    """Why a catalogue cannot be laid out like this here, and what would help; None when it can."""
+    """Why a catalog cannot be laid out like this here, and what would help; None when it can."""
     if codes.device.type != "cpu":
         return f"compiled ranking is for the CPU and the codes lie on {codes.device}; move them"
     if width_of(codes, size) > WIDEST:
@@ -36,7 +36,7 @@ def width_of(codes: Tensor, size: int) -> int:
 
 
 class MergedItems:
-    """A catalogue in main memory, in the order that the kernels want.
+    """A catalog in main memory, in the order that the kernels want.
 
     It takes 2 bytes an item and pair of levels (4 where a level has more than 256 values, 'missing' being one), 8 for the
     order and 4 for a bias.
@@ -113,7 +113,7 @@ class MergedItems:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for the catalogue; tables of blocks, which do not grow with it, left out."""
+        """Bytes held for the catalog; tables of blocks, which do not grow with it, left out."""
         return sum(array.nbytes for array in (*self.items[:3], self.place))
 
     def top_k(self, queries: Tensor, k: int, changes: Changes, threads: int) -> tuple[Tensor, Tensor]:

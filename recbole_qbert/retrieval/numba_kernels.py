@@ -17,7 +17,7 @@ from recbole_qbert.utils.jit import compiled
 # Items that are compared with the k-th best score in one go. The loop over them holds nothing but look-ups, additions and
 # a comparison, so that it becomes vector instructions; on a hit it is run again item by item.
 BLOCK = 128
-CORNER = 16  # the first look at the catalogue: items whose two leading codes are both among this many best ones
+CORNER = 16  # the first look at the catalog: items whose two leading codes are both among this many best ones
 
 
 @compiled

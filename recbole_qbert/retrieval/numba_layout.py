@@ -1,6 +1,6 @@
 """What ``topk_merged`` hands to the compiled kernels: tuples of arrays, whose types are part of a compiled version.
 
-What a catalogue does not have is an array of length 0, not None, so that it makes no version of its own.
+What a catalog does not have is an array of length 0, not None, so that it makes no version of its own.
 
 Letters: ``n`` items of the index in its order, ``P`` pairs of levels, ``W`` entries a level.
 """
@@ -34,7 +34,7 @@ class Blocks(NamedTuple):
     """Items of the same two leading codes ``a, b`` stand together.
 
     Attributes:
-        start: ``[W * W + 1]`` int64, where the items of ``W * a + b`` start; ``[0]`` for a catalogue without blocks.
+        start: ``[W * W + 1]`` int64, where the items of ``W * a + b`` start; ``[0]`` for a catalog without blocks.
         ceiling: ``[W * W]`` float32, the highest bias in the block; or ``[0]``.
         row_ceiling: ``[W]`` float32, the highest bias among the blocks of ``a``; 0 without biases, -inf without items.
     """

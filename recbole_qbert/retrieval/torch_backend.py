@@ -1,4 +1,4 @@
-"""Best items and ranks over a catalogue that is scored a chunk at a time: memory O(B x chunk), on a CPU or a GPU.
+"""Best items and ranks over a catalog that is scored a chunk at a time: memory O(B x chunk), on a CPU or a GPU.
 
 Order is total: the higher score first, among equal scores the lower item row. -inf means 'never an answer'.
 """
@@ -46,7 +46,7 @@ class Changes:
 
 
 class ChunkedItems:
-    """A catalogue whose scores a function computes a chunk at a time.
+    """A catalog whose scores a function computes a chunk at a time.
 
     Args:
         kept: ``[..., N]`` or ``[N, ...]``, what the scorer reads.

@@ -90,10 +90,10 @@ class CooccurrencePrior(nn.Module):
         Returns:
             ``(row, item, e)``, each ``[E]``, by row and item, no pair twice.
         """
-        links = self.links(sequences, lengths, with_history)
-        return links.row, links.item, self._sums(links)
+        pairs = self.neighbor_pairs(sequences, lengths, with_history)
+        return pairs.row, pairs.item, self._sums(pairs)
 
-    def links(self, sequences: Tensor, lengths: Tensor, with_history: bool = False) -> NeighborPairs:
+    def neighbor_pairs(self, sequences: Tensor, lengths: Tensor, with_history: bool = False) -> NeighborPairs:
         """Where ``evidence`` is above 0, and from which pairs; arguments of ``evidence``."""
         position = torch.arange(sequences.shape[1], device=sequences.device)
         real = position < lengths[:, None]
@@ -112,43 +112,43 @@ class CooccurrencePrior(nn.Module):
         pair, age = pair[used], age.repeat_interleave(count)[used]
         return NeighborPairs(key // self.items, key % self.items, pair, age, target)
 
-    def _sums(self, links: NeighborPairs) -> Tensor:
-        """``e`` of each pair of links, ``[E]``, with the shrink and decay of now."""
-        value = self.value[links.pair] * (self.size[links.pair] / (self.size[links.pair] + self.shrink))
-        return value.new_zeros(len(links.row)).index_add_(0, links.target, value * self.decay ** links.age.float())
+    def _sums(self, pairs: NeighborPairs) -> Tensor:
+        """``e`` of each pair of pairs, ``[E]``, with the shrink and decay of now."""
+        value = self.value[pairs.pair] * (self.size[pairs.pair] / (self.size[pairs.pair] + self.shrink))
+        return value.new_zeros(len(pairs.row)).index_add_(0, pairs.target, value * self.decay ** pairs.age.float())
 
-    def shares(self, links: NeighborPairs, users: int) -> Tensor:
-        """``q`` of each pair of links, ``[E]``, of histories of ``users`` rows."""
-        found = self._sums(links)
-        total = found.new_zeros(users).index_add_(0, links.row, found)
-        return found / total.clamp(min=1e-12)[links.row]
+    def shares(self, pairs: NeighborPairs, users: int) -> Tensor:
+        """``q`` of each pair of pairs, ``[E]``, of histories of ``users`` rows."""
+        found = self._sums(pairs)
+        total = found.new_zeros(users).index_add_(0, pairs.row, found)
+        return found / total.clamp(min=1e-12)[pairs.row]
 
     def share(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """``q``: each item's share of the evidence; ``[B, N]`` float32, rows sum to 1 or 0; arguments of ``evidence``."""
-        links = self.links(sequences, lengths)
-        share = self.shares(links, len(sequences))
+        pairs = self.neighbor_pairs(sequences, lengths)
+        share = self.shares(pairs, len(sequences))
         dense = share.new_zeros(len(sequences), self.items)
-        dense[links.row, links.item] = share
+        dense[pairs.row, pairs.item] = share
         return dense
 
     @property
-    def floor(self) -> float:
+    def base_logit(self) -> float:
         """What is added to the score of an item without evidence."""
         return float(self.weight * torch.log(self.epsilon))
 
-    def lifts(self, sequences: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added above ``floor`` to the few items with evidence: ``forward`` without a ``[B, N]``.
+    def sparse_logits(self, sequences: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added above ``base_logit`` to the few items with evidence: ``forward`` without a ``[B, N]``.
 
         Returns:
             ``(items [B, H] int64, amounts [B, H] float32)``, -1 and 0 in unused places; no item twice in a row.
         """
-        links = self.links(sequences, lengths)
-        row, share = links.row, self.shares(links, len(sequences))
+        pairs = self.neighbor_pairs(sequences, lengths)
+        row, share = pairs.row, self.shares(pairs, len(sequences))
         size = torch.bincount(row, minlength=len(sequences))
         column = torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[row]
-        items = links.item.new_full((len(sequences), int(size.max()) if len(size) else 0), -1)
+        items = pairs.item.new_full((len(sequences), int(size.max()) if len(size) else 0), -1)
         amounts = share.new_zeros(items.shape)
-        items[row, column] = links.item
+        items[row, column] = pairs.item
         amounts[row, column] = self.weight * (torch.log(share + self.epsilon) - torch.log(self.epsilon))
         return items, amounts
 
@@ -182,13 +182,13 @@ def fit_prior(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) 
     points = [(shrink, decay) for shrink in SHRINKS for decay in DECAYS]
     alone = torch.zeros(len(points))
     for _, sequences, lengths, target in batches():
-        alone += _gains_alone(prior, prior.links(sequences, lengths), points, target)
+        alone += _gains_alone(prior, prior.neighbor_pairs(sequences, lengths), points, target)
     shrink, decay = points[int(alone.argmax())]
     prior.shrink.fill_(shrink)
     prior.decay.fill_(decay)
     gain, users = torch.zeros(len(EPSILONS), len(WEIGHTS)), 0
     for scores, sequences, lengths, target in batches():
-        gain += _gains(prior, prior.links(sequences, lengths), scores(), target)
+        gain += _gains(prior, prior.neighbor_pairs(sequences, lengths), scores(), target)
         users += len(target)
     row, column = divmod(int(gain.argmax()), len(WEIGHTS))
     prior.weight.fill_(WEIGHTS[column])
@@ -204,34 +204,34 @@ def fit_prior(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) 
 
 
 def _gains_alone(
-    prior: CooccurrencePrior, links: NeighborPairs, points: Sequence[tuple[float, float]], target: Tensor
+    prior: CooccurrencePrior, pairs: NeighborPairs, points: Sequence[tuple[float, float]], target: Tensor
 ) -> Tensor:
     """NDCG@10, summed over a batch, of ranking by the shares alone: one of each ``(shrink, decay)``."""
     found = []
     for shrink, decay in points:
         prior.shrink.fill_(shrink)
         prior.decay.fill_(decay)
-        share = prior.shares(links, len(target))
-        wanted = _of_targets(links, share, target)
-        rank = _count(links.row, ~(share < wanted[links.row]), len(target))
+        share = prior.shares(pairs, len(target))
+        wanted = _of_targets(pairs, share, target)
+        rank = _count(pairs.row, ~(share < wanted[pairs.row]), len(target))
         found.append(_gain(torch.where(wanted > 0, rank, prior.items)))
     return torch.stack(found)
 
 
-def _gains(prior: CooccurrencePrior, links: NeighborPairs, scores: Tensor, target: Tensor) -> Tensor:
+def _gains(prior: CooccurrencePrior, pairs: NeighborPairs, scores: Tensor, target: Tensor) -> Tensor:
     """NDCG@10, summed over a batch, of scores and prior together: ``[epsilons, weights]``; ``scores`` are ``[B, N]``."""
-    share, own = prior.shares(links, len(target)), scores.gather(1, target[:, None])[:, 0]
-    own_share = _of_targets(links, share, target)
+    share, own = prior.shares(pairs, len(target)), scores.gather(1, target[:, None])[:, 0]
+    own_share = _of_targets(pairs, share, target)
     # Items without evidence all get the same: eleven of them say whether the target is among the first ten.
-    others = scores.index_put((links.row, links.item), scores.new_tensor(-torch.inf))
+    others = scores.index_put((pairs.row, pairs.item), scores.new_tensor(-torch.inf))
     others = others.topk(min(TOP + 1, others.shape[1])).values
     # Of those with evidence, only who is ahead of the target in one of score and share and behind in the other depends on
     # the weight, and only in rows where not more than ten are ahead in both (the target is, too).
-    score = scores[links.row, links.item]
-    above, stronger = ~(score < own[links.row]), ~(share < own_share[links.row])
-    always = _count(links.row, above & stronger, len(target))
-    open_ = (above ^ stronger) & (always <= TOP)[links.row]
-    row, score, share = links.row[open_], score[open_], share[open_]
+    score = scores[pairs.row, pairs.item]
+    above, stronger = ~(score < own[pairs.row]), ~(share < own_share[pairs.row])
+    always = _count(pairs.row, above & stronger, len(target))
+    open_ = (above ^ stronger) & (always <= TOP)[pairs.row]
+    row, score, share = pairs.row[open_], score[open_], share[open_]
     gain = torch.zeros(len(EPSILONS), len(WEIGHTS))
     for number, epsilon in enumerate(EPSILONS):
         evidence, own_evidence, floor = (torch.log(part + epsilon) for part in (share, own_share, torch.zeros_like(own)))
@@ -268,10 +268,10 @@ def _numbered(key: Tensor, without: Tensor | None, size: int) -> tuple[Tensor, T
     return mark.nonzero()[:, 0], (mark.cumsum(0) - 1)[key[used]], used
 
 
-def _of_targets(links: NeighborPairs, share: Tensor, target: Tensor) -> Tensor:
+def _of_targets(pairs: NeighborPairs, share: Tensor, target: Tensor) -> Tensor:
     """Each row's share of its target, 0 where it has none; ``[B]``."""
-    own = links.item == target[links.row]
-    return share.new_zeros(len(target)).index_put_((links.row[own],), share[own])
+    own = pairs.item == target[pairs.row]
+    return share.new_zeros(len(target)).index_put_((pairs.row[own],), share[own])
 
 
 def _count(row: Tensor, true: Tensor, users: int) -> Tensor:

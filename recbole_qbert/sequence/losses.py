@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 CHUNK = 256  # rows of logits held at a time on a CPU, at most: a few thousand items stay in its cache
 CHUNK_ELSEWHERE = 4096  # on a GPU, which wants few and large steps: a batch of either view for usual settings
-LOGITS = 1 << 25  # in all at a time (134 MB in float32): fewer rows for large catalogues ...
+LOGITS = 1 << 25  # in all at a time (134 MB in float32): fewer rows for large catalogs ...
 SHORTEST = 64  # ... but no fewer than this: each chunk passes over the gradient of all items
 
 

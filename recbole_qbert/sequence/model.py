@@ -23,35 +23,37 @@ from recbole_qbert.sequence.scoring import code_scores
 # The penalty lives on the scale of logits (about 2 to 10), the other weights on that of 0.02. Storing it divided by this
 # lets one learning rate serve both: AdamW moves every entry by about the learning rate a step.
 PENALTY_SCALE = 25.0
+#: Names of weights in files of before version 0.2.
+RENAMED_WEIGHTS = {"rows": "item_embedding"}
 
 
 @dataclass(frozen=True)
-class _Group:
+class _LengthBucket:
     """Rows of like length.
 
     Attributes:
         numbers: ``[B]`` int64, which rows of the batch.
         lengths: ``[B]`` int64.
         items: ``[B, L]`` int64.
-        rows: where they stand among the packed tokens.
+        packed: where they stand among the packed tokens.
     """
 
     numbers: Tensor
     lengths: Tensor
     items: Tensor
-    rows: PackedSequences
+    packed: PackedSequences
 
 
 @dataclass
-class _Question:
-    """What a view asks about all groups, in their order.
+class _ViewTargets:
+    """What a view asks about all buckets, in their order.
 
     Attributes:
         causal: which view it is.
         total: supervised positions of the whole batch, those of other processes, too.
-        where: supervised tokens, ``[T]`` bool a group.
-        wanted: their items, ``[P]`` a group.
-        seen: ``(number of the supervised token among all groups, item of its history)``, a group each.
+        where: supervised tokens, ``[T]`` bool a bucket.
+        wanted: their items, ``[P]`` a bucket.
+        seen: ``(number of the supervised token among all buckets, item of its history)``, a bucket each.
         count: supervised tokens so far.
     """
 
@@ -62,36 +64,36 @@ class _Question:
     seen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     count: int = 0
 
-    def add(self, group: _Group, where: Tensor, wanted: Tensor, seen: Tensor) -> None:
-        """One group.
+    def add(self, bucket: _LengthBucket, where: Tensor, wanted: Tensor, seen: Tensor) -> None:
+        """One bucket.
 
         Args:
-            group: whose rows are asked about.
+            bucket: whose rows are supervised.
             where: ``[B, L]`` bool, supervised positions.
             wanted: ``[B, L]`` int64, their items.
             seen: ``[B, L, L]`` bool, positions whose items are the history of a position, each item once.
         """
         number = where.flatten().cumsum(0).view_as(where) - 1 + self.count
         row, position, source = (where[:, :, None] & seen).nonzero(as_tuple=True)
-        self.seen.append((number[row, position], group.items[row, source]))
-        self.where.append(where.flatten()[group.rows.real])
+        self.seen.append((number[row, position], bucket.items[row, source]))
+        self.where.append(where.flatten()[bucket.packed.real])
         self.wanted.append(wanted[where])
         self.count += len(self.wanted[-1])
 
 
 class SemanticSequenceModel(nn.Module):
-    """Scores every item of a catalogue for histories of items that are described by semantic IDs.
+    """Scores every item of a catalog for histories of items that are described by semantic IDs.
 
-    Item vector: the sum of its code embeddings (one table a level) plus, with ``item_rows``, a row of its own. The same
-    vectors serve as input and output. Row 0 of ``codes`` is padding and never an answer.
+    Item vector: the sum of its code embeddings (one table a level) plus, with ``use_item_embedding``, an embedding of its
+    own. The same vectors serve as input and output. Row 0 of ``codes`` is padding and never an answer.
 
     Args:
         config: shape and behaviour of the network.
         codes: ``[N, K]`` integer codes in ``[-1, M)``; -1 where an item lacks the modality of that level; row 0 all -1.
-            With ``item_rows``, ``K`` may be 0: items without IDs, to compare with.
+            With ``use_item_embedding``, ``K`` may be 0: items without IDs, to compare with.
         codes_per_level: ``M``.
-        domains: ``[N]`` int64 domain of each item (any at row 0) when several catalogues are trained together: an item
-            then competes with the items of its own domain only. ``None`` for one catalogue.
+        domains: ``[N]`` int64 domain of each item (any at row 0) when several catalogs are trained together: an item
+            then competes with the items of its own domain only. ``None`` for one catalog.
     """
 
     codes: Tensor
@@ -109,7 +111,7 @@ class SemanticSequenceModel(nn.Module):
         flat = torch.where(codes >= 0, codes + codes_per_level * torch.arange(levels), levels * codes_per_level)
         self.register_buffer("flat_codes", flat.int(), persistent=False)
         self.codebook = nn.Parameter(torch.empty(levels, codes_per_level, config.hidden_size))
-        self.rows = nn.Parameter(torch.empty(items, config.hidden_size)) if config.item_rows else None
+        self.item_embedding = nn.Parameter(torch.empty(items, config.hidden_size)) if config.use_item_embedding else None
         self.mask_vector = nn.Parameter(torch.empty(config.hidden_size))
         self.repeat_penalty = nn.Parameter(torch.zeros(())) if config.repeat_penalty == "learned" else None
         self.encoder = SequenceEncoder(
@@ -132,11 +134,14 @@ class SemanticSequenceModel(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         """As torch's; weights of other codes are refused, for what is derived from the codes is not among the weights."""
+        for old, new in RENAMED_WEIGHTS.items():
+            if prefix + old in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
         codes = state_dict.get(f"{prefix}codes")
         if codes is not None and not torch.equal(codes.to(self.codes), self.codes):
             raise ValueError(
                 f"the weights were trained with other semantic IDs ({tuple(codes.shape)} codes there, "
-                f"{tuple(self.codes.shape)} here) or another catalogue; use the .sid file of the training (semantic_id_file)"
+                f"{tuple(self.codes.shape)} here) or another catalog; use the .sid file of the training (semantic_id_file)"
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -149,12 +154,12 @@ class SemanticSequenceModel(nn.Module):
 
     def item_table(self) -> Tensor:
         """Vectors of all items, ``[N, D]``: the sum of their code embeddings, and their own row if there is one."""
-        return self._vectors(self.flat_codes, self.rows)
+        return self._vectors(self.flat_codes, self.item_embedding)
 
     def item_vectors(self, items: Tensor) -> Tensor:
         """The rows of ``item_table()`` for some items, ``[...]`` int64 to ``[..., D]``, without the table."""
         flat = items.flatten()
-        rows = None if self.rows is None else self.rows[flat]
+        rows = None if self.item_embedding is None else self.item_embedding[flat]
         return self._vectors(self.flat_codes[flat], rows).view(*items.shape, self.codebook.shape[2])
 
     def _vectors(self, flat_codes: Tensor, rows: Tensor | None) -> Tensor:
@@ -169,12 +174,12 @@ class SemanticSequenceModel(nn.Module):
     def with_items(
         self, codes: Tensor, nearest: Tensor | None = None, weights: Tensor | None = None
     ) -> SemanticSequenceModel:
-        """The same network over a larger catalogue, with copies of its weights; for ranking, not for training.
+        """The same network over a larger catalog, with copies of its weights; for ranking, not for training.
 
         With neighbours, a new item's vector is the weighted mean of theirs, stretched to the mean of their lengths (a mean
         of vectors is shorter than they are, and would rank low for that alone). Without, it is the sum of the item's code
-        embeddings and, with ``item_rows``, the mean row. Paper silent; measured in benchmarks/cold.py. With ``loss: code``
-        items are ranked by their codes, and neighbours say nothing.
+        embeddings and, with ``use_item_embedding``, the mean row. Paper silent; measured in benchmarks/cold.py. With
+        ``loss: code`` items are ranked by their codes, and neighbours say nothing.
 
         Args:
             codes: ``[N', K]`` codes of the old items, in their order, and then of the new ones.
@@ -186,19 +191,19 @@ class SemanticSequenceModel(nn.Module):
         """
         old = len(self.codes)
         if not torch.equal(codes[:old].to(self.codes), self.codes):
-            raise ValueError("the first rows of the larger catalogue are not the items that the network was trained with")
+            raise ValueError("the first rows of the larger catalog are not the items that the network was trained with")
         table = self.item_table()
-        rows = torch.zeros_like(table) if self.rows is None else self.rows.detach()
+        rows = torch.zeros_like(table) if self.item_embedding is None else self.item_embedding.detach()
         typical = rows[1:].mean(0, keepdim=True).expand(len(codes) - old, -1)
-        larger = SemanticSequenceModel(replace(self.config, item_rows=True), codes, self.codebook.shape[1])
-        larger.load_state_dict({**self.state_dict(), "codes": larger.codes, "rows": torch.cat([rows, typical])})
+        larger = SemanticSequenceModel(replace(self.config, use_item_embedding=True), codes, self.codebook.shape[1])
+        larger.load_state_dict({**self.state_dict(), "codes": larger.codes, "item_embedding": torch.cat([rows, typical])})
         if nearest is not None and weights is not None:
             theirs = table[nearest]
             mean = (weights[:, :, None] * theirs).sum(1)
             length = (weights * theirs.norm(dim=2)).sum(1, keepdim=True)
             wanted = mean * (length / mean.norm(dim=1, keepdim=True).clamp(min=1e-9))
-            assert larger.rows is not None
-            larger.rows[old:] += torch.where(weights.any(1, keepdim=True), wanted - larger.item_table()[old:], 0.0)
+            assert larger.item_embedding is not None
+            larger.item_embedding[old:] += torch.where(weights.any(1, keepdim=True), wanted - larger.item_table()[old:], 0.0)
         return larger.eval()
 
     def loss(
@@ -229,34 +234,34 @@ class SemanticSequenceModel(nn.Module):
         table = self.item_table() if self.config.loss == "item" else None  # the loss over codes needs few of its rows
         hidden = masking.draw(lengths, sequences.shape[1], ratios, generator) if "masked" in views else None
         own = torch.arange(len(lengths), device=lengths.device)[share[0] :: share[1]]
-        groups = [_group(sequences, lengths, own[rows]) for rows in _by_length(lengths[own])]
-        if not groups:
+        buckets = [_bucket(sequences, lengths, own[rows]) for rows in _by_length(lengths[own])]
+        if not buckets:
             return torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum() * 0.0
-        items = torch.cat([group.items.flatten()[group.rows.real] for group in groups])
+        items = torch.cat([bucket.items.flatten()[bucket.packed.real] for bucket in buckets])
         vectors = self.item_vectors(items) if table is None else F.embedding(items, table)
-        asked = [
-            _causal(groups, lengths) if hidden is None or view == "causal" else _masked(groups, hidden) for view in views
+        targets = [
+            _causal(buckets, lengths) if hidden is None or view == "causal" else _masked(buckets, hidden) for view in views
         ]
-        wheres = [torch.cat(question.where) for question in asked]
+        wheres = [torch.cat(view_targets.where) for view_targets in targets]
         tokens = [
-            vectors if question.causal else torch.where(where[:, None], self.mask_vector, vectors)
-            for question, where in zip(asked, wheres, strict=True)
+            vectors if view_targets.causal else torch.where(where[:, None], self.mask_vector, vectors)
+            for view_targets, where in zip(targets, wheres, strict=True)
         ]
-        layout = [(group.rows, question.causal) for question in asked for group in groups]
+        layout = [(bucket.packed, view_targets.causal) for view_targets in targets for bucket in buckets]
         states = self.encoder.encode(torch.cat(tokens), layout, torch.cat(wheres))
         losses = [
-            self._loss_of(table, question, state) * (question.count / question.total)
-            for question, state in zip(asked, states.split([one.count for one in asked]), strict=True)
+            self._loss_of(table, view_targets, state) * (view_targets.count / view_targets.total)
+            for view_targets, state in zip(targets, states.split([one.count for one in targets]), strict=True)
         ]
         return torch.stack(losses).sum()
 
-    def _loss_of(self, table: Tensor | None, asked: _Question, state: Tensor) -> Tensor:
+    def _loss_of(self, table: Tensor | None, targets: _ViewTargets, state: Tensor) -> Tensor:
         """Mean loss over the supervised tokens of a view, of which ``state [P, D]`` is; without a table, over codes."""
-        target = torch.cat(asked.wanted)
+        target = torch.cat(targets.wanted)
         if table is None:
             tables = torch.einsum("pd,kmd->pkm", state, self.codebook)
             return code_loss(tables, self.codes[target].long())
-        position, item = (torch.cat(part) for part in zip(*asked.seen, strict=True))
+        position, item = (torch.cat(part) for part in zip(*targets.seen, strict=True))
         return self._item_loss(table, state, target, position, item)
 
     def _item_loss(self, table: Tensor, state: Tensor, target: Tensor, position: Tensor, item: Tensor) -> Tensor:
@@ -304,7 +309,7 @@ class SemanticSequenceModel(nn.Module):
     def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """Mean over the views of each view's log-probability of every item; ``[B, N]``, padding at -inf.
 
-        With ``loss: item`` the log-probability is a softmax over the catalogue (penalty included); with ``loss: code`` it is
+        With ``loss: item`` the log-probability is a softmax over the catalog (penalty included); with ``loss: code`` it is
         the sum over levels of the log-probability of the item's code, relative to a uniform guess, so that a level the
         item does not have neither helps nor harms. Items of another domain than the history's are at -inf.
         """
@@ -342,32 +347,32 @@ class SemanticSequenceModel(nn.Module):
         return history
 
 
-def _group(sequences: Tensor, lengths: Tensor, numbers: Tensor) -> _Group:
+def _bucket(sequences: Tensor, lengths: Tensor, numbers: Tensor) -> _LengthBucket:
     length = lengths[numbers]
     items = sequences[numbers, : int(length.max())]
-    return _Group(numbers, length, items, PackedSequences.of(length, items.shape[1]))
+    return _LengthBucket(numbers, length, items, PackedSequences.of(length, items.shape[1]))
 
 
-def _causal(groups: Sequence[_Group], lengths: Tensor) -> _Question:
+def _causal(buckets: Sequence[_LengthBucket], lengths: Tensor) -> _ViewTargets:
     """Every item but the first, from those before it; ``lengths`` of the whole batch."""
-    asked = _Question(True, int((lengths - 1).clamp(min=0).sum()))
-    for group in groups:
-        position = torch.arange(group.items.shape[1], device=group.items.device)
-        where = position < (group.lengths - 1)[:, None]
-        seen = (position[None, :] <= position[:, None]) & _first_of(group.items, where)[:, None, :]
-        asked.add(group, where, group.items.roll(-1, 1), seen)
-    return asked
+    targets = _ViewTargets(True, int((lengths - 1).clamp(min=0).sum()))
+    for bucket in buckets:
+        position = torch.arange(bucket.items.shape[1], device=bucket.items.device)
+        where = position < (bucket.lengths - 1)[:, None]
+        seen = (position[None, :] <= position[:, None]) & _first_of(bucket.items, where)[:, None, :]
+        targets.add(bucket, where, bucket.items.roll(-1, 1), seen)
+    return targets
 
 
-def _masked(groups: Sequence[_Group], hidden: Tensor) -> _Question:
+def _masked(buckets: Sequence[_LengthBucket], hidden: Tensor) -> _ViewTargets:
     """The items at ``hidden [B, L]`` of the batch, from the others of their row."""
-    asked = _Question(False, int(hidden.sum()))
-    for group in groups:
-        width = group.items.shape[1]
-        where = hidden[group.numbers, :width]
-        visible = ~where & (torch.arange(width, device=where.device) < group.lengths[:, None])
-        asked.add(group, where, group.items, _first_of(group.items, visible)[:, None, :].expand(-1, width, -1))
-    return asked
+    targets = _ViewTargets(False, int(hidden.sum()))
+    for bucket in buckets:
+        width = bucket.items.shape[1]
+        where = hidden[bucket.numbers, :width]
+        visible = ~where & (torch.arange(width, device=where.device) < bucket.lengths[:, None])
+        targets.add(bucket, where, bucket.items, _first_of(bucket.items, visible)[:, None, :].expand(-1, width, -1))
+    return targets
 
 
 def _first_of(items: Tensor, real: Tensor) -> Tensor:
@@ -378,7 +383,7 @@ def _first_of(items: Tensor, real: Tensor) -> Tensor:
 
 
 def _by_length(lengths: Tensor) -> Iterator[Tensor]:
-    """Row numbers in groups of like length (up to 8, 16, 32, … items): attention pads no short row to the longest."""
-    group = lengths.clamp(min=8).sub(1).log2().floor()
-    for value in group[lengths > 1].unique().tolist():
-        yield ((group == value) & (lengths > 1)).nonzero()[:, 0]
+    """Row numbers in buckets of like length (up to 8, 16, 32, … items): attention pads no short row to the longest."""
+    bucket = lengths.clamp(min=8).sub(1).log2().floor()
+    for value in bucket[lengths > 1].unique().tolist():
+        yield ((bucket == value) & (lengths > 1)).nonzero()[:, 0]

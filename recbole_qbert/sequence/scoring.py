@@ -1,7 +1,7 @@
-"""Exact scores and ranks over a catalogue of items described by codes.
+"""Exact scores and ranks over a catalog of items described by codes.
 
 An item's score is the sum of one table entry per level, ``sum_k table[k, code_k]``: K look-ups whatever the width of the
-network, no beam search and no matching of ID strings. Every item of the catalogue is scored, so ranks are exact.
+network, no beam search and no matching of ID strings. Every item of the catalog is scored, so ranks are exact.
 Level entries of -1 (the item lacks that modality) contribute nothing.
 
 Rounding is part of the definition, so that every way to compute a score gives the same bits: levels are added in pairs,

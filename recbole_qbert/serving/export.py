@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_qbert.config.schema import MODEL, SequenceConfig, read
+from recbole_qbert.config.schema import MODEL, SequenceConfig, read, with_current_names
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.quantization.tokenizer import save_weights
@@ -53,7 +53,7 @@ class TrainedModel:
     titles: dict[str, str]
 
     def with_items(self, ids: SemanticIDs, near: Neighbors | None = None) -> TrainedModel:
-        """The model over a larger catalogue; new items follow the old ones, in the order of ``ids``.
+        """The model over a larger catalog; new items follow the old ones, in the order of ``ids``.
 
         Where the network puts a new item: ``SemanticSequenceModel.with_items``. The structural prior has seen it with
         nothing: there it counts like an old item that never occurred with the history.
@@ -120,16 +120,16 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
     settings = {key: value for key, value in _settings(checkpoint, path).items() if key not in patches.PICKLED_CACHES}
     dataset = checkpoint["config"]["dataset"]
     config = experiment.configure(MODEL, dataset, data_path or settings.get("data_path", "dataset"), settings)
-    catalogue = experiment.load_catalog(config)
+    catalog = experiment.load_catalog(config)
     state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("network.")}
     state = {name.removeprefix("network."): value for name, value in state.items()}
     if "codes" not in state:
         raise ValueError(f"{path} holds no weights of {MODEL}: its state_dict has no network.codes")
     codes = state.pop("codes")[1:].numpy()
-    if digest(catalogue.items) != (checkpoint.get("other_parameter") or {}).get("catalogue"):
+    if digest(catalog.items) != (checkpoint.get("other_parameter") or {}).get("catalog"):
         raise ValueError(
-            f"{path} was trained on other items than those of {catalogue.folder}: {len(codes)} there, "
-            f"{len(catalogue.items)} here; pass the data_path it was trained with"
+            f"{path} was trained on other items than those of {catalog.folder}: {len(codes)} there, "
+            f"{len(catalog.items)} here; pass the data_path it was trained with"
         )
     if config["semantic_ids"] == "none":
         raise ValueError(
@@ -142,18 +142,18 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
             "beside the data; pass the file (--sid FILE)"
         )
     ids = semantic_ids.load(sid)
-    if ids.codes.shape[1] != codes.shape[1] or (ids.aligned(catalogue.items, str(sid)) != codes).any():
+    if ids.codes.shape[1] != codes.shape[1] or (ids.aligned(catalog.items, str(sid)) != codes).any():
         raise ValueError(f"{sid} holds other semantic IDs than {path} was trained with; pass the right file (--sid FILE)")
-    ids = replace(ids, items=catalogue.items, codes=codes, size=state["codebook"].shape[1])
+    ids = replace(ids, items=catalog.items, codes=codes, size=state["codebook"].shape[1])
     sequence = read(SequenceConfig, patches.ConfigValues(config) | {"max_length": config["MAX_ITEM_LIST_LENGTH"]})
     prior = None
     if float(checkpoint["state_dict"].get("prior.weight", 0)) > 0:
-        prior = CooccurrencePrior([history + 1 for history in catalogue.histories], len(ids.items) + 1)
+        prior = CooccurrencePrior([history + 1 for history in catalog.histories], len(ids.items) + 1)
         fitted = {name: checkpoint["state_dict"].get(f"prior.{name}") for name in prior.state_dict()}
         if any(value is None for value in fitted.values()):
             raise ValueError(f"{path} was written by another version, whose prior had other parts; train it again")
         prior.load_state_dict(fitted)
-    titles = _titles_of(catalogue.folder / f"{dataset}.item", catalogue.items)
+    titles = _titles_of(catalog.folder / f"{dataset}.item", catalog.items)
     return TrainedModel(dataset, ids, _network(sequence, ids, state), prior, titles)
 
 
@@ -252,7 +252,7 @@ def load(folder: Path) -> TrainedModel:
     pairs = {name: tensors.pop(f"prior.{name}") for name in _PAIRS if f"prior.{name}" in tensors}
     ids = semantic_ids.load(folder / IDS)
     try:
-        network = _network(read(SequenceConfig, config["sequence"]), ids, tensors)
+        network = _network(read(SequenceConfig, with_current_names(config["sequence"])), ids, tensors)
     except RuntimeError as error:
         raise ValueError(f"{folder / CONFIG} is of another network than {WEIGHTS} beside it; {_AGAIN} ({error})") from error
     prior = None

@@ -86,7 +86,7 @@ class Ranked:
 
 
 class Recommender:
-    """Ranks all items of a catalogue for histories of item tokens.
+    """Ranks all items of a catalog for histories of item tokens.
 
     Args:
         model: what ``load`` reads.

@@ -29,7 +29,7 @@ class Epochs:
     """Counts the epochs of a stage and keeps its state between them; a run that goes on equals one that was not stopped.
 
     What is kept: the state of all parts, figures, and torch's random state. The file is written whole or not at all, not
-    more often than every ``seconds``: a kill costs about as much, and small catalogues are not slowed down by writing.
+    more often than every ``seconds``: a kill costs about as much, and small catalogs are not slowed down by writing.
 
     Args:
         path: of the file; ``None`` keeps nothing.

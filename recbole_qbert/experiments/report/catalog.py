@@ -19,7 +19,7 @@ MOST_PICTURE_BYTES = 2_500_000
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalog:
     """Titles and pictures, with a line for whatever is not there.
 
     Attributes:
@@ -33,7 +33,7 @@ class Catalogue:
     missing: tuple[str, ...]
 
     @classmethod
-    def read(cls, data_path: Path | None, dataset: str, items: Sequence[str]) -> Catalogue:
+    def read(cls, data_path: Path | None, dataset: str, items: Sequence[str]) -> Catalog:
         """Look into the data set's folder, ``data_path/<dataset>``."""
         if data_path is None or not (data_path / dataset).is_dir():
             where = "no data folder was given" if data_path is None else f"the data folder has no {dataset}"
@@ -72,7 +72,7 @@ def read_titles(path: Path) -> dict[str, str]:
     }
 
 
-def thumbnails(catalogue: Catalogue, items: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+def thumbnails(catalog: Catalog, items: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Small JPEG pictures as data URIs, of the items in the given order until the room for them is used up.
 
     Returns:
@@ -81,12 +81,12 @@ def thumbnails(catalogue: Catalogue, items: Iterable[str]) -> tuple[dict[str, st
     pictures: dict[str, str] = {}
     size = unreadable = no_room = 0
     for item in dict.fromkeys(items):
-        if item not in catalogue.images:
+        if item not in catalog.images:
             continue
         if len(pictures) == MOST_PICTURES or size >= MOST_PICTURE_BYTES:
             no_room += 1
             continue
-        uri = _thumbnail(catalogue.images[item])
+        uri = _thumbnail(catalog.images[item])
         if uri is None:
             unreadable += 1
             continue

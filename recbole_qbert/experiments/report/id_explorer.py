@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from recbole_qbert.experiments.report import id_tree
-from recbole_qbert.experiments.report.catalog import Catalogue, thumbnails
+from recbole_qbert.experiments.report.catalog import Catalog, thumbnails
 from recbole_qbert.experiments.report.html import Html, join, tag
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 
@@ -34,19 +34,19 @@ class Explorer:
     notes: tuple[str, ...]
 
 
-def explorer(ids: SemanticIDs, names: Sequence[str], catalogue: Catalogue) -> Explorer:
+def explorer(ids: SemanticIDs, names: Sequence[str], catalog: Catalog) -> Explorer:
     """Make the explorer.
 
     Args:
         ids: IDs of ``N`` items.
         names: what to call each code set, in order; the letters of its levels where there are too few.
-        catalogue: titles and pictures.
+        catalog: titles and pictures.
     """
     sets = id_tree.code_sets(ids)
     listings = [id_tree.choose(id_tree.root(code_set), MOST_ITEMS // max(len(sets), 1)) for code_set in sets]
     shown = [_items_in_turn(ids, listing) for listing in listings]
-    pictures, notes = thumbnails(catalogue, [item for several in zip_longest(*shown) for item in several if item])
-    view = _View(ids, catalogue.titles, {item: number for number, item in enumerate(pictures)})
+    pictures, notes = thumbnails(catalog, [item for several in zip_longest(*shown) for item in several if item])
+    view = _View(ids, catalog.titles, {item: number for number, item in enumerate(pictures)})
     parts = []
     for number, listing in enumerate(listings):
         name = names[number] if number < len(names) else " ".join(sets[number].prefixes)

@@ -20,7 +20,7 @@ class CodeSet:
 
     Attributes:
         prefixes: ``K`` level names.
-        rows: ``[n]`` the items that have these codes, as rows of the catalogue, in the order of their codes.
+        rows: ``[n]`` the items that have these codes, as rows of the catalog, in the order of their codes.
         codes: ``[n, K]`` their codes, in that order.
     """
 

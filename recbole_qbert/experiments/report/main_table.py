@@ -54,7 +54,7 @@ def _costs(known: Mapping[str, Any]) -> Html:
         for name, cost in known["copied"].items()
     ]
     head = ("model", "parameters", "operations a user, scoring", "operations a user, training", "users a batch", "ms a user")
-    caption = "Scoring the whole catalogue for a history of the full length; the paper's operations are 50 x parameters."
+    caption = "Scoring the whole catalog for a history of the full length; the paper's operations are 50 x parameters."
     return table(caption, head, rows, copied)
 
 

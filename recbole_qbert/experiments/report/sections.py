@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole_qbert.experiments.report import figures
 from recbole_qbert.experiments.report import id_explorer as explore
-from recbole_qbert.experiments.report.catalog import Catalogue
+from recbole_qbert.experiments.report.catalog import Catalog
 from recbole_qbert.experiments.report.html import Html, join, tag
 from recbole_qbert.experiments.report.html_tables import NOTHING, facts, line, mean_of, spread, table
 from recbole_qbert.experiments.report.page import gallery
@@ -156,8 +156,8 @@ def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]
     except ValueError as error:
         return Html(""), "", [f"semantic-ID explorer: {error}"]
     names = [known["code_set"] for known in _code_sets(cell)]
-    catalogue = Catalogue.read(data_path, suite.dataset, ids.items)
-    made = explore.explorer(ids, names, catalogue)
+    catalog = Catalog.read(data_path, suite.dataset, ids.items)
+    made = explore.explorer(ids, names, catalog)
     intro = tag(
         "p",
         "Items whose IDs begin alike, code by code: how many they are, words that their titles share, pictures where there "
@@ -165,7 +165,7 @@ def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]
     )
     field = tag("input", type="search", placeholder="words of a title, an item token, or <a_170>", aria_label="Find items")
     search = tag("form", field, tag("output", class_="quiet"), id="find", hidden=True)
-    return join(intro, search, made.markup), made.style, [*catalogue.missing, *made.notes]
+    return join(intro, search, made.markup), made.style, [*catalog.missing, *made.notes]
 
 
 def _cell_with_ids(suite: Suite) -> tuple[Cell, Path] | None:

@@ -1,6 +1,6 @@
 """What a model costs (the paper's Table 6): parameters, floating-point operations, latency.
 
-Sizes need no data: networks are built over made-up catalogues (N items, random codes) and read made-up histories of the
+Sizes need no data: networks are built over made-up catalogs (N items, random codes) and read made-up histories of the
 full length, which is the most that they cost.
 
 *Operations.* A multiplication and an addition are two. Counted are matrix products, those of attention among them, and the
@@ -11,9 +11,9 @@ attention is counted on torch's plain kernel and the rest by formulas given here
 paper's own FLOPs are 50 x parameters on all of its three data sets: one operation a parameter and position, rows of items
 that are only looked up included; attention is not counted.
 
-*Scoring* is that of the whole catalogue for one history. QBERT4Rec's item vectors are composed from codes once for a trained
+*Scoring* is that of the whole catalog for one history. QBERT4Rec's item vectors are composed from codes once for a trained
 network, and in training once a batch and view; this is told apart. *Latency* is that of the ten best items, by what the
-recommend command uses (``ranker.CatalogueRanker``) or RecBole's scores and ``torch.topk``.
+recommend command uses (``ranker.CatalogRanker``) or RecBole's scores and ``torch.topk``.
 
 *A user in training* has ``max_length + 1`` interactions in the training part. QBERT4Rec reads them as one row; RecBole's
 models read ``max_length`` rows, one a prefix, all of them padded to the full length.
@@ -45,25 +45,25 @@ from recbole_qbert.utils.environment import ratio, take_turns
 # Name -> property files and changes of them.
 OURS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "QBERT4Rec default": ((), {}),
-    "QBERT4Rec default, no item rows": ((), {"item_rows": False}),
-    "QBERT4Rec paper, item rows": (("paper/QBERT4Rec.yaml",), {"item_rows": True}),
+    "QBERT4Rec default, no item rows": ((), {"use_item_embedding": False}),
+    "QBERT4Rec paper, item rows": (("paper/QBERT4Rec.yaml",), {"use_item_embedding": True}),
     "QBERT4Rec paper": (("paper/QBERT4Rec.yaml",), {}),
 }
 THEIRS = ("SASRec", "BERT4Rec", "GRU4Rec")
 MODELS = (*OURS, *THEIRS)
 OPTIONS = ("models", "batches", "rounds", "device")  # of ``measure``
 
-# Parameters with an entry a catalogue item, ours and RecBole's.
+# Parameters with an entry a catalog item, ours and RecBole's.
 _PER_ITEM = ("rows", "item_embedding.weight", "output_bias")
 _TRAINING_BATCH = 256  # QBERT4Rec's train_batch_size; RecBole's models have no cost a batch
-_ROWS_COUNTED = 4  # operations are proportional to rows; a few keep the logits over a large catalogue small
+_ROWS_COUNTED = 4  # operations are proportional to rows; a few keep the logits over a large catalog small
 _WARM_UP = 3
 _BEST = 10
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a catalogue and a network are.
+    """How large a catalog and a network are.
 
     Attributes:
         items: ``N``.
@@ -134,11 +134,11 @@ class Operations:
 
 
 def build(name: str, sizes: Sizes) -> Subject:
-    """An untrained network over a made-up catalogue, on the CPU.
+    """An untrained network over a made-up catalog, on the CPU.
 
     Args:
         name: one of ``MODELS``.
-        sizes: of the catalogue and, but for ``paper``, of the network.
+        sizes: of the catalog and, but for ``paper``, of the network.
 
     Raises:
         ValueError: unknown name.
@@ -195,7 +195,7 @@ def _theirs(name: str, sizes: Sizes) -> Subject:
         data.write_text("user_id:token\titem_id:token\ttimestamp:float\n")
         config = experiment.configure(name, "made_up", folder, settings, files)
     patches.quick_start.construct_transform(config)  # names the columns of BERT4Rec's batches in the configuration
-    network = patches.quick_start.get_model(name)(config, _Catalogue(sizes.items))
+    network = patches.quick_start.get_model(name)(config, _Catalog(sizes.items))
 
     def loss(histories: Tensor) -> Tensor:
         past = histories[:, :-1]
@@ -219,7 +219,7 @@ def _theirs(name: str, sizes: Sizes) -> Subject:
     return Subject(name, sizes, network, score, lambda: best, loss, rows_a_user=sizes.max_length)
 
 
-class _Catalogue:
+class _Catalog:
     """All that RecBole's sequential models ask of a data set."""
 
     def __init__(self, items: int) -> None:
@@ -249,7 +249,7 @@ def parameters(module: nn.Module) -> dict[str, int]:
 
 
 def scoring(subject: Subject) -> Operations:
-    """Operations of scoring the whole catalogue for histories of ``max_length`` items; the network must be on the CPU."""
+    """Operations of scoring the whole catalog for histories of ``max_length`` items; the network must be on the CPU."""
     subject.module.eval()
     histories = _histories(subject.sizes, _ROWS_COUNTED, subject.sizes.max_length)
     with torch.no_grad():
@@ -325,10 +325,10 @@ def measure(
     rounds: int = 20,
     device: str = "cpu",
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Cost of models over one catalogue.
+    """Cost of models over one catalog.
 
     Args:
-        sizes: of the catalogue and the networks.
+        sizes: of the catalog and the networks.
         models: some of ``MODELS``.
         batches: for which ``B`` latency is measured; training operations are those of batches of 256 rows.
         rounds: of latency.

@@ -72,7 +72,7 @@ def embedding(plan: RunPlan) -> Made:
 
 
 def cost(plan: RunPlan) -> Made:
-    """Parameters, operations and latency of models over a catalogue as large as the data set's.
+    """Parameters, operations and latency of models over a catalog as large as the data set's.
 
     Raises:
         ValueError: ``options`` or its ``sizes`` has a name that is not known.

@@ -16,7 +16,7 @@ import numpy as np
 
 from recbole_qbert.config.property_files import property_file as properties
 from recbole_qbert.config.property_files import read_yaml
-from recbole_qbert.config.schema import MODEL, RUNTIME_PROPERTIES
+from recbole_qbert.config.schema import MODEL, RENAMED_PROPERTIES, RUNTIME_PROPERTIES
 from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite, are_seeds
 from recbole_qbert.recbole_integration import experiment, patches, registry
 from recbole_qbert.utils.io import digest, read_json, sha256
@@ -190,7 +190,8 @@ def fingerprint(data_path: Path, dataset: str) -> str:
 def identity(config: Any) -> dict[str, Any]:
     """Of RecBole's configuration, what a training depends on besides data and seed; of files their content."""
     final = patches.ConfigValues(config)
-    resolved = {key: value for key, value in final.items() if key not in _NOT_ASKED}
+    first_name = {now: before for before, now in RENAMED_PROPERTIES.items()}  # with which archived trials were hashed
+    resolved = {first_name.get(key, key): value for key, value in final.items() if key not in _NOT_ASKED}
     return resolved | {key: sha256(Path(final[key])) for key in _FILES if final[key]}
 
 

@@ -283,7 +283,7 @@ def set_rule(config: Any, model: Any) -> None:
 
 def leave_history_out(model: Any) -> None:
     """Make the validation of a sequential model rank the items of the history last."""
-    model.history_left_out = True  # for QBERT4RecTrainer, which ranks without full_sort_predict
+    model.exclude_history = True  # for QBERT4RecTrainer, which ranks without full_sort_predict
     if not hasattr(model, "ITEM_SEQ"):  # of RecBole's general models RecBole itself leaves the history out
         return
     plain = model.full_sort_predict
