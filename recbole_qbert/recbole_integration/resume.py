@@ -1,4 +1,4 @@
-"""Where an interrupted training goes on: the state after the last whole epoch, and one line a epoch in a log beside it."""
+"""Trainings that resume after an interruption, and their log."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from recbole_qbert.config.schema import RUNTIME_PROPERTIES
-from recbole_qbert.recbole_integration import checkpoint_io
 from recbole_qbert.utils.distributed import rank
 from recbole_qbert.utils.io import atomic_write, digest, json_lines
+from recbole_qbert.utils.resume_file import ResumeFile
 
 Callback = Callable[[int, float], Any]
 
@@ -26,79 +26,73 @@ _VOLATILE = RUNTIME_PROPERTIES | {"pretrained", "semantic_id_file", "epochs"}
 
 
 class TrainingState:
-    """State of one training run in ``<checkpoint>.progress``, its log in ``<checkpoint>.jsonl``.
+    """State of one training in ``<checkpoint>.progress``, and its log in ``<checkpoint>.jsonl``, one line an epoch.
 
-    A file of another run (other settings, another ``start``, other validation rows) is not gone on from: it is replaced.
+    The state of another run (other settings, another ``start``, other validation rows) is replaced.
 
     Args:
-        checkpoint: where the best weights go.
+        checkpoint: file of the best weights.
         config: RecBole's configuration.
         start: what training starts from besides the settings (data, weights), as text.
-        order: generator of the order of the rows. With it random states are kept, too: RecBole's trainers go on from them.
+        order: generator of the order of the rows. With it the random states are stored, too, which RecBole's own trainers
+            need to resume.
     """
 
     def __init__(self, checkpoint: Path, config: Any, start: str, order: torch.Generator | None = None) -> None:
         self.order = order
         self.checkpoint = checkpoint
-        self.path, self.log = checkpoint.with_suffix(".progress"), checkpoint.with_suffix(".jsonl")
+        self.log = checkpoint.with_suffix(".jsonl")
         settings = {k: str(v) for k, v in config.final_config_dict.items() if k not in _VOLATILE}
-        self.start = digest([settings, start])
-        self.run = self.start  # and the validation rows, from ``fit`` on
+        self.file = ResumeFile(checkpoint.with_suffix(".progress"), digest([settings, start]))
         self.started = time.perf_counter()
 
     def fit(
         self, trainer: Any, fit: Callable[[Callback], Any], train_data: Any, valid_data: Any, callback: Callback | None
     ) -> Any:
-        """Train from where the file says.
+        """Train from the saved state on.
 
         Args:
-            trainer: RecBole's, not yet trained.
+            trainer: RecBole's trainer, not yet trained.
             fit: its training, which calls back after every validation.
             train_data: loader of the training rows.
-            valid_data: of the validation rows, which choose the epoch; ``None`` without a validation.
-            callback: is called then, too.
+            valid_data: loader of the validation rows, which choose the epoch; ``None`` without a validation.
+            callback: called after every validation, too.
 
         Returns:
-            What ``fit`` returns: best score and result on validation; those of the file where nothing is left to do.
+            The result of ``fit``: best score and metrics on validation; those of the state if nothing is left to do.
         """
         if valid_data:
-            self.run = digest([self.start, hash_rows(valid_data._dataset)])
+            self.file.run = digest([self.file.run, hash_rows(valid_data._dataset)])
         if self.load(trainer):
             finished = trainer.cur_step > trainer.stopping_step or trainer.start_epoch >= trainer.epochs
-            trainer.logger.info(f"{self.path}: {'finished' if finished else 'going on'} at epoch {trainer.start_epoch}")
+            what = "finished" if finished else "resuming"
+            trainer.logger.info(f"{self.file.path}: {what} at epoch {trainer.start_epoch}")
             if finished:
                 trainer.eval_collector.data_collect(train_data)
                 return trainer.best_valid_score, trainer.best_valid_result
         elif rank() == 0:
             self.log.unlink(missing_ok=True)
 
-        def seen(epoch: int, score: float) -> None:
+        def after_validation(epoch: int, score: float) -> None:
             if rank() == 0:
                 self.save(trainer, epoch, score)
             if callback:
                 callback(epoch, score)
 
-        return fit(seen)
+        return fit(after_validation)
 
     def load(self, trainer: Any) -> bool:
-        """Put a trainer where the file says; false where there is nothing to go on from."""
-        if not (self.path.exists() and self.checkpoint.exists()):
-            return False
-        try:
-            state = checkpoint_io.load_checkpoint(self.path)
-        except ValueError as error:
-            trainer.logger.warning(f"starting anew: {error}")
-            return False
-        if state.get("run") != self.run:
-            trainer.logger.info(f"{self.path} is of another run: starting anew")
+        """Set a trainer to the saved state; return false if there is none."""
+        state = self.file.load() if self.checkpoint.exists() else None
+        if state is None:
             return False
         before = copy.deepcopy(trainer.model.state_dict())
         try:
             trainer.model.load_state_dict(state["state_dict"])
             trainer.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            trainer.model.load_state_dict(before)  # what fitted was taken over before the error
-            trainer.logger.warning(f"{self.path} was written by another version, starting anew: {error}")
+            trainer.model.load_state_dict(before)  # the weights that fitted were taken over before the error
+            trainer.logger.warning(f"{self.file.path} was written by another version, starting anew: {error}")
             return False
         trainer.start_epoch, trainer.cur_step = state["epoch"] + 1, state["cur_step"]
         trainer.best_valid_score, trainer.best_valid_result = state["best_valid_score"], state["best_valid_result"]
@@ -109,17 +103,16 @@ class TrainingState:
         return True
 
     def save(self, trainer: Any, epoch: int, score: float) -> None:
-        """Keep the state after an epoch and add its line to the log.
+        """Write the state after an epoch and add its line to the log.
 
-        The best weights lie in RecBole's own checkpoint, which was written before: a kill between the two repeats an epoch.
+        RecBole wrote the best weights to its own checkpoint just before. A kill between the two repeats an epoch.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file.path.parent.mkdir(parents=True, exist_ok=True)
         line = {"epoch": epoch, "loss": trainer.train_loss_dict[epoch], trainer.valid_metric: float(score)}
         line |= {"seconds": round(time.perf_counter() - self.started, 3), "best": float(trainer.best_valid_score)}
         with open(self.log, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(line) + "\n")
         state = {
-            "run": self.run,
             "epoch": epoch,
             "cur_step": trainer.cur_step,
             "best_valid_score": float(trainer.best_valid_score),
@@ -129,10 +122,10 @@ class TrainingState:
             "optimizer": trainer.optimizer.state_dict(),
             "random": None if self.order is None else _random_state(self.order),
         }
-        checkpoint_io.write_checkpoint(state, self.path)
+        self.file.save(state)
 
     def _cut_log(self, last: int) -> None:
-        """Drop lines of epochs that will be run again."""
+        """Drop the lines of epochs that are run again."""
         lines = [line for line in json_lines(self.log) if line["epoch"] <= last]
         with atomic_write(self.log) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
