@@ -13,7 +13,7 @@ import yaml
 from recbole_qbert.config import schema
 from recbole_qbert.config.property_files import property_file
 from recbole_qbert.data import item_features as features
-from recbole_qbert.pipeline import stages
+from recbole_qbert.pipeline import catalog
 
 torch.set_num_threads(1)
 
@@ -54,7 +54,7 @@ def identifier_config(**changes: Any) -> schema.IdentifierConfig:
 
 
 def stage_settings(*, seed: int = 3, identifiers: Any = (), injection: Any = (), quantizer: Any = ()) -> Any:
-    return stages.StageSettings(
+    return catalog.StageSettings(
         identifiers=identifier_config(**dict(identifiers)),
         injection=injection_config(**{"modalities": ("auto",), **dict(injection)}),
         quantizer=quantizer_config(**dict(quantizer)),

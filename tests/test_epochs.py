@@ -128,21 +128,22 @@ def test_early_stopping_is_remembered(tmp_path: Path) -> None:
 
 
 def test_rebuilding_does_not_go_on_from_what_was_killed(tmp_path: Path, monkeypatch, caplog) -> None:
-    from recbole_qbert.pipeline import stages
-    from recbole_qbert.pipeline.stages import Builder, Catalog
+    from recbole_qbert.pipeline import builder
+    from recbole_qbert.pipeline.builder import SemanticIDBuilder
+    from recbole_qbert.pipeline.catalog import Catalog, stage_settings
     from tests.helpers_recbole import QUICK, write_dataset
 
     data = write_dataset(tmp_path, "D")
     items = tuple((data / "D" / "D.items.txt").read_text().split())
     defaults = yaml.safe_load(property_file("model/QBERT4Rec.yaml").read_text())
-    settings = stages.stage_settings(defaults | QUICK["QBERT4Rec"] | {"semantic_ids": "fused", "injection_query": "random"})
+    settings = stage_settings(defaults | QUICK["QBERT4Rec"] | {"semantic_ids": "fused", "injection_query": "random"})
     catalog = Catalog("D", tmp_path / "D", items, [])
     at_once = functools.partial(Epochs, seconds=0)
-    monkeypatch.setattr(stages, "Epochs", lambda path, inputs, _: at_once(path, inputs, killed_after(4)))
+    monkeypatch.setattr(builder, "Epochs", lambda path, inputs, _: at_once(path, inputs, killed_after(4)))
     with pytest.raises(KilledError):
-        Builder(catalog, settings, tmp_path / "out").build()
+        SemanticIDBuilder(catalog, settings, tmp_path / "out").build()
     assert list((tmp_path / "out").glob("*.progress"))
-    monkeypatch.setattr(stages, "Epochs", at_once)
+    monkeypatch.setattr(builder, "Epochs", at_once)
     with caplog.at_level("INFO", "recbole_qbert"):
-        Builder(catalog, settings, tmp_path / "out", rebuild=True).build()
-    assert "going on" not in caplog.text and not list((tmp_path / "out").glob("*.progress"))
+        SemanticIDBuilder(catalog, settings, tmp_path / "out", rebuild=True).build()
+    assert "resuming" not in caplog.text and not list((tmp_path / "out").glob("*.progress"))

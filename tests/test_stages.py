@@ -1,4 +1,4 @@
-"""recbole_qbert.pipeline.stages: features to semantic IDs on a tiny catalog; what is kept, what is built again."""
+"""Stages 1 and 2 and their cache: features to semantic IDs on a tiny catalog; what is kept, what is built again."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from recbole_qbert.injection import network as injection_network
-from recbole_qbert.pipeline import stages
-from recbole_qbert.pipeline.stages import Builder, Catalog
+from recbole_qbert.pipeline import builder
+from recbole_qbert.pipeline.builder import SemanticIDBuilder
+from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.quantization import rqvae, semantic_ids
 from tests.helpers import files, stage_settings, write_features
 
@@ -90,7 +91,7 @@ def trained(monkeypatch) -> Counter:
 def test_files_ids_and_figures(toy, tmp_path, kind, sets, prefixes):
     output = tmp_path / "out"
     before = files(toy.folder)
-    ids, figures = Builder(toy, settings(kind), output).build()
+    ids, figures = SemanticIDBuilder(toy, settings(kind), output).build()
     names = {"toy.sid", "toy.sid.json", "toy.sid.manifest.json", "toy.quantizer.safetensors"}
     if "fused" in sets:
         names |= {"toy.fused.npy", "toy.depth.npy", "toy.injection.manifest.json", "toy.injection.safetensors"}
@@ -115,7 +116,7 @@ def test_files_ids_and_figures(toy, tmp_path, kind, sets, prefixes):
 
 
 def test_within_a_code_set_no_two_items_share_an_id(toy, tmp_path):
-    ids, _ = Builder(toy, settings("both"), tmp_path / "out").build()
+    ids, _ = SemanticIDBuilder(toy, settings("both"), tmp_path / "out").build()
     for start in (0, 2, 4):
         codes = ids.codes[:, start : start + 2]
         real = codes[(codes >= 0).all(1)]
@@ -123,7 +124,7 @@ def test_within_a_code_set_no_two_items_share_an_id(toy, tmp_path):
 
 
 def test_fused_vectors_and_depths_have_a_row_an_item(toy, tmp_path):
-    Builder(toy, settings("fused"), tmp_path / "out").build()
+    SemanticIDBuilder(toy, settings("fused"), tmp_path / "out").build()
     fused, depth = (np.load(tmp_path / "out" / f"toy.{name}.npy") for name in ("fused", "depth"))
     assert fused.shape == (30, 16)
     assert fused.dtype == np.float32
@@ -138,22 +139,24 @@ def test_several_vectors_of_an_item_count_as_the_mean_of_those_it_has(tmp_path):
     codes = []
     for name, matrix in (("single", single), ("double", double)):
         write_features(tmp_path / name, ITEMS, image=matrix)
-        codes.append(Builder(catalog(tmp_path / name), settings("per_modality"), tmp_path / f"{name}.out").build()[0].codes)
+        codes.append(
+            SemanticIDBuilder(catalog(tmp_path / name), settings("per_modality"), tmp_path / f"{name}.out").build()[0].codes
+        )
     assert np.array_equal(*codes)
 
 
 def test_the_same_settings_and_seed_give_the_same_bytes(toy, tmp_path):
     for name in "ab":
-        Builder(toy, settings("both"), tmp_path / name).build()
+        SemanticIDBuilder(toy, settings("both"), tmp_path / name).build()
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    Builder(toy, settings("both", seed=4), tmp_path / "c").build()
+    SemanticIDBuilder(toy, settings("both", seed=4), tmp_path / "c").build()
     assert files(tmp_path / "c")["toy.sid"] != files(tmp_path / "a")["toy.sid"]
 
 
 def test_without_features_text_or_images_the_interactions_alone_give_ids(tmp_path, trained):
     (tmp_path / "data").mkdir()
     for _ in range(2):
-        ids, figures = Builder(catalog(tmp_path / "data"), settings("per_modality"), tmp_path / "out").build()
+        ids, figures = SemanticIDBuilder(catalog(tmp_path / "data"), settings("per_modality"), tmp_path / "out").build()
         assert ids.prefixes == ("a", "b")
         assert len(np.unique(ids.codes, axis=0)) == 30
         assert figures["features"]["modalities"] == {}
@@ -163,13 +166,13 @@ def test_without_features_text_or_images_the_interactions_alone_give_ids(tmp_pat
 def test_id_only_by_choice_reads_no_feature(toy, tmp_path):
     for name in ("text", "image"):
         (toy.folder / f"toy.{name}.npy").write_bytes(b"never read")
-    ids, _ = Builder(toy, settings("fused", injection={"modalities": ()}), tmp_path / "out").build()
+    ids, _ = SemanticIDBuilder(toy, settings("fused", injection={"modalities": ()}), tmp_path / "out").build()
     assert ids.prefixes == ("a", "b")
 
 
 def test_one_modality_by_choice(toy, tmp_path):
     (toy.folder / "toy.text.npy").unlink()
-    ids, figures = Builder(toy, settings("both", injection={"modalities": ("image",)}), tmp_path / "out").build()
+    ids, figures = SemanticIDBuilder(toy, settings("both", injection={"modalities": ("image",)}), tmp_path / "out").build()
     assert list(figures["features"]["modalities"]) == ["image"]
     assert ids.prefixes == ("a", "b", "A", "B")
 
@@ -178,9 +181,9 @@ def test_histories_matter_for_a_structural_query_only(toy, tmp_path, trained):
     other = Catalog("toy", toy.folder, toy.items, catalog(toy.folder, seed=9).histories)
     for query, again in (("structural", ["injection", "quantizer"]), ("random", [])):
         chosen = settings("fused", injection={"query": query})
-        Builder(toy, chosen, tmp_path / query).build()
+        SemanticIDBuilder(toy, chosen, tmp_path / query).build()
         trained.since()
-        Builder(other, chosen, tmp_path / query).build()
+        SemanticIDBuilder(other, chosen, tmp_path / query).build()
         assert trained.since() == again
 
 
@@ -204,12 +207,12 @@ def shop(tmp_path) -> Catalog:
 @pytest.mark.parametrize("kind", ["fused", "per_modality", "both"])
 def test_built_in_features_are_made_once_and_reused(shop, tmp_path, trained, kind):
     output = tmp_path / "out"
-    first, figures = Builder(shop, settings(kind), output).build()
+    first, figures = SemanticIDBuilder(shop, settings(kind), output).build()
     assert set(figures["features"]["modalities"]) == {"text", "image"}
     assert figures["features"]["modalities"]["image"]["coverage"] == pytest.approx(2 / 30)
     kept = files(output)
     trained.since()
-    second, _ = Builder(shop, settings(kind), output).build()
+    second, _ = SemanticIDBuilder(shop, settings(kind), output).build()
     assert trained.since() == []
     assert files(output) == kept
     assert np.array_equal(first.codes, second.codes)
@@ -217,34 +220,34 @@ def test_built_in_features_are_made_once_and_reused(shop, tmp_path, trained, kin
 
 def test_built_in_features_follow_the_titles(shop, tmp_path, trained):
     output = tmp_path / "out"
-    Builder(shop, settings("per_modality"), output).build()
+    SemanticIDBuilder(shop, settings("per_modality"), output).build()
     trained.since()
     table = shop.folder / "toy.item"
     table.write_text(table.read_text().replace("number 7", "something else"))
-    Builder(shop, settings("per_modality"), output).build()
+    SemanticIDBuilder(shop, settings("per_modality"), output).build()
     assert "quantizer" in trained.since()
 
 
 @pytest.mark.parametrize("harm", ["delete", "change"])
 def test_a_built_in_matrix_that_was_lost_or_changed_is_made_again(shop, tmp_path, harm):
     output = tmp_path / "out"
-    first, _ = Builder(shop, settings("per_modality"), output).build()
+    first, _ = SemanticIDBuilder(shop, settings("per_modality"), output).build()
     path = output / "toy.text.npy"
     good = path.read_bytes()
     if harm == "delete":
         path.unlink()
     else:
         np.save(path, np.load(path) + 1)
-    second, _ = Builder(shop, settings("per_modality"), output).build()
+    second, _ = SemanticIDBuilder(shop, settings("per_modality"), output).build()
     assert path.read_bytes() == good
     assert np.array_equal(first.codes, second.codes)
 
 
 def test_a_changed_title_list_leaves_no_image_matrix_behind(shop, tmp_path):
     output = tmp_path / "out"
-    Builder(shop, settings("per_modality"), output).build()
+    SemanticIDBuilder(shop, settings("per_modality"), output).build()
     shutil.rmtree(shop.folder / "images")
-    _, figures = Builder(shop, settings("per_modality"), output).build()
+    _, figures = SemanticIDBuilder(shop, settings("per_modality"), output).build()
     assert set(figures["features"]["modalities"]) == {"text"}
     assert not (output / "toy.image.npy").exists()
 
@@ -268,7 +271,7 @@ def test_images_that_cannot_be_read_do_not_stop_the_build(shop, tmp_path, kind):
     }
     for path in (shop.folder / "images").rglob("*.png"):
         path.write_bytes(content[kind])
-    ids, _ = Builder(shop, settings("per_modality"), tmp_path / "out").build()
+    ids, _ = SemanticIDBuilder(shop, settings("per_modality"), tmp_path / "out").build()
     assert len(np.unique(ids.codes, axis=0)) == 30
     unreadable = json.loads((tmp_path / "out" / "toy.features.json").read_text())["image"]["unreadable"]
     assert unreadable and all(".png: " in line for line in unreadable)
@@ -278,7 +281,7 @@ def test_items_without_title_and_image_still_get_ids(shop, tmp_path):
     table = pd.read_csv(shop.folder / "toy.item", sep="\t", dtype=str)
     table[~table["item_id:token"].isin(["i10", "i11", "i12"])].to_csv(shop.folder / "toy.item", sep="\t", index=False)
     for kind in ("fused", "per_modality", "both"):
-        ids, _ = Builder(shop, settings(kind), tmp_path / kind).build()
+        ids, _ = SemanticIDBuilder(shop, settings(kind), tmp_path / kind).build()
         assert len(np.unique(ids.codes, axis=0)) == 30
         assert (ids.codes >= 0).any(1).all()
 
@@ -288,13 +291,13 @@ def test_items_without_title_and_image_still_get_ids(shop, tmp_path):
 
 def test_the_second_call_trains_nothing_and_touches_no_file(toy, tmp_path, trained, caplog):
     output = tmp_path / "out"
-    first, figures = Builder(toy, settings(), output).build()
+    first, figures = SemanticIDBuilder(toy, settings(), output).build()
     stamps = {path: path.stat().st_mtime_ns for path in output.iterdir()}
     assert trained.since() == ["injection"] + ["quantizer"] * 3
-    caplog.set_level("INFO", logger=stages.__name__)
-    second, again = Builder(toy, settings(), output).build()
+    caplog.set_level("INFO", logger=builder.__name__)
+    second, again = SemanticIDBuilder(toy, settings(), output).build()
     assert trained.since() == []
-    assert caplog.text.count("kept output used") == 2
+    assert caplog.text.count("cached output used") == 2
     assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == stamps
     assert np.array_equal(first.codes, second.codes)
     for key in ("features", "injection", "semantic_ids"):
@@ -317,30 +320,30 @@ BOTH = ["injection", "quantizer"]
 )
 def test_a_changed_key_or_seed_runs_what_depends_on_it(toy, tmp_path, trained, changes, wanted):
     output = tmp_path / "out"
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     trained.since()
-    Builder(toy, settings("fused", **changes), output).build()
+    SemanticIDBuilder(toy, settings("fused", **changes), output).build()
     assert trained.since() == wanted
-    Builder(toy, settings("fused", **changes), output).build()
+    SemanticIDBuilder(toy, settings("fused", **changes), output).build()
     assert trained.since() == []
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
 def test_a_changed_feature_file_runs_both_stages(toy, tmp_path, trained, modality):
     output = tmp_path / "out"
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     trained.since()
     matrix = np.load(toy.folder / f"toy.{modality}.npy")
     np.save(toy.folder / f"toy.{modality}.npy", matrix * 1.5 + 1)
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     assert trained.since() == BOTH
 
 
 def test_another_catalog_runs_both_stages(toy, tmp_path, trained):
     output = tmp_path / "out"
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     trained.since()
-    ids, _ = Builder(catalog(toy.folder, ITEMS[:20]), settings("fused"), output).build()
+    ids, _ = SemanticIDBuilder(catalog(toy.folder, ITEMS[:20]), settings("fused"), output).build()
     assert trained.since() == BOTH
     assert ids.items == ITEMS[:20]
 
@@ -348,43 +351,43 @@ def test_another_catalog_runs_both_stages(toy, tmp_path, trained):
 @pytest.mark.parametrize("name", ["toy.sid", "toy.quantizer.safetensors", "toy.fused.npy", "toy.depth.npy"])
 def test_an_output_changed_by_hand_is_built_again(toy, tmp_path, trained, name):
     output = tmp_path / "out"
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     good = (output / name).read_bytes()
     trained.since()
     (output / name).write_bytes(good + b"x")
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     assert trained.since() == (["quantizer"] if "fused" not in name and "depth" not in name else ["injection"])
     assert (output / name).read_bytes() == good
 
 
 def test_rebuild_runs_all_stages(toy, tmp_path, trained):
     output = tmp_path / "out"
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     before = files(output)
     trained.since()
-    Builder(toy, settings("fused"), output, rebuild=True).build()
+    SemanticIDBuilder(toy, settings("fused"), output, rebuild=True).build()
     assert trained.since() == BOTH
     assert files(output) == before
 
 
 def test_an_interrupted_stage_is_run_again_and_leaves_no_scraps(toy, tmp_path, trained, monkeypatch):
     output = tmp_path / "out"
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     wanted = files(output)
     with monkeypatch.context() as patch:
         patch.setattr(semantic_ids.SemanticIDs, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            Builder(toy, settings("fused"), output, rebuild=True).build()
+            SemanticIDBuilder(toy, settings("fused"), output, rebuild=True).build()
     assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
     trained.since()
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     assert trained.since() == ["quantizer"]
     assert files(output) == wanted
 
 
 def test_manifests_say_what_an_output_was_stage_inputs(toy, tmp_path):
     output = tmp_path / "out"
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     for name, file in (("injection", "toy.fused.npy"), ("sid", "toy.sid")):
         manifest = json.loads((output / f"toy.{name}.manifest.json").read_text())
         assert manifest["inputs"]["seed"] == 3
@@ -402,22 +405,22 @@ def test_more_items_than_ids_is_a_clear_error_that_leaves_nothing_half_written(t
     output = tmp_path / "out"
     small = settings(kind, quantizer={"levels": 2, "codes": 5})
     with pytest.raises(ValueError, match=r"30 items.*2 levels of 5 codes make 25; raise rq_levels or rq_codes"):
-        Builder(toy, small, output).build()
+        SemanticIDBuilder(toy, small, output).build()
     left = set(files(output)) if output.exists() else set()
     assert not {name for name in left if "sid" in name or "quantizer" in name or name.startswith(".")}
 
 
 def test_exactly_as_many_ids_as_items_will_do(toy, tmp_path):
-    ids, _ = Builder(toy, settings("fused", quantizer={"levels": 1, "codes": 30}), tmp_path / "out").build()
+    ids, _ = SemanticIDBuilder(toy, settings("fused", quantizer={"levels": 1, "codes": 30}), tmp_path / "out").build()
     assert sorted(ids.codes[:, 0].tolist()) == list(range(30))
 
 
 def test_an_error_after_a_good_build_does_not_pass_old_ids_off_as_new(toy, tmp_path):
     output = tmp_path / "out"
-    Builder(toy, settings("fused"), output).build()
+    SemanticIDBuilder(toy, settings("fused"), output).build()
     with pytest.raises(ValueError, match=r"raise rq_levels or rq_codes"):
-        Builder(toy, settings("fused", quantizer={"levels": 1}), output).build()
-    ids, _ = Builder(toy, settings("fused"), output).build()
+        SemanticIDBuilder(toy, settings("fused", quantizer={"levels": 1}), output).build()
+    ids, _ = SemanticIDBuilder(toy, settings("fused"), output).build()
     assert ids.codes.shape == (30, 2)
 
 
@@ -426,17 +429,17 @@ def test_bad_features_stop_the_build_before_anything_is_written(toy, tmp_path):
     matrix[4, 2] = np.inf
     np.save(toy.folder / "toy.text.npy", matrix)
     with pytest.raises(ValueError, match=r"toy\.text\.npy: row 4 \(item i04\)"):
-        Builder(toy, settings(), tmp_path / "out").build()
+        SemanticIDBuilder(toy, settings(), tmp_path / "out").build()
     assert not list((tmp_path / "out").glob("*"))
 
 
 def test_items_without_features_are_an_error_or_masked(toy, tmp_path):
     more = catalog(toy.folder, (*ITEMS, "new1", "new2", "new3"))
     with pytest.raises(ValueError, match=r"3 of 33 items of toy have no row.*missing_features"):
-        Builder(more, settings(), tmp_path / "out").build()
+        SemanticIDBuilder(more, settings(), tmp_path / "out").build()
     for kind in ("fused", "per_modality", "both"):
         masked = settings(kind, identifiers={"missing_features": "mask"})
-        ids, figures = Builder(more, masked, tmp_path / kind).build()
+        ids, figures = SemanticIDBuilder(more, masked, tmp_path / kind).build()
         assert len(np.unique(ids.codes, axis=0)) == 33
         assert figures["features"]["modalities"]["text"]["coverage"] == pytest.approx(30 / 33)
 
@@ -444,7 +447,7 @@ def test_items_without_features_are_an_error_or_masked(toy, tmp_path):
 def test_a_modality_that_no_item_has_counts_as_absent(toy, tmp_path):
     np.save(toy.folder / "toy.image.npy", np.full((30, 5), np.nan, dtype=np.float32))
     for kind in ("per_modality", "fused"):
-        ids, _ = Builder(toy, settings(kind), tmp_path / kind).build()
+        ids, _ = SemanticIDBuilder(toy, settings(kind), tmp_path / kind).build()
         assert ids.prefixes == ("a", "b")
         assert len(np.unique(ids.codes, axis=0)) == 30
 
@@ -453,18 +456,18 @@ def test_a_modality_that_one_item_has_gives_it_codes(toy, tmp_path):
     image = np.full((30, 5), np.nan, dtype=np.float32)
     image[7] = 1.0
     np.save(toy.folder / "toy.image.npy", image)
-    ids, _ = Builder(toy, settings("per_modality"), tmp_path / "out").build()
+    ids, _ = SemanticIDBuilder(toy, settings("per_modality"), tmp_path / "out").build()
     assert (ids.codes[:, 2:] >= 0).all(1).nonzero()[0].tolist() == [7]
 
 
 def test_a_wanted_modality_without_a_file_is_an_error(toy, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"toy\.audio\.npy is missing"):
-        Builder(toy, settings(injection={"modalities": ("text", "audio")}), tmp_path / "out").build()
+        SemanticIDBuilder(toy, settings(injection={"modalities": ("text", "audio")}), tmp_path / "out").build()
 
 
 def test_items_alike_in_every_feature_still_get_different_ids(tmp_path):
     write_features(tmp_path / "data", ITEMS, text=np.ones((30, 4), dtype=np.float32))
-    ids, _ = Builder(catalog(tmp_path / "data"), settings("per_modality"), tmp_path / "out").build()
+    ids, _ = SemanticIDBuilder(catalog(tmp_path / "data"), settings("per_modality"), tmp_path / "out").build()
     assert len(np.unique(ids.codes, axis=0)) == 30
 
 
@@ -488,7 +491,7 @@ def test_real_features_of_a_small_set(tmp_path, shared_data):
         "epochs": 5,
     }
     chosen = settings("per_modality", quantizer=shape)
-    ids, figures = Builder(Catalog(name, folder, items, []), chosen, tmp_path).build()
+    ids, figures = SemanticIDBuilder(Catalog(name, folder, items, []), chosen, tmp_path).build()
     assert len(ids.items) == len(items) == 1585
     for entry in figures["semantic_ids"]["code_sets"]:
         assert entry["unique"] == 1585

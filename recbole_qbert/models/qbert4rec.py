@@ -1,39 +1,32 @@
-"""QBERT4Rec as a RecBole model: reads the configuration, finds or builds semantic IDs, and adapts the network."""
+"""QBERT4Rec as a RecBole model: reads the configuration and adapts the network to RecBole's batches."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_qbert.config.schema import SequenceConfig, TrainConfig, read
-from recbole_qbert.pipeline import stages
-from recbole_qbert.quantization import semantic_ids
-from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.recbole_integration import checkpoint_io, patches
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
-from recbole_qbert.utils.distributed import first_before_others, rank
 from recbole_qbert.utils.io import digest, sha256
 
 
 class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
     """Masked and causal sequence model over semantic IDs (Q-BERT4Rec, stage 3).
 
-    Where the IDs come from, first that applies: nowhere, with ``semantic_ids: none`` (a plain SASRec, BERT4Rec or both at
-    once, to compare with); the file ``semantic_id_file``; ``<data_path>/<dataset>.sid``; stages 1 and
-    2, run now into ``semantic_id_dir`` (kept and reused there).
+    The data set brings the IDs (``recbole_integration.identifiers``). With ``semantic_ids: none`` there are none: a plain
+    SASRec, BERT4Rec or both at once, to compare with.
 
     Args:
         config: RecBole's configuration with the keys of ``properties/model/QBERT4Rec.yaml``.
-        dataset: training part of a ``QBERT4RecDataset``.
+        dataset: training part of a ``QBERT4RecDataset`` that was built.
 
     Raises:
         ValueError: a setting is refused, the IDs do not fit the data, or a pretrained file does not fit the model.
@@ -48,13 +41,10 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         self.settings = read(TrainConfig, values)
         sequence = read(SequenceConfig, values | {"max_length": self.max_seq_length})
         tokens = dataset.item_tokens()
-        # RecBole's own ids start at 1; rows of a catalog start at 0.
-        histories = [history - 1 for history in dataset.histories]
-        catalog = stages.Catalog(config["dataset"], Path(config["data_path"]), tokens, histories)
-        self.ids, self.identifier_figures = find_semantic_ids(config, catalog)
+        self.ids, self.identifier_figures = dataset.semantic_ids, dataset.identifier_figures
         if not self.ids.prefixes and not (sequence.use_item_embedding and sequence.loss == "item"):
             raise ValueError(
-                "semantic_ids is none: an item is its row alone, which takes use_item_embedding: true and loss: item"
+                "semantic_ids is none: an item is its embedding alone, which takes use_item_embedding: true and loss: item"
             )
         codes = torch.full((self.n_items, self.ids.codes.shape[1]), -1)
         codes[1:] = torch.from_numpy(self.ids.aligned(tokens, "the .sid file").astype("int64"))
@@ -160,41 +150,3 @@ def domains_of(tokens: Sequence[str], domains: Sequence[str]) -> Tensor:
             "sets are named <data set>/<item>"
         )
     return torch.tensor([0, *found])
-
-
-def find_semantic_ids(config: Any, catalog: stages.Catalog) -> tuple[SemanticIDs, dict[str, Any]]:
-    """IDs of a catalog and what is known of them; see ``QBERT4Rec`` for where they come from."""
-    if config["semantic_ids"] == "none":
-        nothing = np.empty((len(catalog.items), 0), dtype=np.int16)
-        return SemanticIDs(catalog.items, nothing, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
-    given, beside, built = id_places(config)
-    path = given or beside
-    if not given:
-        stages.require_apart(catalog, built.parent)
-    if given or beside.exists():
-        ids = semantic_ids.load(path)
-        codes = ids.aligned(catalog.items, str(path))
-        health = semantic_ids.health(codes, codes, ids.size, ids.prefixes)
-        return ids, {"semantic_ids": {"file": str(path), "code_sets": [{"code_set": "given", **health}]}, "seconds": {}}
-    settings = stages.stage_settings(patches.ConfigValues(config))
-    rebuild, progress = bool(config["rebuild"]), bool(config["show_progress"])
-    with first_before_others():
-        # The others find what the first one has built.
-        builder = stages.Builder(
-            catalog, settings, built.parent, rebuild=rebuild and rank() == 0, progress=progress and rank() == 0
-        )
-        return builder.build()
-
-
-def ids_file(config: Any) -> Path | None:
-    """The semantic IDs that a model of this configuration was trained with; ``None`` where there are none (any more)."""
-    if config["semantic_ids"] == "none":
-        return None
-    return next((place for place in id_places(config) if place and place.is_file()), None)
-
-
-def id_places(config: Any) -> tuple[Path | None, Path, Path]:
-    """Where IDs are looked for: the given file, the one beside the data, the one that stages 1 and 2 write."""
-    name, given = f"{config['dataset']}.sid", config["semantic_id_file"]
-    built = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", config["dataset"])
-    return Path(given) if given else None, Path(config["data_path"]) / name, Path(built) / name

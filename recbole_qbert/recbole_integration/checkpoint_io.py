@@ -26,6 +26,7 @@ from recbole.config import Config
 from recbole.model.abstract_recommender import AbstractRecommender
 from scipy import sparse
 
+from recbole_qbert.recbole_integration import registry
 from recbole_qbert.recbole_integration.patches import (
     PICKLED_CACHES,
     clean_argv,
@@ -292,11 +293,7 @@ def _rebuild_config(checkpoint: Mapping[str, Any], path: str) -> Config:
         for key, value in external.items()
         if key not in _DDP_KEYS | PICKLED_CACHES
     }
-    if model == "QBERT4Rec":  # its weights are at hand: there are none to start from, and no stage is to run again
-        settings |= {"pretrained": None, "rebuild": False}
-        folder, data = (external.get(key) for key in ("semantic_id_dir", "data_path"))
-        if folder and data and Path(folder).resolve() == (Path(data) / dataset).resolve():  # was not refused once
-            settings["semantic_id_dir"] = None
+    settings |= registry.settings_for_loading(model)
     with clean_argv():
         return Config(model=model, dataset=dataset, config_dict=settings)
 

@@ -1,7 +1,7 @@
-"""RecBole data set with one row a user for training, and RecBole's own rows for validation and test.
+"""RecBole data sets with one training row a user, and RecBole's own rows for validation and test.
 
-RecBole makes one training row of every prefix of every history. The model learns from all positions of a history at once,
-so a history is one row here: about six times fewer rows on Amazon data, built by one gather instead of a Python loop.
+RecBole makes a training row of every prefix of every history. Our models learn from all positions of a history at once, so a
+history is one row here: about six times fewer rows on Amazon data, built by one gather instead of a Python loop.
 """
 
 from __future__ import annotations
@@ -16,14 +16,22 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_qbert.config.schema import IdentifierConfig, SequenceConfig, TrainConfig, read
 from recbole_qbert.data.item_features import READ_AS_MISSING, check_token
+from recbole_qbert.pipeline.catalog import Catalog
+from recbole_qbert.quantization.semantic_ids import SemanticIDs
+from recbole_qbert.recbole_integration import identifiers
+from recbole_qbert.recbole_integration.patches import ConfigValues
 
 
-class QBERT4RecDataset(SequentialDataset):  # type: ignore[misc]
-    """Leave-one-out per user, as RecBole's ``LS: valid_and_test``.
+class HistoryDataset(SequentialDataset):  # type: ignore[misc]
+    """Splits each user's history by leave-one-out, as RecBole's ``LS: valid_and_test`` does.
 
-    Training rows hold the whole training history (the newest ``MAX_ITEM_LIST_LENGTH + 1`` items) in the item list, the
-    last of them in the target field too. Validation and test rows are those of ``SequentialDataset``.
+    Training rows hold the whole training history (the newest ``MAX_ITEM_LIST_LENGTH + 1`` items) in the item list, and the
+    last of them in the target field, too. Validation and test rows are those of ``SequentialDataset``.
+
+    Attributes:
+        histories: whole training history of each user, RecBole's item ids; set by ``split``.
     """
 
     inter_feat: Any
@@ -34,6 +42,17 @@ class QBERT4RecDataset(SequentialDataset):  # type: ignore[misc]
         if inter.exists():
             refuse_lost_ids(inter, config["field_separator"], (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]))
         super().__init__(config)
+
+    def split(self) -> list[HistoryDataset]:
+        """Return the training, validation and test parts, as ``build`` does, and nothing more."""
+        parts: list[HistoryDataset] = super().build()
+        return parts
+
+    def catalog(self) -> Catalog:
+        """Return the items and training histories; after ``split``."""
+        # RecBole's ids start at 1; rows of a catalog start at 0.
+        histories = [history - 1 for history in self.histories]
+        return Catalog(self.config["dataset"], Path(self.config["data_path"]), self.item_tokens(), histories)
 
     def data_augmentation(self) -> None:
         """Replace RecBole's prefix rows.
@@ -66,8 +85,8 @@ class QBERT4RecDataset(SequentialDataset):  # type: ignore[misc]
         self.histories = [items[s : s + n] for s, n in zip(start.tolist(), train.tolist(), strict=True)]
         self.inter_feat, self._held_out = parts[0], parts[1:]
 
-    def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[QBERT4RecDataset]:
-        """The three parts that ``data_augmentation`` made."""
+    def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[HistoryDataset]:
+        """Return the three parts that ``data_augmentation`` made."""
         del group_by, leave_one_mode
         parts = [self.inter_feat, *self._held_out]
         del self._held_out
@@ -103,6 +122,34 @@ class QBERT4RecDataset(SequentialDataset):  # type: ignore[misc]
                 shape = real.shape + (1,) * (value.dim() - 1)
                 rows[getattr(self, f"{field}_list_field")] = torch.where(real.view(shape), value[source], 0).to(value.dtype)
         return Interaction(rows)
+
+
+class QBERT4RecDataset(HistoryDataset):
+    """A ``HistoryDataset`` whose items have semantic IDs: ``build`` loads them, or makes them from the training part.
+
+    Attributes:
+        semantic_ids: of all items; set by ``build``.
+        identifier_figures: how they were made; set by ``build``.
+    """
+
+    semantic_ids: SemanticIDs
+    identifier_figures: dict[str, Any]
+
+    def build(self) -> list[HistoryDataset]:
+        """Split the data and load or build the semantic IDs.
+
+        Raises:
+            ValueError: a setting of stage 1 or 2 is refused, or the IDs do not fit the data.
+        """
+        values = ConfigValues(self.config)
+        for kind in (TrainConfig, IdentifierConfig):  # refused before stages 1 and 2 spend their time
+            read(kind, values)
+        read(SequenceConfig, values | {"max_length": values["MAX_ITEM_LIST_LENGTH"]})
+        parts = self.split()
+        found = identifiers.load_or_build(self.config, self.catalog())
+        for part in (self, *parts):
+            part.semantic_ids, part.identifier_figures = found
+        return parts
 
 
 def refuse_lost_ids(path: Path, separator: str, fields: tuple[str, ...]) -> None:

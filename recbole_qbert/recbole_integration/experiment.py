@@ -20,8 +20,9 @@ from recbole.trainer import S3RecTrainer, Trainer
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from tqdm import tqdm
 
-from recbole_qbert.pipeline.stages import Catalog
+from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.recbole_integration import checkpoint_io, patches
+from recbole_qbert.recbole_integration.dataset import HistoryDataset
 from recbole_qbert.recbole_integration.resume import TrainingState, hash_rows, hash_tensors
 from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
@@ -91,11 +92,10 @@ def configure(
 
 
 def load_catalog(config: Config) -> Catalog:
-    """What stages 1 and 2 need of a data set: its items and the training part of its histories."""
+    """Return the items of a data set and the training part of its histories."""
     with _caches_of(config):
-        train = create_dataset(config).build()[0]
-    histories = [history - 1 for history in train.histories]  # rows of a catalog start at 0, RecBole's ids at 1
-    return Catalog(config["dataset"], Path(config["data_path"]), train.item_tokens(), histories)
+        train: HistoryDataset = create_dataset(config).split()[0]
+    return train.catalog()
 
 
 def pretraining_settings(config: Config) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""What stages 1 and 2 read: a catalog of items, and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_qbert.config.schema import IdentifierConfig, InjectionConfig, QuantizerConfig, read
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The items of a data set and how they occur together.
+
+    Attributes:
+        dataset: name of the data set, with which its files start.
+        folder: folder of its files.
+        items: ``N`` item tokens.
+        histories: training part of each user's history as rows of ``items``; nothing of validation or test.
+    """
+
+    dataset: str
+    folder: Path
+    items: tuple[str, ...]
+    histories: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """Settings of everything before the sequence model."""
+
+    identifiers: IdentifierConfig
+    injection: InjectionConfig
+    quantizer: QuantizerConfig
+    seed: int
+
+
+def stage_settings(values: Mapping[str, Any]) -> StageSettings:
+    """Read the settings of stages 1 and 2 from properties (prefixes ``injection_`` and ``rq_``)."""
+    return StageSettings(
+        identifiers=read(IdentifierConfig, values),
+        injection=read(InjectionConfig, values, prefix="injection_"),
+        quantizer=read(QuantizerConfig, values, prefix="rq_"),
+        seed=int(values["seed"]),
+    )

@@ -1,0 +1,68 @@
+"""Where the semantic IDs of a RecBole data set come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_qbert.pipeline.builder import SemanticIDBuilder
+from recbole_qbert.pipeline.catalog import Catalog, stage_settings
+from recbole_qbert.quantization import semantic_ids
+from recbole_qbert.quantization.semantic_ids import SemanticIDs
+from recbole_qbert.recbole_integration.patches import ConfigValues
+from recbole_qbert.utils.distributed import first_before_others, rank
+
+
+def load_or_build(config: Any, catalog: Catalog) -> tuple[SemanticIDs, dict[str, Any]]:
+    """Return the semantic IDs of a catalog, and figures on how they were made.
+
+    The first of these sources that applies is taken: none at all, with ``semantic_ids: none``; the file
+    ``semantic_id_file``; ``<data_path>/<dataset>.sid``; stages 1 and 2, which run now into ``semantic_id_dir`` unless their
+    output can be reused. Of several processes the first one builds, and the others load what it has built.
+
+    Args:
+        config: RecBole's configuration, or a mapping of its properties.
+        catalog: items and training histories.
+
+    Raises:
+        ValueError: the IDs do not fit the catalog, or a stage refuses its input.
+    """
+    values = config if isinstance(config, Mapping) else ConfigValues(config)
+    if values["semantic_ids"] == "none":
+        nothing = np.empty((len(catalog.items), 0), dtype=np.int16)
+        return SemanticIDs(catalog.items, nothing, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
+    file, beside_data, built = candidate_files(values)
+    if file or beside_data.exists():
+        path = file or beside_data
+        ids = semantic_ids.load(path)
+        codes = ids.aligned(catalog.items, str(path))
+        health = semantic_ids.health(codes, codes, ids.size, ids.prefixes)
+        return ids, {"semantic_ids": {"file": str(path), "code_sets": [{"code_set": "given", **health}]}, "seconds": {}}
+    first = rank() == 0
+    with first_before_others():
+        return SemanticIDBuilder(
+            catalog,
+            stage_settings(values),
+            built.parent,
+            rebuild=first and bool(values["rebuild"]),
+            progress=first and bool(values["show_progress"]),
+        ).build()
+
+
+def existing_file(config: Any) -> Path | None:
+    """Return the file of the semantic IDs of a trained model; ``None`` if it has none, or if they are gone."""
+    values = config if isinstance(config, Mapping) else ConfigValues(config)
+    if values["semantic_ids"] == "none":
+        return None
+    return next((path for path in candidate_files(values) if path and path.is_file()), None)
+
+
+def candidate_files(config: Any) -> tuple[Path | None, Path, Path]:
+    """Return where IDs are looked for: the file of the property, beside the data, and where stages 1 and 2 write."""
+    name, file = f"{config['dataset']}.sid", config["semantic_id_file"]
+    built = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", config["dataset"])
+    return Path(file) if file else None, Path(config["data_path"]) / name, Path(built) / name
