@@ -256,8 +256,21 @@ def test_recboles_own_properties_are_accepted() -> None:
         mask_ratio=0.5,
     )
     assert Config(model="ToyRec", dataset="toy", config_dict=given)["mask_ratio"] == 0.5
-    with pytest.raises(ValueError, match="unknown property 'mask_ratio'"):  # it would do nothing
-        toy_config(mask_ratio=0.5)
+    assert vars(toy_config(mask_ratio=0.5))["unused_properties"] == ["mask_ratio"]  # it does nothing without transform
+
+
+def test_one_configuration_serves_several_models_and_the_log_names_unused_keys_once(tmp_path: Path) -> None:
+    shared = settings(
+        loss_type="CE", n_layers=1, inner_size=8, num_layers=2, n_facet=3, train_neg_sample_args=None, epochs=1
+    )
+    for model in ("GRU4Rec", "SASRec", "ToyRec"):
+        result = quick_start.run_recbole(model=model, dataset="toy", config_dict=dict(shared))
+        assert 0 <= result["test_result"]["hit@5"] <= 1
+    (log,) = Path("log/ToyRec").glob("*.log")
+    (line,) = [line for line in log.read_text().splitlines() if "does not use" in line]
+    assert "n_facet" in line and "num_layers" in line and "learning_rate" not in line
+    with pytest.raises(ValueError, match=r"n_facett.*n_facet"):
+        toy_config(n_facett=1)
 
 
 def test_baselines_keep_recboles_manners() -> None:

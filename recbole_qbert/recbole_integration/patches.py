@@ -142,6 +142,8 @@ def _init_logger(original: Callable[[Any], None]) -> Callable[[Any], None]:
                     _handlers.add(handler)
             for handler in others:
                 root.addHandler(handler)
+        if unused := vars(config).get("unused_properties"):
+            root.info(f"{config['model']} does not use the properties {', '.join(unused)}")
 
     return init_logger
 

@@ -1,4 +1,4 @@
-"""The only room that writes into RecBole's registries.
+"""Registration of models with RecBole.
 
 RecBole 1.2.1 has no entry points: it finds a model by importing ``recbole.model.<kind>.<name in lower
 case>``, its defaults in a YAML file inside its own package, its Dataset and Trainer classes by the names
@@ -13,12 +13,11 @@ Touched in RecBole: ``Config._load_internal_config_dict``, ``quick_start.run_rec
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -33,9 +32,8 @@ import recbole.utils.argument_list as argument_list
 
 from recbole_qbert.config.property_files import parse_yaml
 from recbole_qbert.config.schema import with_current_names
-from recbole_qbert.recbole_integration.patches import quick_start
-
-__all__ = ["check_keys", "install", "known_properties", "objective_function", "register", "run_recboles", "use_dataset"]
+from recbole_qbert.recbole_integration.patches import quick_start, replace
+from recbole_qbert.utils.spelling import did_you_mean
 
 _RECBOLE = Path(recbole.__file__).parent
 _KINDS = ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
@@ -49,7 +47,6 @@ _UNLISTED = frozenset(
 )
 #: Options of RecBole's built-in ``transform`` (data/transform.py): they mean something only beside that key.
 _TRANSFORM_OPTIONS = frozenset({"mask_ratio", "ft_ratio", "eta", "beta"})
-_MARK = "_recbole_qbert"
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,7 @@ class _Registration:
     trainer: type | None
     properties: Path
     dataset_arguments: tuple[str, ...]
+    reset_on_load: Mapping[str, Any]
 
 
 # A reload (as notebooks do it) runs this module again in the same namespace: what is registered stays so.
@@ -75,6 +73,7 @@ def register(
     trainer: type | None = None,
     properties: Path,
     dataset_arguments: Sequence[str] = (),
+    reset_on_load: Mapping[str, Any] | None = None,
 ) -> None:
     """Make RecBole find ``model`` by its class name, as if it were one of its own.
 
@@ -86,6 +85,8 @@ def register(
         properties: YAML file with the model's defaults; every property the model knows must stand in it.
         dataset_arguments: properties that change the built data set. RecBole then compares them before it
             takes a data set from a cache file (data/utils.py:63), and stale caches are not used.
+        reset_on_load: properties, with their values, that are for training only. A model that is loaded from a
+            checkpoint has these values: its weights are there, and nothing is to be trained.
 
     Registering a class again (the same module and name, as after a reload) replaces its earlier registration.
 
@@ -94,7 +95,7 @@ def register(
             class.
         FileNotFoundError: ``properties`` is no file.
     """
-    entry = _Registration(model, dataset, trainer, Path(properties), tuple(dataset_arguments))
+    entry = _Registration(model, dataset, trainer, Path(properties), tuple(dataset_arguments), dict(reset_on_load or {}))
     name, alias = model.__name__, f"recbole.model.sequential_recommender.{model.__name__.lower()}"
     _read_properties(entry.properties)  # a broken file is reported here, not at the first run
     _recbole_properties()  # kept before dataset_arguments grows by what only our models know
@@ -133,6 +134,11 @@ def use_dataset(names: Sequence[str], dataset: type) -> None:
     for name in names:
         _refuse_taken_helper(f"{name}Dataset", recbole.data.dataset, dataset, None)
         setattr(recbole.data.dataset, f"{name}Dataset", dataset)
+
+
+def settings_for_loading(model: str) -> Mapping[str, Any]:
+    """Return the properties that a model has when it is loaded from a checkpoint; none for RecBole's own."""
+    return _registered[model].reset_on_load if model in _registered else {}
 
 
 def _same_class(one: Any, other: type) -> bool:
@@ -189,14 +195,11 @@ def check_keys(given: Iterable[object], known: Collection[str], where: str) -> N
     ...
     ValueError: unknown property 'item_row' (did you mean 'use_item_embedding'?) in config_dict
     """
-    complaints = []
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), sorted(known), n=1)
-            complaints.append(f"{key!r} (did you mean {near[0]!r}?)" if near else f"{key!r}")
-    if complaints:
-        noun = "property" if len(complaints) == 1 else "properties"
-        raise ValueError(f"unknown {noun} {', '.join(complaints)} in {where}")
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        noun = "property" if len(unknown) == 1 else "properties"
+        named = ", ".join(f"{key!r}{did_you_mean(str(key), map(str, known))}" for key in unknown)
+        raise ValueError(f"unknown {noun} {named} in {where}")
 
 
 def known_properties(model: str) -> frozenset[str]:
@@ -248,10 +251,14 @@ def _rename_properties(config: Any) -> None:
 
 
 def _check_properties(config: Any, model: str) -> None:
-    """Apply :func:`check_keys` to each place a user can set properties in."""
-    known = known_properties(model)
+    """Refuse properties that no model knows, and note those that this model does not use.
+
+    A configuration may serve several models side by side, so keys of other models are accepted. ``patches`` tells the unused
+    ones once in the log.
+    """
+    own, anyone = known_properties(model), _properties_of_all_models()
     if config.external_config_dict.get("transform"):
-        known |= _TRANSFORM_OPTIONS
+        own |= _TRANSFORM_OPTIONS
     places = (
         (config.file_config_dict, f"a config file (model {model})"),
         (config.variable_config_dict, f"config_dict (model {model})"),
@@ -261,26 +268,29 @@ def _check_properties(config: Any, model: str) -> None:
             "this one is your own script's, create the Config inside recbole_integration.patches.clean_argv())",
         ),
     )
-    for given, where in places:
-        check_keys(given, known, where)
+    for properties, where in places:
+        check_keys((key for key in properties if key not in anyone), own, where)
+    config.unused_properties = [key for key in config.external_config_dict if key not in own]
+
+
+def _properties_of_all_models() -> frozenset[str]:
+    """Return the properties that RecBole, one of its models or a registered model knows."""
+    return _properties_of_recbole_models().union(*(known_properties(model) for model in _registered))
+
+
+@functools.lru_cache(maxsize=1)
+def _properties_of_recbole_models() -> frozenset[str]:
+    files = (_RECBOLE / "properties" / "model").glob("*.yaml")
+    return _recbole_properties().union(_TRANSFORM_OPTIONS, *(_read_properties(file) for file in files))
 
 
 # ------------------------------------------------------------------------------------------------- installing
 def install() -> None:
     """Connect registered models to RecBole's ``Config`` and its children; a second call changes nothing."""
-    _wrap(configurator.Config, "_load_internal_config_dict", _hook_config)
-    _wrap(configurator, "get_model", _hook_get_model)
+    replace(configurator.Config, "_load_internal_config_dict", _hook_config)
+    replace(configurator, "get_model", _hook_get_model)
     for module in (importlib.import_module("recbole.quick_start"), quick_start):
         module.run_recboles = run_recboles  # type: ignore[attr-defined]
-
-
-def _wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace ``owner.name`` by ``make(original)``, once."""
-    original = getattr(owner, name)
-    if not hasattr(original, _MARK):
-        wrapper = functools.wraps(original)(make(original))
-        setattr(wrapper, _MARK, True)
-        setattr(owner, name, wrapper)
 
 
 def _hook_config(original: Callable[..., None]) -> Callable[..., None]:
@@ -312,12 +322,39 @@ def _hook_get_model(original: Callable[[str], type]) -> Callable[[str], type]:
             names = {file.stem for file in _RECBOLE.glob("properties/model/*.yaml")} | set(_registered)
             if model_name in names:  # it exists, and fails for a reason of its own, such as a missing library
                 raise
-            folded = {name.lower(): name for name in names}
-            near = difflib.get_close_matches(model_name.lower(), sorted(folded), n=1)
-            hint = f" (did you mean {folded[near[0]]!r}?)" if near else ""
+            hint = did_you_mean(model_name, names)
             raise ValueError(f"no model named {model_name!r} in RecBole or recbole_qbert{hint}") from error
 
     return get_model
+
+
+def require_model(model: str) -> None:
+    """Refuse a model that neither RecBole nor a registration knows.
+
+    Raises:
+        ValueError: names the model and the nearest one.
+    """
+    configurator.get_model(model)
+
+
+def require_dataset(model: str, dataset: str, config_files: Sequence[str] = ()) -> None:
+    """Refuse a data set that has no folder and that RecBole cannot download.
+
+    Properties are read from files and from the command line, as RecBole does.
+
+    Raises:
+        FileNotFoundError: names the folder and the nearest data set beside it.
+    """
+    config = configurator.Config(model=model, dataset=dataset, config_file_list=list(config_files) or None)
+    folder = Path(config["data_path"])
+    addresses = _read_properties(_RECBOLE / "properties" / "dataset" / "url.yaml")
+    if folder.is_dir() or dataset in addresses:
+        return
+    beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+    raise FileNotFoundError(
+        f"data set {dataset!r}: there is no folder {folder}{did_you_mean(dataset, beside)}; --data_path must name the "
+        f"folder that holds a folder {dataset} with {dataset}.inter in it"
+    )
 
 
 # -------------------------------------------------------------------------------------------- other processes
