@@ -115,15 +115,14 @@ def configure(args: argparse.Namespace, model: str, folder: Path) -> Any:
 def identifiers_here(args: argparse.Namespace) -> dict[str, Any]:
     """Make the semantic IDs, all of it anew."""
     import recbole_qbert  # noqa: F401  registers QBERT4Rec
-    from recbole_qbert.models.qbert4rec import find_semantic_ids
-    from recbole_qbert.recbole_integration import experiment
+    from recbole_qbert.recbole_integration import experiment, identifiers
 
     with experiment.working_directory(args.folder):
         config = configure(args, IDENTIFIERS, args.folder)
         config["rebuild"] = True
         catalog = experiment.load_catalog(config)
         started = time.perf_counter()
-        find_semantic_ids(config, catalog)
+        identifiers.load_or_build(config, catalog)
     return {"model": IDENTIFIERS, "seconds": time.perf_counter() - started, **peaks()}
 
 

@@ -1,8 +1,11 @@
 """Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
 
 Importing the package registers ``QBERT4Rec``, and the baseline ``CooccurrenceKNN``, with RecBole, so that
-``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole there is what does not need it: ``Recommender`` over an
+``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole only what does not need it is there: recommending with an
 exported model.
+
+Every command of the command line is a function here: ``train``, ``pretrain``, ``finetune``, ``build_semantic_ids``,
+``add_items``, ``export_model``, ``recommend``.
 
 Shape letters, the same everywhere: ``B`` users (or items) in a batch, ``L`` positions, ``N`` items, ``K`` code levels, ``M``
 codes per level, ``D`` width, ``J`` feature vectors per item and modality.
@@ -18,6 +21,9 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+from recbole_qbert.serving.add_items import add_items
+from recbole_qbert.serving.export import export_model
+from recbole_qbert.serving.recommend_file import recommend
 from recbole_qbert.serving.recommender import Recommender
 from recbole_qbert.version import __version__
 
@@ -40,18 +46,20 @@ else:
     from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
     from recbole_qbert.models.qbert4rec import QBERT4Rec
     from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
-    from recbole_qbert.recbole_integration.dataset import QBERT4RecDataset
+    from recbole_qbert.recbole_integration.dataset import HistoryDataset, QBERT4RecDataset
     from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
+    from recbole_qbert.recbole_integration.workflows import build_semantic_ids, finetune, pretrain, train
 
     registry.register(
         QBERT4Rec,
         dataset=QBERT4RecDataset,
         trainer=QBERT4RecTrainer,
         properties=property_file("model/QBERT4Rec.yaml"),
+        reset_on_load={"pretrained": None, "rebuild": False},
     )
     registry.register(
         CooccurrenceKNN,
-        dataset=QBERT4RecDataset,
+        dataset=HistoryDataset,
         trainer=CooccurrenceKNNTrainer,
         properties=property_file("model/CooccurrenceKNN.yaml"),
     )
@@ -67,6 +75,13 @@ __all__ = [
     "QBERT4RecTrainer",
     "Recommender",
     "__version__",
+    "add_items",
+    "build_semantic_ids",
+    "export_model",
+    "finetune",
     "load_data_and_model",
     "objective_function",
+    "pretrain",
+    "recommend",
+    "train",
 ]

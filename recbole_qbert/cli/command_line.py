@@ -1,6 +1,7 @@
-"""The command line: ``python run_recbole_qbert.py [command] [options] [--property=value ...]``.
+"""The command line: ``run_recbole_qbert.py [command] [options] [--property=value ...]``, or RecBole's own arguments.
 
-Any property of ``properties/model/QBERT4Rec.yaml`` or of RecBole can follow as ``--key=value``.
+Any property of ``properties/model/QBERT4Rec.yaml`` or of RecBole can follow as ``--key=value``. Without a command but with
+options it is RecBole's ``run_recbole.py``; without any argument, the demo.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from recbole_qbert.cli import benchmark, data, recommend, stages, training, tune
+from recbole_qbert.cli import benchmark, data, recbole_style, recommend, stages, training, tune
 from recbole_qbert.cli.common import Figures
 from recbole_qbert.config.property_files import parse_yaml
 from recbole_qbert.utils.console import limit_threads, log_to_console
@@ -27,12 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 when the doctor found something wrong; 2 when an input was refused (the message is on stderr).
     """
-    parser = build_parser()
-    given = list(sys.argv[1:] if argv is None else argv)
-    args, rest = parser.parse_known_args(given or ["demo"])
-    log_to_console()
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["demo"]
     limit_threads()
     try:
+        if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+            recbole_style.run(arguments)
+            return 0
+        args, rest = build_parser().parse_known_args(arguments)
+        log_to_console()
         args.properties = parse_properties(rest)
         figures = args.run(args)
     except (ValueError, FileNotFoundError, ImportError) as error:
@@ -45,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options, in the order of the work."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Semantic-ID sequential recommendation on RecBole. Without a command, as RecBole's run_recbole.py: "
+        "--model=QBERT4Rec --dataset=ml-100k --epochs=3. Without any argument: the demo.",
+        epilog=recbole_style.parser().format_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     def add(
@@ -75,8 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="property files")
         return command
 
-    for room in (data, stages, training, recommend, tune, benchmark):
-        room.add_commands(add)
+    for module in (data, stages, training, recommend, tune, benchmark):
+        module.add_commands(add)
     return parser
 
 

@@ -7,6 +7,7 @@ semantic IDs) beside ``items.sid.json`` (names and size of the levels, vocabular
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -111,8 +112,7 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
             f"{path} is a checkpoint, and reading it takes RecBole, which is not installed here (pip install "
             "recbole==1.2.1); or export it where RecBole is, and load the folder"
         )
-    from recbole_qbert.models.qbert4rec import id_places, ids_file
-    from recbole_qbert.recbole_integration import checkpoint_io, experiment, patches
+    from recbole_qbert.recbole_integration import checkpoint_io, experiment, identifiers, patches
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; finetune and train write a checkpoint, <output>/<dataset>/finetune.pth")
@@ -135,11 +135,11 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
         raise ValueError(
             f"{path} was trained without semantic IDs (semantic_ids: none), to compare with; it is not exported"
         )
-    sid = sid or ids_file(config)
+    sid = sid or identifiers.existing_file(config)
     if sid is None:
         raise FileNotFoundError(
-            f"{id_places(config)[-1]} is missing: the semantic IDs that the model was trained with are neither there nor "
-            "beside the data; pass the file (--sid FILE)"
+            f"{identifiers.candidate_files(config)[-1]} is missing: the semantic IDs that the model was trained with are "
+            "neither there nor beside the data; pass the file (--sid FILE)"
         )
     ids = semantic_ids.load(sid)
     if ids.codes.shape[1] != codes.shape[1] or (ids.aligned(catalog.items, str(sid)) != codes).any():
@@ -187,6 +187,37 @@ def _titles_of(path: Path, items: Sequence[str]) -> dict[str, str]:
             if len(cells) == len(names) and cells[item] in wanted and (text := " ".join(cells[title].split())):
                 titles[cells[item]] = text
     return titles
+
+
+def export_model(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    data_path: str | os.PathLike[str] | None = None,
+    semantic_ids: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Write the model of a checkpoint as a folder that needs neither RecBole nor the data.
+
+    Args:
+        checkpoint: written by ``finetune`` or ``train``, or by RecBole.
+        output: folder to write; an export that lies there is replaced.
+        data_path: folder that holds the data set's folder; by default where it lay at training.
+        semantic_ids: ``.sid`` file of the training; by default where training found it.
+
+    Returns:
+        ``folder``, ``dataset``, ``items``, ``titles`` (numbers of them), ``levels``, ``cooccurrence_prior`` and ``bytes``.
+    """
+    model = from_checkpoint(Path(checkpoint), *(None if path is None else Path(path) for path in (data_path, semantic_ids)))
+    folder = Path(output)
+    config = write(model, folder)
+    return {
+        "folder": str(folder),
+        "dataset": model.dataset,
+        "items": config["items"],
+        "titles": len(model.titles),
+        "levels": list(model.ids.prefixes),
+        "cooccurrence_prior": config["cooccurrence_prior"],
+        "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- the folder

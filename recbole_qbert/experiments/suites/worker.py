@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_qbert.cli import shared_vocabulary
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.experiments.suites import learning_curve
 from recbole_qbert.experiments.suites.suite_spec import EVALUATIONS
@@ -35,9 +34,11 @@ from recbole_qbert.experiments.suites.trials import (
     resolve_property_file,
     validation_protocol,
 )
-from recbole_qbert.models.qbert4rec import ids_file
-from recbole_qbert.pipeline import stages
+from recbole_qbert.pipeline.catalog import stage_settings
 from recbole_qbert.recbole_integration import experiment, patches
+from recbole_qbert.recbole_integration.identifiers import existing_file
+from recbole_qbert.recbole_integration.job import Job
+from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary
 from recbole_qbert.utils import environment
 from recbole_qbert.utils.io import atomic_write, digest, folder_lock, read_json, write_json
 
@@ -152,7 +153,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         "items": rows.item_num - 1,
         "users": len(ranks["users"]),
         "identifiers": identifiers,
-        "sid": os.path.relpath(path, here.parent) if asked["model"] == MODEL and (path := ids_file(config)) else None,
+        "sid": os.path.relpath(path, here.parent) if asked["model"] == MODEL and (path := existing_file(config)) else None,
         "prior": prior,
         "checkpoint": trained.trainer.saved_model_file,
         "versions": environment.versions(),
@@ -232,7 +233,7 @@ def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> l
     before = Stage("pretrain", *place, experiment.pretraining_settings(config), "pretrained")
     if asked["sources"]:
         union, ids = _vocabulary(asked, config, base)
-        before.dataset, before.data_path = union.dataset, union.data_path
+        before.dataset, before.data_path = union.dataset, str(union.data_path)
         before.settings |= {key: union.properties[key] for key in ("semantic_id_file", "domains")}
         last.settings["semantic_id_file"] = str(ids)
     pretrained = config["pretrain_epochs"] > 0 and not config["pretrained"]
@@ -243,27 +244,25 @@ def _identifiers(asked: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Where the semantic IDs of a cell lie; cells of the same data, seed and settings of stages 1 and 2 share them."""
     if asked["model"] != MODEL or asked["sources"]:
         return {}
-    settings = asdict(stages.stage_settings(patches.ConfigValues(config)))
+    settings = asdict(stage_settings(patches.ConfigValues(config)))
     data = fingerprint(Path(asked["data_path"]), asked["dataset"])
     return {"semantic_id_dir": str(Path(asked["vocabularies"]) / digest([data, settings])[:12])}
 
 
-def _vocabulary(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> tuple[argparse.Namespace, Path]:
+def _vocabulary(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> tuple[Job, Path]:
     """The sources as one data set, and the target's semantic IDs, from one quantizer over sources and target.
 
     Cells of the same data, seed and settings of stages 1 and 2 share it; the first one builds it.
     """
     sources, target = asked["sources"], asked["dataset"]
     data = [fingerprint(Path(asked["data_path"]), name) for name in (*sources, target)]
-    settings = asdict(stages.stage_settings(patches.ConfigValues(config)))
+    settings = asdict(stage_settings(patches.ConfigValues(config)))
     folder = Path(asked["vocabularies"]) / digest([sources, data, settings])[:12]
-    union = argparse.Namespace(
-        datasets=sources, targets=[target], data_path=asked["data_path"], output=str(folder), dataset=None,
-        config_files=[str(resolve_property_file(file)) for file in asked["files"]], properties=dict(base),
-    )  # fmt: skip
+    files = [resolve_property_file(file) for file in asked["files"]]
+    job = Job.of("", asked["data_path"], folder, base, files)
     with folder_lock(folder):
-        shared_vocabulary.build(union, {})
-    return union, Path(union.properties["semantic_id_file"]).with_name(f"{target}.sid")
+        vocabulary = build_vocabulary(job, sources, [target])
+    return vocabulary.pretraining, vocabulary.folder / f"{target}.sid"
 
 
 def tested(trained: experiment.Run) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:

@@ -1,0 +1,70 @@
+"""The arguments of RecBole's own ``run_recbole.py``: ``--model=QBERT4Rec --dataset=ml-100k --epochs=3``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_qbert.recbole_integration.patches import quick_start
+from recbole_qbert.recbole_integration.registry import require_dataset, require_model
+from recbole_qbert.utils.distributed import torchrun_settings
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return a parser of the options of RecBole's ``run_recbole.py``, with its names and defaults."""
+    made = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    group = made.add_argument_group("without a command", "any property of the model follows as --key=value")
+    group.add_argument("--model", "-m", metavar="NAME", default="QBERT4Rec", help="a model of ours or RecBole's")
+    group.add_argument("--dataset", "-d", metavar="NAME", default="ml-100k", help="name of the data set")
+    group.add_argument("--config_files", metavar="'FILE ...'", help="property files, separated by spaces")
+    group.add_argument("--nproc", type=int, default=1, help="processes on this machine")
+    group.add_argument("--ip", default="localhost", help="of the first machine")
+    group.add_argument("--port", default="5678", help="of the first machine")
+    group.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
+    group.add_argument("--group_offset", type=int, default=0, help="number of this machine's first process")
+    return made
+
+
+def run(argv: Sequence[str]) -> dict[str, Any]:
+    """Train and test a model as RecBole's ``run_recbole.py`` does.
+
+    Args:
+        argv: the arguments. RecBole's ``Config`` reads the properties among them itself.
+
+    Returns:
+        RecBole's result: ``best_valid_score``, ``best_valid_result``, ``test_result`` and more.
+
+    Raises:
+        FileNotFoundError: a property file or the data set is missing.
+        ValueError: an unknown model, an unknown property, or an argument of another form.
+    """
+    args, rest = parser().parse_known_args(argv)
+    for argument in rest:
+        if not argument.startswith("--") or "=" not in argument:
+            raise ValueError(f"argument {argument!r} is neither an option nor --property=value")
+    files = args.config_files.split() if args.config_files else []
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"property file {file} is missing (--config_files)")
+    require_model(args.model)
+    # RecBole reads sys.argv, here and in the processes it starts; without ours, which are no properties.
+    before, sys.argv = sys.argv, [sys.argv[0], *rest]
+    try:
+        require_dataset(args.model, args.dataset, files)
+        result = quick_start.run(
+            args.model,
+            args.dataset,
+            config_file_list=files or None,
+            config_dict=torchrun_settings() or None,
+            nproc=args.nproc,
+            world_size=args.world_size,
+            ip=args.ip,
+            port=args.port,
+            group_offset=args.group_offset,
+        )
+    finally:
+        sys.argv = before
+    return dict(result or {})
