@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from recbole_qbert import cli
-from recbole_qbert.cli import training
 from recbole_qbert.quantization import semantic_ids
+from recbole_qbert.recbole_integration import workflows
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -68,7 +68,7 @@ def test_figures_of_whole_ids_count_every_item():
         "usage_per_level": [1.0],
         "perplexity_per_level": [2.0],
     }
-    figures = training.summarise([half, half | {"levels": ["A"]}], codes)
+    figures = workflows.summarize_ids([half, half | {"levels": ["A"]}], codes)
     assert figures["items"] == figures["unique"] == 4 and figures["levels"] == ["a", "A"]
 
 
@@ -124,7 +124,7 @@ def test_values_are_read_as_recbole_reads_them():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--item_row=false"], "did you mean 'use_item_embedding'"),
+        (["--use_item_embeding=false"], "did you mean 'use_item_embedding'"),
         (["use_item_embedding=false"], "neither an option nor --property=value"),
         (["--topk=[1, 5"], "'--topk=[1, 5' is not YAML behind the '='"),
         (["--config_files", "nowhere.yaml"], "nowhere.yaml is missing"),

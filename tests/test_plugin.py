@@ -260,8 +260,16 @@ def test_recboles_own_properties_are_accepted() -> None:
 
 
 def test_one_configuration_serves_several_models_and_the_log_names_unused_keys_once(tmp_path: Path) -> None:
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
     shared = settings(
-        loss_type="CE", n_layers=1, inner_size=8, num_layers=2, n_facet=3, train_neg_sample_args=None, epochs=1
+        load_col=columns,
+        loss_type="CE",
+        n_layers=1,
+        inner_size=8,
+        num_layers=2,
+        n_facet=3,
+        train_neg_sample_args=None,
+        epochs=1,
     )
     for model in ("GRU4Rec", "SASRec", "ToyRec"):
         result = quick_start.run_recbole(model=model, dataset="toy", config_dict=dict(shared))

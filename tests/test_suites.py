@@ -296,7 +296,7 @@ def test_a_cell_of_ours_keeps_what_the_contract_names(data, tmp_path):
     assert all(epoch["train_loss"] > 0 and epoch["seconds"] >= 0 for epoch in result["curve"])
     assert result["epochs"] == 2 and result["items"] == 40 and result["peak_memory_mb"] > 100
     assert sum(result["identifiers"]["injection"]["depth"]) == pytest.approx(1)
-    assert result["seconds"]["model"] >= result["identifiers"]["seconds"]["quantization"] > 0
+    assert result["seconds"]["data"] >= result["identifiers"]["seconds"]["quantization"] > 0
     assert not list(cell.folder.rglob("*.pth")) and (cell.folder / result["sid"]).name == f"{NAME}.sid"
     assert (cell.folder / result["sid"]).is_file()
 

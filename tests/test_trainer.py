@@ -303,7 +303,7 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
         vocabulary = folder / "A+B+T"
         assert {path.name for path in vocabulary.glob("?.sid")} == {"A.sid", "B.sid", "T.sid"}
         second, said = call(processes, folder, "finetune", "--dataset=T", "--vocabulary", str(vocabulary), *base)
-        assert said.count("QBERT4Rec + co-occurrence prior") == 1, "one process speaks"
+        assert said.count("QBERT4Rec + co-occurrence") == 1, "one process speaks"
         weights = checkpoint_io.load_checkpoint(folder / "T" / "finetune.pth")["state_dict"]
         found.append((first["valid"], second["valid"], second["test"], weights))
     assert found[0][:3] == found[1][:3]

@@ -43,7 +43,8 @@ class TrainingState:
         self.checkpoint = checkpoint
         self.log = checkpoint.with_suffix(".jsonl")
         settings = {k: str(v) for k, v in config.final_config_dict.items() if k not in _VOLATILE}
-        self.file = ResumeFile(checkpoint.with_suffix(".progress"), digest([settings, start]))
+        self.start = digest([settings, start])
+        self.file = ResumeFile(checkpoint.with_suffix(".progress"), self.start)
         self.started = time.perf_counter()
 
     def fit(
@@ -62,7 +63,7 @@ class TrainingState:
             The result of ``fit``: best score and metrics on validation; those of the state if nothing is left to do.
         """
         if valid_data:
-            self.file.run = digest([self.file.run, hash_rows(valid_data._dataset)])
+            self.file.run = digest([self.start, hash_rows(valid_data._dataset)])
         if self.load(trainer):
             finished = trainer.cur_step > trainer.stopping_step or trainer.start_epoch >= trainer.epochs
             what = "finished" if finished else "resuming"
