@@ -175,7 +175,7 @@ def _refuse_taken_helper(name: str, home: ModuleType, given: type | None, before
 
 
 # ------------------------------------------------------------------------------------------------- properties
-def check_keys(given: Iterable[object], known: Collection[str], where: str) -> None:
+def check_keys(given: Iterable[object], known: Collection[str], where: str, preferred: Collection[str] = ()) -> None:
     """Refuse property names that nobody knows.
 
     RecBole's ``Config`` answers None for a name it does not know and keeps whatever it is given, so that a
@@ -185,6 +185,7 @@ def check_keys(given: Iterable[object], known: Collection[str], where: str) -> N
         given: the names found.
         known: the names allowed.
         where: where the names were found, as the reader should be told: ``"config_dict"``.
+        preferred: names that are suggested before others.
 
     Raises:
         ValueError: names every unknown one, the nearest known name of each, and ``where``.
@@ -198,7 +199,8 @@ def check_keys(given: Iterable[object], known: Collection[str], where: str) -> N
     unknown = [key for key in given if key not in known]
     if unknown:
         noun = "property" if len(unknown) == 1 else "properties"
-        named = ", ".join(f"{key!r}{did_you_mean(str(key), map(str, known))}" for key in unknown)
+        hints = [did_you_mean(str(key), preferred) or did_you_mean(str(key), known) for key in unknown]
+        named = ", ".join(f"{key!r}{hint}" for key, hint in zip(unknown, hints, strict=True))
         raise ValueError(f"unknown {noun} {named} in {where}")
 
 
@@ -269,7 +271,7 @@ def _check_properties(config: Any, model: str) -> None:
         ),
     )
     for properties, where in places:
-        check_keys((key for key in properties if key not in anyone), own, where)
+        check_keys(properties, anyone | own, where, preferred=own)
     config.unused_properties = [key for key in config.external_config_dict if key not in own]
 
 
