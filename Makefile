@@ -1,8 +1,9 @@
-# make demo | test | test-all | lint | check | clean        (make help says more)
+# make demo | test-fast | test | test-all | lint | docs | check | clean        (make help says more)
 #
 # VENV=DIR      where the environment lies (default .venv)
 # PYTHON=FILE   the Python 3.10 or 3.11 that makes it (default: the first one found)
 # ARGS='...'    more arguments for pytest, for example ARGS='-k packaging'
+# JOBS=N        tests at a time (default: the number of cores)
 # THREADS=N     threads of one process (default 1: the networks of demo and tests are too small for more)
 # PIP_ARGS='..' more arguments for pip, for example an index of CPU builds of torch
 VENV ?= .venv
@@ -10,6 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 PIP_ARGS ?=
+JOBS ?= auto
 THREADS ?= 1
 
 BIN = $(VENV)/bin
@@ -31,14 +33,16 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT ?= 20000
 endif
 
-.PHONY: help setup demo test test-all lint check clean which-python
+.PHONY: help setup demo test-fast test test-all lint docs check clean which-python
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      synthetic raw data through every stage, next to two baselines'
+	@echo 'make test-fast tests that start no process and train no model: less than a minute'
 	@echo 'make test      everyday tests;  ARGS="-k packaging" for some of them'
 	@echo 'make test-all  these and the slow ones (and gpu, where there is one)'
-	@echo 'make lint      ruff, ruff format, mypy'
+	@echo 'make lint      ruff, ruff format, import contracts, mypy'
+	@echo 'make docs      the site, into site/'
 	@echo 'make check     lint and test'
 	@echo 'make clean     remove .venv and what builds and tools left'
 	@echo 'Each sets up $(VENV) first if it is not there or setup.py or constraints.txt changed.'
@@ -48,16 +52,23 @@ setup: $(TEST)
 demo: $(RUN)
 	@$(BIN)/python run_recbole_qbert.py $(ARGS)
 
+test-fast: setup
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m 'not process and not pipeline and not slow and not gpu' $(ARGS)
+
 test: setup
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
 
 test-all: setup
-	@$(BIN)/python -m pytest -q -m '' $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m '' $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 check: lint test
 

