@@ -1,4 +1,5 @@
-"""Data preparation: raw product data to RecBole atomic files, and a synthetic demo to try everything on.
+"""Prepare data sets: raw product data to RecBole's atomic files, pictures, features, imports, checks and a synthetic demo.
 
-Nothing in this package imports RecBole, torch or recbole_qbert, so another host can use it as it is.
+The package uses the files and formats of `recbole_qbert`, not its models; only `encoders` uses torch itself (import-linter
+checks both, see pyproject.toml).
 """

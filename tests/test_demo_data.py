@@ -319,11 +319,11 @@ def test_an_interrupted_run_leaves_nothing_that_looks_complete(
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="items is 19; the demo has 20 categories"):
+    with pytest.raises(ValueError, match=r"items is 19\b.* 20\b"):
         write_demo(tmp_path, items=19)
     with pytest.raises(ValueError, match="users is 0"):
         write_demo(tmp_path, users=0)
     (tmp_path / "README.txt").write_text("my notes")
-    with pytest.raises(FileExistsError, match=r"README\.txt is not the demo's"):
+    with pytest.raises(FileExistsError, match=r"README\.txt"):
         prepare_demo(tmp_path, **SMALL)
     assert (tmp_path / "README.txt").read_text() == "my notes"

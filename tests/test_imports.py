@@ -578,7 +578,7 @@ def test_a_table_without_an_id_column_is_refused(dataset):
 
 
 def test_interactions_that_cannot_be_read_are_refused(dataset):
-    for text, words in (("user_id:token\titem_id:token\n", "no interactions"), ("a\tb\nc\td\n", "cannot be read")):
+    for text, words in (("user_id:token\titem_id:token\n", "interactions"), ("a\tb\nc\td\n", "1: no column user_id")):
         (dataset / "Toys.inter").write_text(text)
         with pytest.raises(ValueError, match=rf"Toys\.inter.*{words}"):
             bring(dataset)

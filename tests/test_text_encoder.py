@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -139,20 +140,20 @@ def test_texts_of_an_item_file(tmp_path: Path) -> None:
     )
     assert read_texts(folder / "toy.item", Template("{price} {title}"))[1] == ["1 Card", "2"]
     assert read_items(folder, "toy") == ("b", "a")
-    with pytest.raises(ValueError, match=r"toy.item: no column brand; there are item_id, categories, title, price"):
+    with pytest.raises(ValueError, match=r"toy\.item:1: no column brand.*item_id, categories, title, price"):
         read_texts(folder / "toy.item", Template("{brand}{title}"))
 
 
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        ([("a", "x"), ("b", "y"), ("a", "z")], HEADER, r"toy.item:4: item 'a' has a row already, on line 2"),
-        ([("NA", "x")], HEADER, r"toy.item:2: item token 'NA' is read as a missing value"),
-        ([], HEADER, "lists no item"),
+        ([("a", "x"), ("b", "y"), ("a", "z")], HEADER, r"toy\.item:4: .*'a'.*line 2"),
+        ([("NA", "x")], HEADER, r"toy\.item:2: .*'NA'"),
+        ([], HEADER, r"toy\.item"),
         ([("a", "x")], "item:token\ttitle:token_seq", "no column item_id"),
         ([("a", "x")], "item_id:token\tname:token_seq", "no column title, brand, categories, description"),
-        ([("a", "x", "y", "z")], HEADER, r"toy.item: line 2 has more fields"),
-        ([("a", "x"), ("b", "y", "z")], HEADER, r"toy.item: .* line 3"),
+        ([("a", "x", "y", "z")], HEADER, r"toy\.item:2: 4 cells"),
+        ([("a", "x"), ("b", "y", "z")], HEADER, r"toy\.item:3: 3 cells"),
     ],
 )  # fmt: skip
 def test_bad_item_file(tmp_path: Path, rows: Any, header: str, message: str) -> None:
@@ -162,7 +163,7 @@ def test_bad_item_file(tmp_path: Path, rows: Any, header: str, message: str) -> 
 
 
 def test_items_without_an_item_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"toy.item is missing"):
+    with pytest.raises(FileNotFoundError, match=r"toy\.item"):
         read_items(tmp_path, "toy")
     (tmp_path / "toy.items.txt").write_text("b\na\n")
     assert read_items(tmp_path, "toy") == ("b", "a")
@@ -265,7 +266,7 @@ def test_an_overflow_is_refused_and_not_taken_for_no_text(tmp_path: Path, llama:
     shard = encoder(["red", ""])
     assert np.isinf(shard.vectors[0]).all() and np.isnan(shard.vectors[1]).all()
     job = Job(tmp_path, "X", "text", ("a", "b"), {}, {}, {}, 2)
-    with pytest.raises(ValueError, match="the vector of item a is not finite"):
+    with pytest.raises(ValueError, match="item a "):
         encode(job, lambda: lambda rows, advance: encoder(["red", ""], advance), progress=False)
 
 
@@ -299,7 +300,7 @@ def test_a_copy_of_the_model_is_the_same_model_and_other_weights_are_not(tmp_pat
     make(folder, tmp_path / "same")
     assert files(folder) == before
     other = make_model(tmp_path / "other", seed=1)
-    refused = pytest.raises(ValueError, match=r"toy.text.npy is there, made by LlamaModel .* and not what this command")
+    refused = pytest.raises(ValueError, match=r"toy\.text\.npy.* LlamaModel")
     with refused:
         make(folder, other)
     for options in ({"pooling": "last"}, {"template": "{title}"}, {"dtype": "bfloat16"}, {"max_tokens": 4}):
@@ -361,13 +362,13 @@ def test_two_processes_make_what_one_makes(tmp_path: Path, llama: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "max"}, "pooling is 'max'; it must be mean, last or cls"),
+        ({"pooling": "max"}, "pooling is 'max'.*mean.*last.*cls"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"batch_tokens": 0}, "batch_tokens is 0"),
         ({"shard_size": 0}, "shard_size is 0"),
-        ({"device": "gpu"}, "device 'gpu' cannot be used"),
-        ({"template": "{colour}"}, "no column colour"),
+        ({"device": "gpu"}, "device 'gpu'"),
+        ({"template": "{colour}"}, "colour"),
     ],
 )
 def test_bad_options(tmp_path: Path, llama: Path, options: dict[str, Any], message: str) -> None:
@@ -378,28 +379,28 @@ def test_bad_options(tmp_path: Path, llama: Path, options: dict[str, Any], messa
 
 
 def test_no_text_at_all_and_no_item_file(tmp_path: Path, llama: Path) -> None:
-    with pytest.raises(ValueError, match="no item of toy has any text"):
+    with pytest.raises(ValueError, match=r"toy.*template"):
         make(write_items(tmp_path, [("a", ""), ("b", " ")]), llama)
-    with pytest.raises(FileNotFoundError, match=r"toy.item is missing"):
+    with pytest.raises(FileNotFoundError, match=r"toy\.item"):
         make(tmp_path / "nowhere", llama)
 
 
 def test_incomplete_models_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    with pytest.raises(ValueError, match=r"holds no config.json"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         find_model(str(tmp_path))
     folder = make_model(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     del weights["layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 tensors too few \(first: layers.1.mlp.up_proj.weight\).* random numbers"):
+    with pytest.raises(ValueError, match=r"1 .*layers\.1\.mlp\.up_proj\.weight"):
         load(folder)
     (folder / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="cannot load the weights"):
+    with pytest.raises(ValueError, match=f"{folder}.*SafetensorError"):
         load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match=r"model\*\.safetensors"):
         find_model(str(folder))
     torch.save(weights, folder / "pytorch_model.bin")
     assert find_model(str(folder)) == (folder, ["pytorch_model*.bin"])
@@ -410,7 +411,7 @@ def test_a_models_own_code_is_never_run(tmp_path: Path, llama: Path) -> None:
     (folder / "evil.py").write_text("raise SystemExit('ran')\n")
     config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="code of its own, which is never run"):
+    with pytest.raises(ValueError, match=f"{folder}.* code"):
         make(toy(tmp_path / "data"), folder)
 
 
@@ -427,20 +428,20 @@ def test_hub_models_without_network(tmp_path: Path, llama: Path, monkeypatch: py
     (cache / "snapshots" / "c0ffee").symlink_to(llama)
     folder = toy(tmp_path / "data")
     assert make(folder, "someone/tiny")["revision"] == "c0ffee"
-    said = "'someone/else' is no folder here and could not be fetched .* `hf download someone/else --local-dir DIR"
+    said = "'someone/else'.* `hf download someone/else --local-dir DIR"
     with pytest.raises(ValueError, match=said):
         make(folder, "someone/else")
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else object())
-    with pytest.raises(ValueError, match=r"^transformers not installed; .* pip install 'recbole-qbert\[encoders\]'"):
+    with pytest.raises(ValueError, match=r"^transformers .* 'recbole-qbert\[encoders\]'"):
         require_installed("transformers", "torch")
 
 
 def test_names_that_are_no_hub_names(tmp_path: Path) -> None:
     for name in ("/no/such/folder", "../x", "a/b/c", "", "a b"):
-        with pytest.raises(ValueError, match="no name of a hub model"):
+        with pytest.raises(ValueError, match=re.escape(repr(name))):
             hub_folder(name, [])
 
 

@@ -1,4 +1,4 @@
-"""Where a data set is made before it is shown: a hidden folder beside it, of one process at a time, kept when killed."""
+"""A hidden working directory beside a data set: one process at a time, kept after a kill, published when complete."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dataset_prep.graceful_shutdown import exclusive
+from recbole_qbert.utils.io import file_lock
 
 
 @contextmanager
 def work_directory(output: Path, dataset: str) -> Iterator[Path]:
-    """The folder `<output>/.<dataset>.preparing`.
+    """Create and lock the folder `<output>/.<dataset>.preparing`.
 
-    It is removed at the end and after an error, with whatever was made above it. After a kill or Ctrl-C it stays, so that
-    the next run finds what was done.
+    It is removed at the end and after an error, together with the parent folders created for it. It stays after a kill or
+    Ctrl-C, so that the next run can resume.
 
     Raises:
-        ValueError: another process is in it.
+        ValueError: another process uses it.
     """
-    above = [folder for folder in (output, *output.parents) if not folder.exists()]
+    created_parents = [folder for folder in (output, *output.parents) if not folder.exists()]
     work = output / f".{dataset}.preparing"
     work.mkdir(parents=True, exist_ok=True)
-    with exclusive(work, "preparation in"):
+    with file_lock(work, wait=False, work="preparation in"):
         try:
             yield work
         except Exception:
             shutil.rmtree(work, ignore_errors=True)
             with suppress(OSError):  # not empty any more
-                for folder in above:
+                for folder in created_parents:
                     folder.rmdir()
             raise
         shutil.rmtree(work)
 
 
 def publish(files: Path, folder: Path, names: Sequence[str]) -> None:
-    """Move files into a dataset folder so that none is seen half-written.
+    """Move files into a dataset folder so that nobody sees one half-written.
 
-    The manifest of an earlier run is removed, the files take their places, and the last of `names` (the new manifest) comes
-    last: where it stands, the folder is complete.
+    First the manifest of an earlier run is removed. The last of `names` is the new manifest and is moved last: a folder that
+    has it is complete.
 
     Args:
-        files: where they lie, on the same file system.
-        folder: made if need be.
-        names: which; one that is empty is removed from `folder` instead.
+        files: folder that holds the files; on the same file system as `folder`.
+        folder: the dataset folder; created if it does not exist.
+        names: names of the files; an empty file is removed from `folder` instead of moved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / names[-1]).unlink(missing_ok=True)

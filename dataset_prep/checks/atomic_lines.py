@@ -1,7 +1,8 @@
-"""Atomic files, read line by line as RecBole's reader will take them; whatever it would misread is noted.
+"""Read atomic files line by line and count the lines that RecBole's reader would misread.
 
-What it does was seen with RecBole 1.2.1 on pandas 2.3 (``engine="python"``, csv quoting on); ``tests/test_doctor.py``
-repeats the surprising parts.
+Unlike `recbole_qbert.data.atomic_files`, which stops at the first fault, this reader continues and looks at bytes. The
+faults are those of RecBole 1.2.1 on pandas 2.3 (``engine="python"``, csv quoting on); ``tests/test_doctor.py`` repeats the
+surprising ones.
 """
 
 from __future__ import annotations
@@ -12,30 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset_prep.amazon.cleaning import MAX_CELL
-from dataset_prep.checks.findings import Faults, Finding
+from dataset_prep.checks.findings import FaultCounter, Finding
+from recbole_qbert.data.atomic_files import TYPES, parse_columns
 from recbole_qbert.data.item_features import READ_AS_MISSING
 from recbole_qbert.utils.spelling import did_you_mean
 
-TYPES = ("token", "token_seq", "float", "float_seq")
 MISSING = frozenset(word.encode() for word in READ_AS_MISSING)
-LONGEST_LINE = 1 << 26  # bytes held at a time
+LONGEST_LINE = 1 << 26  # bytes in memory at a time
 BOM = b"\xef\xbb\xbf"
 _QUOTED = re.compile(rb'"((?:[^"]|"")*)"')
 
-KINDS = {
+LINE_FAULTS = {
     "few": (
         "error",
         "{lines} with too few fields, the first is {first}: RecBole fills up with missing values",
-        "fields are separated by one tab each; complete or remove these lines",
+        "separate fields by one tab each; complete or remove these lines",
     ),
     "many": (
         "error",
-        "{lines} with too many fields, the first is {first}: RecBole drops what is beyond the header",
-        "take the tabs out of the texts, or the additional fields out of the lines",
+        "{lines} with too many fields, the first is {first}: RecBole drops the fields beyond the header",
+        "remove the tabs from the texts, or the additional fields from the lines",
     ),
     "shifted": (
         "error",
-        "the first row has one field more than the header: RecBole takes its first column for row names and shifts all "
+        "the first row has one field more than the header: RecBole takes the first column for row names and shifts all "
         "columns by one",
         "remove the additional field (often a tab at the end of the lines), or name it in the header",
     ),
@@ -43,16 +44,16 @@ KINDS = {
         "error",
         "{lines} with a cell that begins with a quote and does not end with it, the first is {first}: RecBole reads on, "
         "over tabs and lines, to the next quote",
-        "write the file with pandas' to_csv(sep='\\t', index=False), or take the quotes out",
+        "write the file with pandas' to_csv(sep='\\t', index=False), or remove the quotes",
     ),
     "return": (
         "error",
-        "{lines} with a carriage return within, the first is {first}: RecBole ends the row there",
-        "take the carriage returns out of the texts",
+        "{lines} with a carriage return inside, the first is {first}: RecBole ends the row there",
+        "remove the carriage returns from the texts",
     ),
     "crlf": (
         "warning",
-        "{lines} ending in CR LF (Windows): RecBole reads these, other tools take the CR for a part of the last cell",
+        "{lines} ending in CR LF (Windows): RecBole reads these, other tools take the CR as part of the last cell",
         "convert the file: sed -i 's/\\r$//' FILE",
     ),
     "utf8": (
@@ -67,7 +68,7 @@ KINDS = {
     ),
     "long line": (
         "error",
-        f"{{lines}} of more than {LONGEST_LINE:,} bytes, not looked at",
+        f"{{lines}} of more than {LONGEST_LINE:,} bytes, not checked",
         "the file has lost its line ends, or is not text; write it again",
     ),
     "no user": (
@@ -87,8 +88,8 @@ KINDS = {
     ),
     "not a number": (
         "error",
-        "{lines} with {first} or the like where a number belongs: RecBole refuses to load the column",
-        "write numbers with a point and without separators, or make the column a token",
+        "{lines} with {first} or similar text instead of a number: RecBole refuses to load the column",
+        "write numbers with a decimal point and without separators, or make the column a token",
     ),
 }
 
@@ -98,88 +99,88 @@ class Header:
     """Columns of an atomic file.
 
     Attributes:
-        places: name -> position.
-        types: name -> type, one of RecBole's or not.
-        width: how many columns there are.
+        positions: name -> position.
+        types: name -> type, which may be unknown to RecBole.
+        width: number of columns.
     """
 
-    places: dict[str, int]
+    positions: dict[str, int]
     types: dict[str, str]
     width: int
 
     def floats(self) -> dict[str, int]:
-        """Name -> position of the columns of numbers."""
-        return {name: place for name, place in self.places.items() if self.types[name] == "float"}
+        """Return name -> position of the columns of numbers."""
+        return {name: position for name, position in self.positions.items() if self.types[name] == "float"}
 
 
 def read_header(path: Path, required: Mapping[str, str]) -> tuple[Header | None, list[Finding]]:
-    """Columns of an atomic file.
+    """Read and check the header of an atomic file.
 
     Args:
         path: the file.
-        required: name -> type of the columns that must be there.
+        required: name -> type of the required columns.
 
     Returns:
-        ``(header, findings)``; ``None`` when there is no telling which column is which.
+        ``(header, findings)``; the header is ``None`` if the columns cannot be told apart.
     """
-    where, found = f"{path}:1", list[Finding]()
+    where, findings = f"{path}:1", list[Finding]()
     with open(path, "rb") as handle:
         raw = handle.readline(LONGEST_LINE)
 
-    def error(what: str, to_do: str) -> None:
-        found.append(Finding("error", where, what, to_do))
+    def error(problem: str, way_out: str) -> None:
+        findings.append(Finding("error", where, problem, way_out))
 
     if raw.startswith(BOM):
         error(
-            "the file begins with a byte order mark, which RecBole takes for a part of the first name",
+            "the file begins with a byte order mark, which RecBole takes as part of the first name",
             "save it as UTF-8 without BOM: sed -i '1s/^\\xEF\\xBB\\xBF//' FILE",
         )
-        raw = raw[len(BOM) :]
-    header = raw.decode("utf-8", "replace").rstrip("\r\n")
+    header = raw.removeprefix(BOM).decode("utf-8", "replace").rstrip("\r\n")
     example = "\\t".join(f"{name}:{kind}" for name, kind in required.items())
     if "\t" not in header and len(required) > 1:
-        between = next((f" separated by {name}" for sign, name in ((" ", "spaces"), (",", "commas")) if sign in header), "")
-        error(
-            f"the header is {header[:80]!r}: one column{', or columns' + between if between else ''}",
-            f"separate columns by tabs, in every line; the header is {example}",
+        separated = next(
+            (f" separated by {name}" for sign, name in ((" ", "spaces"), (",", "commas")) if sign in header), ""
         )
-        return None, found
-    places: dict[str, int] = {}
+        error(
+            f"the header is {header[:80]!r}: one column{', or columns' + separated if separated else ''}",
+            f"separate columns by tabs, in every line; write the header as {example}",
+        )
+        return None, findings
+    positions: dict[str, int] = {}
     types: dict[str, str] = {}
-    cells = header.split("\t")
-    for place, cell in enumerate(cells):
-        name, colon, kind = cell.partition(":")
-        if not colon:
-            error(f"column {cell!r} has no type", f"write it as name:type; types are {', '.join(TYPES)}")
+    columns = parse_columns(header)
+    for position, (name, kind) in enumerate((column.name, column.type) for column in columns):
+        if not kind:
+            error(f"column {name!r} has no type", f"write it as name:type, where type is {', '.join(TYPES)}")
         elif kind not in TYPES:
-            error(
-                f"column {name!r} has the unknown type {kind!r}{did_you_mean(kind, TYPES)}", f"types are {', '.join(TYPES)}"
-            )
-        if name in places:
-            error(f"column {name!r} stands twice", "remove or rename one of them")
-        places.setdefault(name, place)
+            error(f"column {name!r} has the unknown type {kind!r}{did_you_mean(kind, TYPES)}", f"use {', '.join(TYPES)}")
+        if name in positions:
+            error(f"column {name!r} occurs twice", "remove or rename one of the two")
+        positions.setdefault(name, position)
         types.setdefault(name, kind)
     for name, kind in required.items():
-        if name not in places:
-            error(f"no column {name!r}{did_you_mean(name, places)}", f"name a column {name}:{kind}")
+        if name not in positions:
+            error(f"no column {name!r}{did_you_mean(name, positions)}", f"name a column {name}:{kind}")
         elif types[name] in TYPES and types[name] != kind:
             error(f"column {name!r} is of type {types[name]}", f"name it {name}:{kind}")
-    return Header(places, types, len(cells)), found
+    return Header(positions, types, len(columns)), findings
 
 
-def rows(path: Path, width: int, faults: Faults, bar: Callable[[int], object]) -> Iterator[tuple[int, list[bytes]]]:
-    """Line number and cells of each row that has the right number of them.
+def rows(
+    path: Path, width: int, faults: FaultCounter, advance: Callable[[int], object]
+) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield the line number and cells of each row without a fault.
 
     Args:
         path: an atomic file.
-        width: columns of the header.
-        faults: is told of all other rows.
-        bar: is told how many bytes were read.
+        width: number of columns in the header.
+        faults: counts all other rows.
+        advance: called with the number of bytes read.
     """
     first, shifted = True, False
-    for number, line in _lines(path, faults, bar):
+    for number, line in _lines(path, faults, advance):
         body = line.rstrip(b"\r\n")
-        if not body.strip(b" "):  # pandas skips these, too
+        if not body.strip(b" "):  # pandas skips these as well
             continue
         if line[-2:] == b"\r\n":
             faults.note("crlf", number)
@@ -199,25 +200,25 @@ def rows(path: Path, width: int, faults: Faults, bar: Callable[[int], object]) -
         first = False
 
 
-def _lines(path: Path, faults: Faults, bar: Callable[[int], object]) -> Iterator[tuple[int, bytes]]:
-    """Lines below the header; endless ones are noted and passed over, so that memory stays bounded."""
+def _lines(path: Path, faults: FaultCounter, advance: Callable[[int], object]) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines below the header; count and skip overlong ones, so that memory stays bounded."""
     with open(path, "rb") as handle:
         handle.readline(LONGEST_LINE)
         number = 1
         while line := handle.readline(LONGEST_LINE):
             number += 1
-            bar(len(line))
+            advance(len(line))
             if line[-1:] == b"\n" or len(line) < LONGEST_LINE:
                 yield number, line
                 continue
             faults.note("long line", number)
             while line and line[-1:] != b"\n":
                 line = handle.readline(LONGEST_LINE)
-                bar(len(line))
+                advance(len(line))
 
 
 def _fault(body: bytes, cells: list[bytes]) -> str | None:
-    """What keeps the reader from taking a line as it stands; csv quotes are taken off its cells."""
+    """Name the fault that makes RecBole misread a line, if any; remove csv quotes from its cells in place."""
     if b'"' in body and not _unquote(cells):
         return "quote"
     if b"\r" in body:
@@ -230,13 +231,13 @@ def _fault(body: bytes, cells: list[bytes]) -> str | None:
 
 
 def _unquote(cells: list[bytes]) -> bool:
-    """Take csv quotes off, in place; false when a cell begins with a quote and does not end with it."""
-    for place, cell in enumerate(cells):
+    """Remove csv quotes in place; false if a cell begins with a quote and does not end with it."""
+    for position, cell in enumerate(cells):
         if cell.startswith(b'"'):
             inner = _QUOTED.fullmatch(cell)
             if not inner:
                 return False
-            cells[place] = inner[1].replace(b'""', b'"')
+            cells[position] = inner[1].replace(b'""', b'"')
     return True
 
 
@@ -249,7 +250,7 @@ def _is_text(body: bytes) -> bool:
 
 
 def number_in(cell: bytes) -> float | None:
-    """The number that RecBole reads in a cell: NaN for an empty one, ``None`` where it refuses."""
+    """Return the number that RecBole reads in a cell: NaN for an empty cell, ``None`` if RecBole refuses it."""
     try:
         return float(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the doctor says: findings, and how many lines of a file share one fault."""
+"""Findings of the doctor, and a counter of the lines of a file that share a fault."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ LEVELS = ("error", "warning", "ok")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        level: ``error``: the data cannot be used, or not as they are meant; ``warning``: they can, and a person should know
-            this first; ``ok``.
-        where: file, with the first line that it is about where there is one.
-        what: what is so.
-        what_to_do: how to get rid of it; empty for ``ok``.
+        level: ``error``: the data cannot be used as intended; ``warning``: they can, but a person should know this first;
+            ``ok``.
+        where: the file, and the first line concerned if there is one.
+        what: the result in words.
+        what_to_do: the way out; empty for ``ok``.
     """
 
     level: str
@@ -28,12 +28,12 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> int:
-    """Exit code: 1 when there is an error, else 0."""
+    """Return the exit code: 1 if there is an error, else 0."""
     return int(any(finding.level == "error" for finding in findings))
 
 
 def as_text(findings: Iterable[Finding]) -> str:
-    """Findings as lines for a person: errors first, and what to do below each."""
+    """Write findings as lines for a person: errors first, and the way out below each."""
     lines = []
     for finding in sorted(findings, key=lambda finding: LEVELS.index(finding.level)):
         lines.append(f"{finding.level:<8} {finding.where}: {finding.what}")
@@ -43,7 +43,7 @@ def as_text(findings: Iterable[Finding]) -> str:
 
 
 def refused(error: Exception, path: Path) -> Finding:
-    """An error of the library as a finding: ``path:line: what; what to do``."""
+    """Turn an exception of a loader, ``path:line: what; what to do``, into a finding."""
     text = str(error)
     where = str(path)
     if text.startswith(where):
@@ -55,34 +55,40 @@ def refused(error: Exception, path: Path) -> Finding:
     return Finding("error", where, what or to_do, to_do if what else "repair or remove the file")
 
 
-class Faults:
-    """Faults of the lines of one file, by kind; of each kind the count and the first line are kept.
+class FaultCounter:
+    """Count the faulty lines of one file by kind of fault, and remember the first line of each kind.
 
     Args:
         path: the file.
-        kinds: kind -> (level, what, what to do); ``{lines}`` and ``{first}`` stand for the count in words and for what the
-            first of them holds.
+        kinds: kind -> (level, what, what to do); ``{lines}`` is replaced by the number of lines in words, ``{first}`` by the
+            content of the first.
     """
 
     def __init__(self, path: Path, kinds: dict[str, tuple[str, str, str]]) -> None:
         self.path, self.kinds = path, kinds
-        self.seen: dict[str, list[int]] = {}
+        self.counts: dict[str, list[int]] = {}  # kind -> [first line, number of lines]
         self.first: dict[str, str] = {}
 
-    def note(self, kind: str, line: int, first: bytes = b"") -> None:
-        """Count a fault; ``first`` is shown when it is the first of its kind."""
-        if kind in self.seen:
-            self.seen[kind][1] += 1
+    def note(self, kind: str, line: int, content: bytes = b"") -> None:
+        """Count a fault.
+
+        Args:
+            kind: a key of ``kinds``.
+            line: number of the line.
+            content: the faulty text; shown if it is the first of its kind.
+        """
+        if kind in self.counts:
+            self.counts[kind][1] += 1
         else:
-            self.seen[kind] = [line, 1]
-            text = first.decode("utf-8", "replace")
+            self.counts[kind] = [line, 1]
+            text = content.decode("utf-8", "replace")
             self.first[kind] = repr(text if len(text) <= 60 else text[:60] + "…")
 
     def findings(self) -> list[Finding]:
-        """One finding a kind, in the order of the lines."""
+        """Return one finding per kind, in the order of the first lines."""
         result = []
-        for kind, (line, count) in sorted(self.seen.items(), key=lambda entry: entry[1]):
-            level, what, to_do = self.kinds[kind]
+        for kind, (line, count) in sorted(self.counts.items(), key=lambda entry: entry[1]):
+            level, what, way_out = self.kinds[kind]
             lines = "1 line" if count == 1 else f"{count:,} lines"
-            result.append(Finding(level, f"{self.path}:{line}", what.format(lines=lines, first=self.first[kind]), to_do))
+            result.append(Finding(level, f"{self.path}:{line}", what.format(lines=lines, first=self.first[kind]), way_out))
         return result

@@ -1,4 +1,4 @@
-"""``X.sid``: a readable file, one different ID for each item with interactions, of this data set and of its manifest."""
+"""Check ``X.sid``: it is readable, gives each item with interactions an ID of its own, and fits its manifest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recbole_qbert.utils.cached_step import read_manifest
 
 
 def check(path: Path, items: Sequence[str]) -> list[Finding]:
-    """Look at a ``.sid`` file.
+    """Check a ``.sid`` file.
 
     Args:
         path: the file.
@@ -23,72 +23,72 @@ def check(path: Path, items: Sequence[str]) -> list[Finding]:
     """
     try:
         ids = semantic_ids.load(path)
-    except ValueError as error:  # of another encoding, too
+    except ValueError as error:  # also if the file is not UTF-8
         return [refused(error, path)]
-    found = [*_codes(path, ids), *_order(path, ids)]
-    there = set(ids.items)
-    absent = [item for item in items if item not in there]
-    if absent:
-        other = len(absent) * 2 > len(items)
-        found.append(
+    findings = [*_codes(path, ids), *_order(path, ids)]
+    identified = set(ids.items)
+    missing = [item for item in items if item not in identified]
+    if missing:
+        other = len(missing) * 2 > len(items)
+        findings.append(
             Finding(
                 "error",
                 str(path),
-                f"{len(absent):,} of {len(items):,} items with interactions have no ID (first: {absent[0]}): "
+                f"{len(missing):,} of {len(items):,} items with interactions have no ID (first: {missing[0]}): "
                 + ("it belongs to another data set" if other else "it is older than the data"),
-                "remove it, and 'quantize' builds a new one; or point semantic_id_file to the right one",
+                "remove it, and 'quantize' builds a new one; or set semantic_id_file to the right file",
             )
         )
-    idle = len(there - set(items))
-    spare = f", and {idle:,} of other items" if idle else ""
-    found.append(Finding("ok", str(path), f"{len(ids.items):,} different IDs of {len(ids.prefixes)} levels{spare}"))
-    return found
+    unused = len(identified - set(items))
+    others = f", and {unused:,} of other items" if unused else ""
+    findings.append(Finding("ok", str(path), f"{len(ids.items):,} different IDs of {len(ids.prefixes)} levels{others}"))
+    return findings
 
 
 def _codes(path: Path, ids: SemanticIDs) -> list[Finding]:
-    """Codes within the codebooks that the manifest names, and code sets that an item has whole or not at all."""
-    found = []
+    """Check that codes are within the codebooks of the manifest, and that an item has all or none of a code set."""
+    findings = []
     sets: dict[tuple[bool, str], list[int]] = defaultdict(list)
-    for place, prefix in enumerate(ids.prefixes):
-        sets[prefix.isupper(), prefix[1:]].append(place)  # as semantic_ids.prefixes_of names them
-    for places in sets.values():
-        has = ids.codes[:, places] >= 0
-        torn = np.flatnonzero(has.any(1) & ~has.all(1))
-        if len(torn):
-            letters = " ".join(ids.prefixes[place] for place in places)
-            found.append(
+    for level, prefix in enumerate(ids.prefixes):
+        sets[prefix.isupper(), prefix[1:]].append(level)  # as semantic_ids.prefixes_of names them
+    for levels in sets.values():
+        has = ids.codes[:, levels] >= 0
+        incomplete = np.flatnonzero(has.any(1) & ~has.all(1))
+        if len(incomplete):
+            letters = " ".join(ids.prefixes[level] for level in levels)
+            findings.append(
                 Finding(
                     "error",
-                    f"{path}:{torn[0] + 2}",
-                    f"{len(torn):,} items have some of the levels {letters} only (first: {ids.items[torn[0]]})",
-                    "an item has all levels of a code set or none; build the IDs again",
+                    f"{path}:{incomplete[0] + 2}",
+                    f"{len(incomplete):,} items have only some of the levels {letters} (first: {ids.items[incomplete[0]]})",
+                    "give an item all levels of a code set or none; build the IDs again",
                 )
             )
     limit = _codes_per_level(path)
     if limit is not None and ids.size > limit:
         row = int(np.flatnonzero(ids.codes.max(1) >= limit)[0])
-        found.append(
+        findings.append(
             Finding(
                 "error",
                 f"{path}:{row + 2}",
-                f"code {int(ids.codes[row].max())} is beyond the {limit} codes a level that its manifest names",
+                f"code {int(ids.codes[row].max())} is beyond the {limit} codes per level that its manifest names",
                 "build the IDs again with 'quantize'",
             )
         )
-    return found
+    return findings
 
 
 def _codes_per_level(path: Path) -> int | None:
     manifest = path.with_name(f"{path.name}.manifest.json")
     try:
         codes = read_manifest(manifest)[0]["settings"]["codes"]
-    except (OSError, ValueError, KeyError, TypeError):  # leftovers.py says what is wrong with it
+    except (OSError, ValueError, KeyError, TypeError):  # leftovers.py reports what is wrong with it
         return None
     return codes if isinstance(codes, int) else None
 
 
 def _order(path: Path, ids: SemanticIDs) -> list[Finding]:
-    """Tokens of a line in the order of their levels: readers that go by position would take one for another."""
+    """Check that the tokens of a line are in the order of their levels, because some readers go by position."""
     with open(path, encoding="utf-8") as handle:
         next(handle)
         for number, line in enumerate(handle, 2):
@@ -99,7 +99,7 @@ def _order(path: Path, ids: SemanticIDs) -> list[Finding]:
                     Finding(
                         "warning",
                         f"{path}:{number}",
-                        f"levels stand in the order {' '.join(letters)}, which should be {' '.join(expected)}",
+                        f"the order of the levels is {' '.join(letters)}, and should be {' '.join(expected)}",
                         "write the tokens of every ID in the order of the levels",
                     )
                 ]

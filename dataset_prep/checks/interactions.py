@@ -1,7 +1,7 @@
-"""``X.inter``: every line, every user's order, in memory that does not grow with the number of rows.
+"""Check every line of ``X.inter`` and the order of every user's rows.
 
-Rows are spread over temporary files by user, 28 bytes a row, and looked at one part after another. What stays in memory is
-one part (some 10^6 rows) and the names of the items.
+Memory does not grow with the number of rows: rows are distributed by user over temporary files, 28 bytes per row, and
+checked one file at a time. One file (some 10^6 rows) and the names of the items are in memory.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from dataset_prep.checks.atomic_lines import KINDS, MISSING, Header, number_in, read_header, rows
-from dataset_prep.checks.findings import Faults, Finding
+from dataset_prep.checks.atomic_lines import LINE_FAULTS, MISSING, Header, number_in, read_header, rows
+from dataset_prep.checks.findings import FaultCounter, Finding
 
 REQUIRED = {"user_id": "token", "item_id": "token", "timestamp": "float"}
-PART = 1 << 25  # bytes of text whose rows are held at a time
-BLOCK = 1 << 16  # rows that wait to be written
+PART = 1 << 25  # bytes of text whose rows are in memory at a time
+BLOCK = 1 << 16  # rows collected before they are written
 MAX_SECONDS = 1e11  # the year 5138; larger times are milliseconds
 ROW = np.dtype([("user", "<i8"), ("item", "<i4"), ("time", "<f8"), ("line", "<i8")])
 
-_KINDS = KINDS | {
+_FAULTS = LINE_FAULTS | {
     "no time": (
         "error",
-        "{lines} with the timestamp {first}: RecBole puts the mean of all times in its place",
+        "{lines} with the timestamp {first}: RecBole replaces it by the mean of all times",
         "give these rows a time, or remove them",
     ),
     "endless": (
         "error",
-        "{lines} with {first} or the like in a column of numbers",
+        "{lines} with {first} or a similar value in a column of numbers",
         "write finite numbers",
     ),
     "no number": (
         "warning",
-        "{lines} with no number in a column of numbers: RecBole puts the mean of the column in its place",
+        "{lines} with no number in a column of numbers: RecBole replaces it by the mean of the column",
         "fill them in, or leave the column out of load_col",
     ),
 }
 
 
 @dataclass
-class Seen:
-    """What a ``.inter`` file holds.
+class InteractionSummary:
+    """Content of a ``.inter`` file.
 
     Attributes:
         items: item token -> number, in the order in which they first occur (as RecBole numbers them).
-        rows: usable rows.
-        users: users of these.
+        rows: number of usable rows.
+        users: number of users in these rows.
     """
 
     items: dict[bytes, int] = field(default_factory=dict)
@@ -60,54 +60,54 @@ class Seen:
     users: int = 0
 
     def tokens(self) -> list[str]:
-        """Item tokens in the order in which they first occur."""
+        """Return the item tokens in the order in which they first occur."""
         return [item.decode("utf-8", "replace") for item in self.items]
 
 
-def check(path: Path, progress: bool = False) -> tuple[Seen | None, list[Finding]]:
-    """Look at a ``.inter`` file.
+def check(path: Path, progress: bool = False) -> tuple[InteractionSummary | None, list[Finding]]:
+    """Check a ``.inter`` file.
 
     Args:
         path: the file.
         progress: show a bar over its bytes.
 
     Returns:
-        ``(what it holds, findings)``; ``None`` when its rows cannot be told apart.
+        ``(summary, findings)``; the summary is ``None`` if users and items cannot be found in the rows.
     """
-    header, found = read_header(path, REQUIRED)
-    if header is None or not {"user_id", "item_id"} <= header.places.keys():
-        return None, found
+    header, findings = read_header(path, REQUIRED)
+    if header is None or not {"user_id", "item_id"} <= header.positions.keys():
+        return None, findings
     size = path.stat().st_size
-    seen, faults = Seen(), Faults(path, _KINDS)
+    summary, faults = InteractionSummary(), FaultCounter(path, _FAULTS)
     with (
         Spool(1 + size // PART) as spool,
         tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=not progress, leave=False) as bar,
     ):
-        _read(rows(path, header.width, faults, bar.update), header, faults, seen, spool)
+        _read(rows(path, header.width, faults, bar.update), header, faults, summary, spool)
         order = Order()
         for part in spool.parts():
             order.add(part)
-    seen.users = order.users
-    found += faults.findings()
-    if not seen.rows:
-        found.append(Finding("error", str(path), "no usable interactions", "see above, or prepare the data again"))
-        return seen, found
-    what = f"{seen.rows:,} interactions of {seen.users:,} users and {len(seen.items):,} items"
-    return seen, [*found, Finding("ok", str(path), what), *order.findings(path, "timestamp" in header.floats())]
+    summary.users = order.users
+    findings += faults.findings()
+    if not summary.rows:
+        findings.append(Finding("error", str(path), "no usable interactions", "see the other findings, or prepare again"))
+        return summary, findings
+    counts = f"{summary.rows:,} interactions of {summary.users:,} users and {len(summary.items):,} items"
+    return summary, [*findings, Finding("ok", str(path), counts), *order.findings(path, "timestamp" in header.floats())]
 
 
 def _read(
     lines: Iterator[tuple[int, list[bytes]]],
     header: Header,
-    faults: Faults,
-    seen: Seen,
+    faults: FaultCounter,
+    summary: InteractionSummary,
     spool: Spool,
 ) -> None:
-    """Check the cells of all rows, and hand users, items, times and line numbers to the spool."""
-    user_at, item_at = header.places["user_id"], header.places["item_id"]
+    """Check the cells of all rows; pass users, items, times and line numbers to the spool."""
+    user_at, item_at = header.positions["user_id"], header.positions["item_id"]
     numbers = header.floats()
     time_at = numbers.pop("timestamp", None)
-    items, block = seen.items, list[tuple[int, int, float, int]]()
+    items, block = summary.items, list[tuple[int, int, float, int]]()
     for number, cells in lines:
         user, item = cells[user_at], cells[item_at]
         if user in MISSING:
@@ -121,19 +121,19 @@ def _read(
             if item == b"[PAD]":
                 faults.note("padding", number, item)
             code = items[item] = len(items)
-        for at in numbers.values():
-            _check_number(cells[at], number, faults, "no number")
+        for position in numbers.values():
+            _check_number(cells[position], number, faults, "no number")
         time = _check_number(cells[time_at], number, faults, "no time") if time_at is not None else 0.0
         block.append((hash(user), code, time, number))
         if len(block) == BLOCK:
             spool.add(block)
             block = []
-        seen.rows += 1
+        summary.rows += 1
     spool.add(block)
 
 
-def _check_number(cell: bytes, line: int, faults: Faults, missing: str) -> float:
-    """The number of a cell; NaN where there is none that could be used."""
+def _check_number(cell: bytes, line: int, faults: FaultCounter, missing: str) -> float:
+    """Return the number in a cell; count a fault and return NaN if it has no finite number."""
     value = number_in(cell)
     if value is None:
         faults.note("not a number", line, cell)
@@ -145,9 +145,9 @@ def _check_number(cell: bytes, line: int, faults: Faults, missing: str) -> float
 
 
 class Spool:
-    """Rows, spread over temporary files so that all rows of a user are in one.
+    """Rows in temporary files, all rows of a user in one file.
 
-    Users are told apart by a 64-bit hash: two of 10^8 would be taken for one with a chance of about 1 in 4,000.
+    Users are identified by a 64-bit hash. The probability that two of 10^8 users share a hash is about 1 in 4,000.
     """
 
     def __init__(self, count: int) -> None:
@@ -163,14 +163,14 @@ class Spool:
         self.stack.close()
 
     def add(self, block: list[tuple[int, int, float, int]]) -> None:
-        """Write rows of user hash, item number, time and line."""
+        """Write rows of (user hash, item number, time, line)."""
         table = np.array(block, dtype=ROW)
         owner = table["user"] % self.count
         for part in np.unique(owner):
             self.files[part].write(table[owner == part].tobytes())
 
     def parts(self) -> Iterator[np.ndarray]:
-        """``[rows]`` of :data:`ROW`, in the order of the file."""
+        """Yield ``[rows]`` of :data:`ROW`, in the order of the file."""
         for handle in self.files:
             handle.seek(0)
             yield np.frombuffer(handle.read(), dtype=ROW)
@@ -178,7 +178,7 @@ class Spool:
 
 @dataclass
 class Tally:
-    """How many there are, and the smallest line of the file that is about one."""
+    """A number of rows, and the first line of the file that holds one of them."""
 
     count: int = 0
     line: int = 0
@@ -192,19 +192,19 @@ class Tally:
 
 @dataclass
 class Order:
-    """Users, and the order in which RecBole will see their items."""
+    """Statistics of users and of the order in which RecBole will see their items."""
 
     users: int = 0
     untested: Tally = field(default_factory=Tally)  # users with fewer than 3 rows
-    again: Tally = field(default_factory=Tally)  # rows of an item that the user has already
-    turned: Tally = field(default_factory=Tally)  # rows that RecBole puts before an earlier one
-    unsorted: Tally = field(default_factory=Tally)  # rows that stand after a later one
-    narrow: int = 0  # neighbours that float32 makes one
+    repeated: Tally = field(default_factory=Tally)  # rows of an item that the user already has
+    reversed: Tally = field(default_factory=Tally)  # rows that RecBole puts before an earlier one
+    unsorted: Tally = field(default_factory=Tally)  # rows that follow a later one in the file
+    merged: int = 0  # neighbours of different times that are equal in float32
     equal: int = 0  # neighbours of the same time
     latest: float = 0.0
 
     def add(self, table: np.ndarray) -> None:
-        """Take in all rows of some users."""
+        """Add all rows of some users."""
         table = table[np.argsort(table["user"], kind="stable")]
         if not len(table):
             return
@@ -214,74 +214,79 @@ class Order:
         self.untested.add(table["line"][start[count < 3]])
         pairs = table[np.lexsort((table["line"], table["item"], table["user"]))]
         repeated = (pairs["user"][1:] == pairs["user"][:-1]) & (pairs["item"][1:] == pairs["item"][:-1])
-        self.again.add(pairs["line"][1:][repeated])
+        self.repeated.add(pairs["line"][1:][repeated])
         timed = table[~np.isnan(table["time"])]
         with np.errstate(over="ignore"):
             narrowed = timed["time"].astype(np.float32)
         same_user = timed["user"][1:] == timed["user"][:-1]
         self.unsorted.add(timed["line"][1:][same_user & (timed["time"][1:] < timed["time"][:-1])])
-        # RecBole sorts by user and float32 time, and its sort is stable: rows of one float32 time stay as they stand.
+        # RecBole sorts by user and float32 time, and its sort is stable: rows of one float32 time stay in file order.
         ranked = np.lexsort((timed["line"], narrowed, timed["user"]))
         timed, narrowed = timed[ranked], narrowed[ranked]
         tied = (timed["user"][1:] == timed["user"][:-1]) & (narrowed[1:] == narrowed[:-1])
         later, earlier = timed["time"][1:], timed["time"][:-1]
-        self.turned.add(timed["line"][1:][tied & (later < earlier)])
-        self.narrow += int((tied & (later != earlier)).sum())
+        self.reversed.add(timed["line"][1:][tied & (later < earlier)])
+        self.merged += int((tied & (later != earlier)).sum())
         self.equal += int((tied & (later == earlier)).sum())
         self.latest = max(self.latest, float(timed["time"].max(initial=0.0)))
 
     def findings(self, path: Path, timed: bool) -> list[Finding]:
-        """What to say of it."""
-        found = []
+        """Return the findings.
+
+        Args:
+            path: the file.
+            timed: the file has a column of timestamps.
+        """
+        findings = []
         if self.untested.count:
-            found.append(
+            findings.append(
                 Finding(
                     "warning",
                     f"{path}:{self.untested.line}",
                     f"{self.untested.count:,} of {self.users:,} users have fewer than 3 interactions: leave-one-out never "
-                    "tests them, and with 1 they are not used at all",
-                    "nothing, or prepare the data with a minimum of 3 or more interactions a user",
+                    "tests them, and does not use those with 1 at all",
+                    "nothing, or prepare the data with at least 3 interactions per user",
                 )
             )
-        if self.again.count:
-            found.append(
+        if self.repeated.count:
+            findings.append(
                 Finding(
                     "warning",
-                    f"{path}:{self.again.line}",
-                    f"{self.again.count:,} rows of an item that their user has already",
-                    "keep the first of each if the data mean 'has it or not'; otherwise set repeat_penalty to none",
+                    f"{path}:{self.repeated.line}",
+                    f"{self.repeated.count:,} rows of an item that their user already has",
+                    "keep the first row of each pair if the data mean 'has it or not'; otherwise set repeat_penalty to none",
                 )
             )
-        return [*found, *(self._times(path) if timed else [])]
+        return [*findings, *(self._times(path) if timed else [])]
 
     def _times(self, path: Path) -> Iterator[Finding]:
         gap = float(np.spacing(np.float32(self.latest)))
-        coarse = f"float32, to which RecBole narrows times, is {gap:g} wide at {self.latest:.10g}"
+        coarse = f"float32, to which RecBole rounds times, has steps of {gap:g} at {self.latest:.10g}"
         if self.latest > MAX_SECONDS:
             yield Finding(
                 "warning",
                 str(path),
-                f"timestamps go up to {self.latest:.15g}, which are no seconds but milliseconds or less",
+                f"timestamps go up to {self.latest:.15g}, which are not seconds but milliseconds or smaller units",
                 "divide them by 1,000 (or 1,000,000)",
             )
-        if self.turned.count:
+        if self.reversed.count:
             yield Finding(
                 "warning",
-                f"{path}:{self.turned.line}",
-                f"{self.turned.count:,} rows come to RecBole after a later one: {coarse}, so near times are equal to it and "
-                "keep the order of the file, which is not the order of time here",
+                f"{path}:{self.reversed.line}",
+                f"{self.reversed.count:,} rows come to RecBole after a later one: {coarse}, so it takes close times as "
+                "equal and keeps the order of the file, which is not the order of time here",
                 "sort the file by timestamp, stably",
             )
-        elif self.narrow or self.equal:
+        elif self.merged or self.equal:
             yield Finding(
                 "ok",
                 str(path),
-                f"the order of the file decides between {self.equal:,} neighbours of equal and {self.narrow:,} of near "
+                f"the order of the file decides between {self.equal:,} neighbours of equal and {self.merged:,} of close "
                 f"times ({coarse}); it is the order of time",
             )
         elif self.unsorted.count:
             yield Finding(
                 "ok",
                 f"{path}:{self.unsorted.line}",
-                "rows of some users do not stand in the order of time; RecBole sorts them, and no two are equal to it",
+                "rows of some users are not in the order of time; RecBole sorts them, and no two of their times are equal",
             )

@@ -1,4 +1,4 @@
-"""What earlier commands left: manifests that no longer match, caches older than the data, imports cut short, images."""
+"""Check files of earlier commands: outdated manifests, caches older than the data, interrupted imports, images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_prep.checks.findings import Finding
-from dataset_prep.checks.interactions import Seen
+from dataset_prep.checks.interactions import InteractionSummary
 from recbole_qbert.data import item_features as features
 from recbole_qbert.data.builtin_encoders import IMAGE_ENDINGS
 from recbole_qbert.utils.cached_step import read_manifest
@@ -19,7 +19,7 @@ from recbole_qbert.utils.io import digest, sha256
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """An object, or ``None`` for anything else."""
+    """Read a JSON object; ``None`` if the file is anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -29,11 +29,11 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 # ---------------------------------------------------------------------------------------------- stages
 def stages(folder: Path, dataset: str, output: Path, items: Sequence[str]) -> Iterator[Finding]:
-    """The kept output of stages 1 and 2: is each file what was written, and from what there is now?
+    """Check that each output of stages 1 and 2 is what the stage wrote, and that its inputs have not changed.
 
     Args:
-        folder: of the data set.
-        dataset: its name.
+        folder: folder of the data set.
+        dataset: name of the data set.
         output: folder with the manifests.
         items: tokens of the items, in the order in which they first occur.
     """
@@ -41,24 +41,23 @@ def stages(folder: Path, dataset: str, output: Path, items: Sequence[str]) -> It
         try:
             inputs, outputs = read_manifest(path)
         except (OSError, ValueError):
-            what, to_do = "is no manifest of a stage", "remove it; the stage runs again"
-            yield Finding("warning", str(path), what, to_do)
+            yield Finding("warning", str(path), "is not the manifest of a stage", "remove it; the stage runs again")
             continue
-        changed = [name for name, known in outputs.items() if _hash(output / Path(name).name) != known]
+        changed = [name for name, expected in outputs.items() if _hash(output / Path(name).name) != expected]
         stale = list(_stale(inputs, folder, dataset, output, items))
         if changed:
             yield Finding(
                 "warning",
                 str(output / changed[0]),
-                f"is not what its stage wrote ({path.name}); {len(changed)} of {len(outputs)} files differ or are gone",
-                "nothing: the next run builds it again; to keep it, copy it beside the data or give semantic_id_file",
+                f"is not what its stage wrote ({path.name}); {len(changed)} of {len(outputs)} files differ or are missing",
+                "nothing: the next run builds it again; to keep it, copy it beside the data or set semantic_id_file",
             )
         if stale:
             yield Finding(
                 "warning",
                 str(path),
-                f"is stale: {', '.join(stale)} changed since the stage ran",
-                "nothing: the next run builds it again; but figures from before are about the data as they were",
+                f"is outdated: {', '.join(stale)} changed since the stage ran",
+                "nothing: the next run builds it again; earlier metrics are of the data before the change",
             )
         if not changed and not stale:
             yield Finding("ok", str(path), "matches its files and the data")
@@ -67,13 +66,12 @@ def stages(folder: Path, dataset: str, output: Path, items: Sequence[str]) -> It
 def _stale(inputs: dict[str, Any], folder: Path, dataset: str, output: Path, items: Sequence[str]) -> Iterator[str]:
     if inputs.get("items") != digest(items):
         yield "the list of items"
-    known = inputs.get("features")
-    if isinstance(known, dict) and known:
+    hashes = inputs.get("features")
+    if isinstance(hashes, dict) and hashes:
         own = (folder / f"{dataset}.items.txt").exists() or features.available(folder, dataset)
-        where = folder if own else output
         names = {"items": "items.txt", "manifest": "features.json"}
-        for name, value in sorted(known.items()):
-            path = where / f"{dataset}.{names.get(name, f'{name}.npy')}"
+        for name, value in sorted(hashes.items()):
+            path = (folder if own else output) / f"{dataset}.{names.get(name, f'{name}.npy')}"
             if _hash(path) != value:
                 yield path.name
     fused = inputs.get("fused")
@@ -86,21 +84,27 @@ def _hash(path: Path) -> str | None:
 
 
 def caches(inter: Path, dataset: str, output: Path) -> Iterator[Finding]:
-    """RecBole's saved data sets and loaders, which it takes whatever has become of the data."""
+    """Check that RecBole's saved data sets are newer than the data, because RecBole reuses them without a check.
+
+    Args:
+        inter: the ``.inter`` file.
+        dataset: name of the data set.
+        output: folder searched for ``<dataset>-*.pth``.
+    """
     for path in sorted(output.rglob(f"{escape(dataset)}-*.pth")):
         if path.stat().st_mtime < inter.stat().st_mtime:
             yield Finding(
                 "warning",
                 str(path),
-                f"is older than {inter.name}, and RecBole uses such a file without a look at the data",
+                f"is older than {inter.name}, and RecBole uses such a file without checking the data",
                 "remove it",
             )
 
 
 # ---------------------------------------------------------------------------------------------- preparation
-def preparation(folder: Path, seen: Seen) -> Iterator[Finding]:
-    """Counts in ``prepare.json`` and ``import.json`` against the files, and files against ``import.json``."""
-    counts = {"users": seen.users, "items": len(seen.items), "interactions": seen.rows}
+def preparation(folder: Path, summary: InteractionSummary) -> Iterator[Finding]:
+    """Compare the counts in ``prepare.json`` and ``import.json`` with the data, and the files with ``import.json``."""
+    counts = {"users": summary.users, "items": len(summary.items), "interactions": summary.rows}
     for name in ("prepare.json", "import.json"):
         path = folder / name
         if not path.exists():
@@ -109,19 +113,19 @@ def preparation(folder: Path, seen: Seen) -> Iterator[Finding]:
         if content is None:
             yield Finding("warning", str(path), "is not JSON", "prepare or import the data again")
             continue
-        told = content
+        report = content
         if name == "import.json":
             yield from _import(path, content)
             entries = content.get("imports")
-            told = entries[-1] if isinstance(entries, list) and entries and isinstance(entries[-1], dict) else {}
+            report = entries[-1] if isinstance(entries, list) and entries and isinstance(entries[-1], dict) else {}
         differing = [
-            f"{told[key]:,} {key} (there are {count:,})"
+            f"{report[key]:,} {key} (the data have {count:,})"
             for key, count in counts.items()
-            if isinstance(told.get(key), int) and told[key] != count
+            if isinstance(report.get(key), int) and report[key] != count
         ]
         if differing:
-            to_do = "prepare or import the data again, or remove the file if they were changed on purpose"
-            yield Finding("warning", str(path), f"tells of {', '.join(differing)}: the data were changed since", to_do)
+            way_out = "prepare or import the data again, or remove the file if the data were changed on purpose"
+            yield Finding("warning", str(path), f"reports {', '.join(differing)}: the data have changed since", way_out)
         else:
             yield Finding("ok", str(path), "counts match")
 
@@ -131,50 +135,51 @@ def _import(path: Path, content: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("error", str(path), "an import was interrupted while it wrote", "run the same import again")
         return
     outputs = content.get("outputs")
-    changed = [name for name, known in (outputs or {}).items() if _hash(path.with_name(Path(name).name)) != known]
+    hashes = (outputs or {}).items()
+    changed = [name for name, expected in hashes if _hash(path.with_name(Path(name).name)) != expected]
     if changed:
         yield Finding(
             "warning",
             str(path.with_name(Path(changed[0]).name)),
-            f"is not what the import wrote; {len(changed)} files differ or are gone",
-            "import again if that was not on purpose",
+            f"is not what the import wrote; {len(changed)} files differ or are missing",
+            "import again, unless they were changed on purpose",
         )
 
 
 # ---------------------------------------------------------------------------------------------- images
 def images(folder: Path, items: Sequence[str]) -> Iterator[Finding]:
-    """Which items have a picture, and why the others have none."""
+    """Count the items with a picture, and the reasons why others have none."""
     pictures, manifest = folder / "images", folder / "images.jsonl"
     if pictures.is_dir():
-        having = {entry.name for entry in os.scandir(pictures) if entry.is_dir() and _has_image(entry.path)}
-        count = sum(item in having for item in items)
-        strange = len(having - set(items))
-        spare = f"; {strange:,} folders are of other items" if strange else ""
-        what = f"{count:,} of {len(items):,} items have a picture{spare}"
+        pictured = {entry.name for entry in os.scandir(pictures) if entry.is_dir() and _has_image(entry.path)}
+        count = sum(item in pictured for item in items)
+        others = len(pictured - set(items))
+        text = f"{count:,} of {len(items):,} items have a picture"
+        text += f"; {others:,} folders are of other items" if others else ""
         if count:
-            yield Finding("ok", str(pictures), what)
+            yield Finding("ok", str(pictures), text)
         else:
-            to_do = "a picture lies in images/<item_id>/; see the spelling of the ids"
-            yield Finding("warning", str(pictures), what, to_do)
+            way_out = "put pictures into images/<item_id>/; check the spelling of the ids"
+            yield Finding("warning", str(pictures), text, way_out)
     if not manifest.exists():
         return
-    last: dict[int, str | None] = {}  # of several lines of one image the last one counts
+    reason_of: dict[int, str | None] = {}  # of several lines of one image the last one counts
     with open(manifest, "rb") as handle:
         for number, line in enumerate(handle, 1):
             try:
                 row = json.loads(line)
-                last[hash((row["item"], row["n"]))] = None if row["status"] == "ok" else str(row["reason"])
+                reason_of[hash((row["item"], row["n"]))] = None if row["status"] == "ok" else str(row["reason"])
             except (ValueError, KeyError, TypeError):
                 where = f"{manifest}:{number}"
-                yield Finding("warning", where, "is no row of an image", "remove the line and fetch the images again")
-    missed = Counter(reason for reason in last.values() if reason is not None)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in missed.most_common(5))
-    if missed:
-        what = f"{missed.total():,} of {len(last):,} images could not be had: {reasons}"
-        to_do = "fetch the images again for those that may come; the items count as without picture"
-        yield Finding("warning", str(manifest), what, to_do)
-    elif last:
-        yield Finding("ok", str(manifest), f"all {len(last):,} images are there")
+                yield Finding("warning", where, "is not a row of an image", "remove the line and fetch the images again")
+    misses = Counter(reason for reason in reason_of.values() if reason is not None)
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in misses.most_common(5))
+    if misses:
+        text = f"{misses.total():,} of {len(reason_of):,} images could not be fetched: {reasons}"
+        way_out = "fetch the images again, since some failures are temporary; these items count as without picture"
+        yield Finding("warning", str(manifest), text, way_out)
+    elif reason_of:
+        yield Finding("ok", str(manifest), f"all {len(reason_of):,} images exist")
 
 
 def _has_image(folder: str) -> bool:

@@ -1,8 +1,9 @@
-"""The catalog of the synthetic demo: what an item is, how its page reads and how its picture looks.
+"""Draw the items of the synthetic demo, their product pages and their pictures.
 
-An item is a handful of latent attributes. Colour, style, material, price tier and brand mean the same in
-every domain; categories are a domain's own, but all domains build them alike: five projects, each of a base,
-a tool, a consumable and a storage piece. Text and picture are two noisy views of these attributes.
+An item has a few latent attributes. Colour, style, material, price tier and brand mean the same in every domain. Each
+domain has
+its own categories, all of one structure: five projects, each with a base, a tool, a consumable and a storage piece. Text and
+picture are two noisy views of these attributes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ ROLES = 4  # base, tool, consumable, storage: the order in which a project is wa
 
 @dataclass(frozen=True)
 class Domain:
-    """The words of a domain: item-id prefix, department, and per project its name and one noun a role."""
+    """The vocabulary of a domain: item-id prefix, department, and for each project its name and one noun per role."""
 
     name: str
     prefix: str
@@ -96,9 +97,9 @@ CATEGORIES = PROJECTS * ROLES  # category c is role c % ROLES of project c // RO
 
 @dataclass(frozen=True)
 class Catalog:
-    """The items of one domain; every array has one entry an item, and items are sorted by category.
+    """The items of one domain, sorted by category; every array has one entry per item.
 
-    `colour` ... `brand` index the vocabularies above. `popularity` is an item's weight within its category.
+    `colour` ... `brand` are indices of the vocabularies above. `popularity` is an item's weight within its category.
     """
 
     domain: Domain
@@ -115,19 +116,19 @@ class Catalog:
 def make_catalog(domain: Domain, items: int, rng: np.random.Generator) -> Catalog:
     """Draw the items of a domain.
 
-    A brand leans to one style and one tier, as brands do. Popularity follows a power law of the rank within
-    the category; 5 % of the items are cold, so that some stay below any core.
+    A brand prefers one style and one tier. Popularity follows a power law of the rank within the category. 5 % of the items
+    are cold, so that some are below any core.
 
     Args:
-        domain: whose categories and id prefix are used.
-        items: how many; at least one a category.
-        rng: source of all chance.
+        domain: the domain whose categories and id prefix are used.
+        items: number of items; at least one per category.
+        rng: source of all random numbers.
 
     Raises:
-        ValueError: fewer items than categories.
+        ValueError: there are fewer items than categories.
     """
     if items < CATEGORIES:
-        raise ValueError(f"items is {items}; the demo has {CATEGORIES} categories, each needs one item at least.")
+        raise ValueError(f"items is {items}; give at least {CATEGORIES}, one for each category of the demo")
     category = np.sort(np.concatenate([np.arange(CATEGORIES), rng.integers(CATEGORIES, size=items - CATEGORIES)]))
     brand = rng.integers(len(BRANDS), size=items)
     style = np.where(rng.random(items) < 0.6, brand % len(STYLES), rng.integers(len(STYLES), size=items))
@@ -137,7 +138,7 @@ def make_catalog(domain: Domain, items: int, rng: np.random.Generator) -> Catalo
         members = np.flatnonzero(category == c)
         popularity[members] = rng.permutation(np.arange(1, len(members) + 1) ** -0.7)
     popularity[rng.random(items) < 0.05] *= 0.03
-    numbers = rng.permutation(items)  # so that neighbouring ids tell nothing about the category
+    numbers = rng.permutation(items)  # so that close ids do not reveal the category
     return Catalog(
         domain=domain,
         asins=tuple(f"{domain.prefix}{n:08d}" for n in numbers),
@@ -155,10 +156,16 @@ def make_catalog(domain: Domain, items: int, rng: np.random.Generator) -> Catalo
 
 
 def metadata_record(catalog: Catalog, item: int, has_image: bool, rng: np.random.Generator) -> dict[str, Any]:
-    """One line of the metadata file, in the shape of the 2018 edition.
+    """Make one record of the metadata file, in the format of the 2018 edition.
 
-    Any attribute may be left unsaid or said in another word, so that text alone does not give it all away;
-    some pages have no description or price, some carry mark-up.
+    A page may omit an attribute or name it by a synonym, so that text alone does not determine the attributes. Some pages
+    have no description or price, and some contain markup.
+
+    Args:
+        catalog: the items.
+        item: index of the item.
+        has_image: list the URL of a picture.
+        rng: source of all random numbers.
     """
     domain, asin = catalog.domain, catalog.asins[item]
     project, nouns = list(domain.projects.items())[catalog.category[item] // ROLES]
@@ -168,7 +175,7 @@ def metadata_record(catalog: Catalog, item: int, has_image: bool, rng: np.random
     title = [brand if rng.random() < 0.7 else "", *(w if rng.random() < 0.75 else "" for w in words), noun]
     if rng.random() < 0.2:
         title.append(_pick(rng, ('12" x 8"', "(2 Pack)", "with Gift Box", "- New Version")))
-    url = f"https://demo.invalid/{domain.name}/{asin}/0.jpg"  # .invalid is reserved, it can never be a page
+    url = f"https://demo.invalid/{domain.name}/{asin}/0.jpg"  # .invalid is reserved; no page can have it
     return {
         "category": [domain.department, project, f"{noun}s"],
         "title": " ".join(filter(None, title)),
@@ -187,7 +194,7 @@ def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
 
 
 def _attribute_words(catalog: Catalog, item: int, rng: np.random.Generator) -> list[str]:
-    """A word each for tier, style, colour and material."""
+    """Pick a word each for tier, style, colour and material."""
     return [
         _pick(rng, list(TIERS.values())[catalog.tier[item]]),
         _pick(rng, list(STYLES.values())[catalog.style[item]]),
@@ -207,10 +214,10 @@ def _description(words: list[str], noun: str, project: str, rng: np.random.Gener
             ("Easy to clean.", "Ships in plain packaging.", "Designed for daily use.", "A thoughtful gift."),
         ),
     ]
-    kept = [sentence for sentence in sentences if rng.random() < 0.7] or sentences[:1]
+    chosen = [sentence for sentence in sentences if rng.random() < 0.7] or sentences[:1]
     if rng.random() < 0.15:
-        return [f"<p>{'<br />'.join(kept)}</p> Care &amp; storage: keep dry."]
-    return kept
+        return [f"<p>{'<br />'.join(chosen)}</p> Care &amp; storage: keep dry."]
+    return chosen
 
 
 def _price(tier: int, rng: np.random.Generator) -> str:
@@ -226,10 +233,15 @@ _SCALE = 2  # drawn larger and shrunk, which smooths edges
 
 
 def draw_item(catalog: Catalog, item: int, rng: np.random.Generator) -> bytes:
-    """The picture of an item as JPEG.
+    """Draw the picture of an item as JPEG.
 
-    Background: material. Outline: project and role. Fill: colour. Pattern: style. Size and frame: tier.
-    Position, angle and brightness vary from item to item.
+    The background shows the material, the outline the project and role, the fill the colour, the pattern the style, and
+    size and frame the tier. Position, angle and brightness vary from item to item.
+
+    Args:
+        catalog: the items.
+        item: index of the item.
+        rng: source of all random numbers.
     """
     side = SIDE * _SCALE
     rgb = list(COLOURS.values())[catalog.colour[item]][0]
@@ -252,7 +264,7 @@ def draw_item(catalog: Catalog, item: int, rng: np.random.Generator) -> bytes:
 
 
 def _outline(category: int, radius: float, side: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Corners: the role gives the kind of shape, the project the number of corners."""
+    """Compute the corners of a shape: the role determines its kind, the project the number of corners."""
     project, role = divmod(category, ROLES)
     corners = 3 + project
     stretch = (1.0, 0.45, 0.75, 1.0)[role]  # base round, tool slender, consumable smaller, storage star-like
@@ -272,7 +284,7 @@ def _outline(category: int, radius: float, side: int, rng: np.random.Generator) 
 
 
 def _pattern(style: int, side: int) -> Image.Image:
-    """A black image with the pattern of a style in white."""
+    """Draw the pattern of a style in white on black."""
     image = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(image)
     name = list(STYLES)[style]

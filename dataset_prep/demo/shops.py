@@ -1,9 +1,8 @@
-"""A synthetic demo: three small shops as Amazon-2018 files, so that everything can be tried offline.
+"""Generate a synthetic demo: three small shops as Amazon-2018 files, so that everything can be tried offline.
 
-The data are made up and say so (a `synthetic` field in every record, a README beside the files), but there is
-something to learn: users have tastes, walk through projects category by category, and prefer items that go
-with what they bought last; pages and pictures are noisy views of the same attributes, which mean the same in
-all three domains.
+The data are made up and say so: every record has a `synthetic` field, and a README lies beside the files. A model can still
+learn from them. Users have tastes, move through projects category by category, and prefer items that match their last
+purchase. Product pages and pictures are noisy views of the same attributes, which mean the same in all three domains.
 """
 
 from __future__ import annotations
@@ -38,6 +37,8 @@ from dataset_prep.demo.catalog import (
     make_catalog,
     metadata_record,
 )
+from recbole_qbert.data.atomic_files import read_rows
+from recbole_qbert.utils.io import atomic_write, sha256
 
 DEMO_VERSION = 1  # raise it when the same seed gives other files
 SOURCES, TARGET = ("Demo_Kitchen", "Demo_Garden"), "Demo_Studio"
@@ -55,7 +56,7 @@ software works, not how good a model is.
 
 @dataclass(frozen=True)
 class DemoPaths:
-    """Where the demo lies under `root`."""
+    """Paths of the demo's files below `root`."""
 
     root: Path
     domains: tuple[str, ...] = (*SOURCES, TARGET)
@@ -74,17 +75,17 @@ class DemoPaths:
         return self.root / "images" / domain
 
     def dataset(self, domain: str) -> Path:
-        """The dataset folder of a domain; there after `prepare_demo`."""
+        """The dataset folder of a domain; `prepare_demo` creates it."""
         return self.root / domain
 
     @property
     def readme(self) -> Path:
-        """The text that says the data are made up."""
+        """The README, which says that the data are made up."""
         return self.root / "README.txt"
 
     @property
     def manifest(self) -> Path:
-        """Stands only where the demo is complete; written by `prepare_demo`."""
+        """The manifest, which exists only beside a complete demo; `prepare_demo` writes it."""
         return self.root / "demo.json"
 
 
@@ -93,10 +94,10 @@ class DemoPaths:
 
 @dataclass(frozen=True)
 class World:
-    """The hidden truth of a domain: its items and its users' tastes.
+    """The ground truth of a domain: its items and its users' tastes.
 
-    `style` [users, styles], `colour` [users, colours] and `tier` [users, tiers] are what an attribute adds to
-    the log odds of a purchase; `project` [users, projects] is where a user turns when a project ends.
+    `style` [users, styles], `colour` [users, colours] and `tier` [users, tiers] are added to the log odds of a purchase.
+    `project` [users, projects] is the probability of the next project when a project ends.
     """
 
     catalog: Catalog
@@ -108,7 +109,14 @@ class World:
 
 
 def make_world(domain: str, seed: int = 2026, users: int = 1500, items: int = 600) -> World:
-    """The world behind the files that `write_demo` writes with the same arguments."""
+    """Draw the world behind the files that `write_demo` writes with the same arguments.
+
+    Args:
+        domain: name of the domain, a key of `DOMAINS`.
+        seed: seed of all random numbers.
+        users: number of users.
+        items: number of items.
+    """
     catalog = make_catalog(DOMAINS[domain], items, _rng(seed, domain, "items"))
     rng = _rng(seed, domain, "tastes")
     fashion = rng.dirichlet(np.full(PROJECTS, 6.0))
@@ -123,44 +131,56 @@ def make_world(domain: str, seed: int = 2026, users: int = 1500, items: int = 60
 
 
 def _rng(seed: int, domain: str, purpose: str) -> np.random.Generator:
-    """Own stream for each purpose, so that a change to one leaves the others as they are."""
+    """Return the random stream of one purpose, so that a change to one purpose does not change the others."""
     purposes = ("items", "tastes", "walks", "reviews", "pages", "pictures")
     return np.random.default_rng([seed, list(DOMAINS).index(domain), purposes.index(purpose)])
 
 
 def _favourites(users: int, kinds: int, strengths: tuple[float, ...], rng: np.random.Generator) -> Floats:
-    """[users, kinds]: each user's first, second ... favourite gets the given strength, the rest 0."""
+    """Draw [users, kinds]: each user's n-th favourite gets the n-th strength, all other kinds get 0."""
     ranked = np.argsort(rng.random((users, kinds)), axis=1)
-    table = np.zeros((users, kinds))
-    for place, strength in enumerate(strengths):
-        table[np.arange(users), ranked[:, place]] = strength
-    return table
+    tastes = np.zeros((users, kinds))
+    for rank, strength in enumerate(strengths):
+        tastes[np.arange(users), ranked[:, rank]] = strength
+    return tastes
 
 
 def next_category(world: World, users: Ints, previous: Ints) -> Floats:
-    """[users, categories]: probability of the next category; `previous` items, -1 for none yet.
+    """Compute the probability of each user's next category.
 
-    Within a project: 65 % to the next role, 10 % the same again; otherwise on to the base of another project.
+    Within a project a user moves to the next role (65 %) or repeats the role (10 %); otherwise a new project begins at its
+    base.
+
+    Args:
+        world: items and tastes.
+        users: indices of users.
+        previous: each user's last item, -1 if there is none yet.
+
+    Returns:
+        [users, categories], summing to 1 per user.
     """
     probability = np.zeros((len(users), CATEGORIES))
-    known = np.flatnonzero(previous >= 0)
-    now = world.catalog.category[previous[known]]
-    probability[known, now] += 0.10
-    onward = now % ROLES < ROLES - 1
-    probability[known[onward], now[onward] + 1] += 0.65
+    started = np.flatnonzero(previous >= 0)
+    current = world.catalog.category[previous[started]]
+    probability[started, current] += 0.10
+    has_next_role = current % ROLES < ROLES - 1
+    probability[started[has_next_role], current[has_next_role] + 1] += 0.65
     rest = 1 - probability.sum(axis=1, keepdims=True)
     probability[:, ::ROLES] += rest * world.project[users]
     return probability
 
 
 def next_item(world: World, users: Ints, previous: Ints, seen: Bools) -> Floats:
-    """[users, items]: the true probability of the next purchase, which no model can beat on average.
+    """Compute the true probability of each user's next purchase, which no model can beat on average.
 
     Args:
         world: items and tastes.
         users: indices of users.
-        previous: each one's last item, -1 for none yet.
-        seen: [users, items], what each one has bought; bought again only seldom.
+        previous: each user's last item, -1 if there is none yet.
+        seen: [users, items], whether a user has bought an item; repeated purchases are rare.
+
+    Returns:
+        [users, items], summing to 1 per user.
     """
     c = world.catalog
     odds = world.style[users][:, c.style] + world.colour[users][:, c.colour] + world.tier[users][:, c.tier]
@@ -174,7 +194,10 @@ def next_item(world: World, users: Ints, previous: Ints, seen: Bools) -> Floats:
 
 
 def walk(world: World, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
-    """All purchases as (user, item, day), grouped by step. Lengths are long-tailed; a day may see several."""
+    """Draw all purchases as (user, item, day), grouped by step.
+
+    History lengths are long-tailed; a user may buy several items on one day.
+    """
     total = len(world.users)
     length = np.minimum(4 + rng.lognormal(1.2, 0.9, size=total).astype(np.int64), 60)
     previous = np.full(total, -1)
@@ -199,15 +222,15 @@ def walk(world: World, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
 
 
 def write_demo(output: str | Path, seed: int = 2026, users: int = 1500, items: int = 600) -> DemoPaths:
-    """Write raw reviews, raw metadata and pictures of the three domains, and a README that they are made up.
+    """Write raw reviews, metadata and pictures of the three domains, and a README that says they are made up.
 
     The same arguments give the same bytes (with the same numpy and Pillow).
 
     Args:
-        output: folder; receives `raw/`, `images/<domain>/<item>/0.jpg` and `README.txt`.
-        seed: of everything.
-        users: a domain, before the 5-core.
-        items: a domain, before the 5-core; at least 20.
+        output: folder that receives `raw/`, `images/<domain>/<item>/0.jpg` and `README.txt`.
+        seed: seed of all random numbers.
+        users: users per domain, before the 5-core.
+        items: items per domain, before the 5-core; at least 20.
 
     Raises:
         ValueError: `users` or `items` is too small.
@@ -226,7 +249,7 @@ def write_demo(output: str | Path, seed: int = 2026, users: int = 1500, items: i
 
 
 def _reviews(world: World, seed: int) -> list[dict[str, Any]]:
-    """The review records, grouped by item as in the real files. 1 % of the purchases are reviewed twice."""
+    """Make the review records, grouped by item as in the real files; 1 % of the purchases are reviewed twice."""
     name = world.catalog.domain.name
     user, item, day = walk(world, _rng(seed, name, "walks"))
     rng = _rng(seed, name, "reviews")
@@ -248,7 +271,7 @@ def _reviews(world: World, seed: int) -> list[dict[str, Any]]:
 
 
 def _write_items(paths: DemoPaths, world: World, seed: int) -> None:
-    """Metadata (1 % of the items have none) and pictures (another 6 % have none)."""
+    """Write the metadata (1 % of the items have none) and pictures (another 6 % have none)."""
     c = world.catalog
     name = c.domain.name
     pages, pictures = _rng(seed, name, "pages"), _rng(seed, name, "pictures")
@@ -266,24 +289,18 @@ def _write_items(paths: DemoPaths, world: World, seed: int) -> None:
 
 
 def _gzip_lines(records: Iterable[dict[str, Any]]) -> bytes:
-    """Gzipped JSON lines without name and time in the header, so that equal records are equal bytes."""
+    """Gzip JSON lines without name and time in the header, so that equal records give equal bytes."""
     return gzip.compress("".join(json.dumps(r) + "\n" for r in records).encode(), compresslevel=6, mtime=0)
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _check_readme(paths: DemoPaths) -> None:
     if paths.readme.exists() and paths.readme.read_bytes()[:40] != README.encode()[:40]:
-        raise FileExistsError(f"{paths.readme} is not the demo's and would be overwritten. Give another folder.")
+        raise FileExistsError(f"{paths.readme} is not the demo's and would be overwritten; choose another folder")
 
 
 # ------------------------------------------------------------------------------------------------- datasets
@@ -299,15 +316,15 @@ def prepare_demo(
     min_item_interactions: int = 5,
     progress: bool = False,
 ) -> DemoPaths:
-    """Make the demo's dataset folders through `convert`, the way real data go.
+    """Build the demo's dataset folders with `convert`, as for real data.
 
-    Each `<output>/<domain>/` then has `<domain>.inter`, `<domain>.item`, `prepare.json` and
-    `images/<item>/0.jpg`. All is built in a hidden folder and moved into place; `demo.json` is removed first
-    and written last, so it stands only beside a complete demo. Where it stands with the same arguments and
-    every file still has its sha256, nothing is done. Other files in the dataset folders are left alone.
+    Each `<output>/<domain>/` then has `<domain>.inter`, `<domain>.item`, `prepare.json` and `images/<item>/0.jpg`. The files
+    are built in a hidden folder and moved into place. `demo.json` is removed first and written last, so that it exists only
+    beside a complete demo. If it exists with the same arguments and every file still has its sha256, nothing is done. Other
+    files in the dataset folders are not touched.
 
     Args:
-        output: folder of datasets (RecBole's `data_path`); also receives what `write_demo` writes.
+        output: folder of datasets (RecBole's `data_path`); also receives the files of `write_demo`.
         seed: see `write_demo`.
         users: see `write_demo`.
         items: see `write_demo`.
@@ -317,11 +334,11 @@ def prepare_demo(
 
     Raises:
         ValueError: `users` or `items` is too small.
-        AmazonFormatError: so few users or items that the core is empty.
+        AmazonFormatError: the core is empty, because there are too few users or items.
         FileExistsError: the folder holds a README.txt that is not the demo's.
     """
     paths = DemoPaths(Path(output))
-    made_by = {
+    arguments = {
         "synthetic": True,
         "version": [DEMO_VERSION, FORMAT_VERSION],
         "seed": seed,
@@ -330,7 +347,7 @@ def prepare_demo(
         "min_user_interactions": min_user_interactions,
         "min_item_interactions": min_item_interactions,
     }
-    if _is_complete(paths, made_by):
+    if _is_complete(paths, arguments):
         return paths
     _check_readme(paths)
     paths.root.mkdir(parents=True, exist_ok=True)
@@ -349,15 +366,14 @@ def prepare_demo(
             )
             _link_images(staged, domain)
         _publish(staged, paths)
-    manifest = {**made_by, "sha256": _digests(paths)}
+    manifest = {**arguments, "sha256": _digests(paths)}
     _write(paths.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
     return paths
 
 
 def _link_images(paths: DemoPaths, domain: str) -> None:
     """Give the items of the dataset their pictures, as hard links where the file system has them."""
-    lines = (paths.dataset(domain) / f"{domain}.item").read_text(encoding="utf-8").splitlines()
-    for item in (line.split("\t", 1)[0] for line in lines[1:]):
+    for _, (item,) in read_rows(paths.dataset(domain) / f"{domain}.item", ["item_id"]):
         source = paths.images(domain) / item / "0.jpg"
         if source.exists():
             target = paths.dataset(domain) / "images" / item / "0.jpg"
@@ -369,11 +385,11 @@ def _link_images(paths: DemoPaths, domain: str) -> None:
 
 
 def _publish(staged: DemoPaths, paths: DemoPaths) -> None:
-    """Move everything from `staged` to `paths`: the marks of completeness go first and come last."""
+    """Move everything from `staged` to `paths`; the manifests are removed first and moved last."""
     paths.manifest.unlink(missing_ok=True)
     for domain in paths.domains:
         (paths.dataset(domain) / "prepare.json").unlink(missing_ok=True)
-    for name in _units(paths):
+    for name in _outputs(paths):
         source, target = staged.root / name, paths.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
@@ -381,8 +397,8 @@ def _publish(staged: DemoPaths, paths: DemoPaths) -> None:
         os.replace(source, target)
 
 
-def _units(paths: DemoPaths) -> list[str]:
-    """The files and picture folders of a demo, each dataset's manifest after its data."""
+def _outputs(paths: DemoPaths) -> list[str]:
+    """List the files and picture folders of a demo, each dataset's manifest after its data."""
     names = ["README.txt"]
     for d in paths.domains:
         names += [f"raw/{d}.json.gz", f"raw/meta_{d}.json.gz", f"images/{d}"]
@@ -391,26 +407,22 @@ def _units(paths: DemoPaths) -> list[str]:
 
 
 def _digests(paths: DemoPaths) -> dict[str, str]:
-    """sha256 of every file that is there; of a folder, of its listing as `sha256sum` prints it, sorted."""
+    """Hash every existing file; a folder by its sorted listing, as `sha256sum` prints it."""
     digests = {}
-    for name in _units(paths):
+    for name in _outputs(paths):
         top = paths.root / name
         if top.is_file():
-            digests[name] = _sha256(top.read_bytes())
+            digests[name] = sha256(top)
         elif top.is_dir():
             files = sorted(p for p in top.rglob("*") if p.is_file())
-            listing = [f"{_sha256(p.read_bytes())}  {p.relative_to(top).as_posix()}\n" for p in files]
-            digests[name] = _sha256("".join(listing).encode())
+            listing = [f"{sha256(p)}  {p.relative_to(top).as_posix()}\n" for p in files]
+            digests[name] = hashlib.sha256("".join(listing).encode()).hexdigest()
     return digests
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _is_complete(paths: DemoPaths, made_by: dict[str, Any]) -> bool:
+def _is_complete(paths: DemoPaths, arguments: dict[str, Any]) -> bool:
     try:
         manifest = json.loads(paths.manifest.read_bytes())
     except (FileNotFoundError, ValueError):
         return False
-    return bool(manifest == {**made_by, "sha256": _digests(paths)})
+    return bool(manifest == {**arguments, "sha256": _digests(paths)})

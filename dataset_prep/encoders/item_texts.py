@@ -1,72 +1,73 @@
-"""What the encoders read of a data set: the items in the order of its `.item` file, and one text an item by a template."""
+"""Read the items of a data set in the order of its `.item` file, and build one text per item from a template."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import pandas as pd
-
+from recbole_qbert.data.atomic_files import read_header, read_rows
 from recbole_qbert.data.item_features import check_token, read_item_list
 
 _PIECES = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{(\w+)\}|[\[\]{}]|[^\[\]{}]+")
 
 
 def read_items(folder: Path, dataset: str) -> tuple[str, ...]:
-    """``N`` item tokens in the order of ``X.item``; of ``X.items.txt`` where there is no such file.
+    """Read ``N`` item tokens in the order of ``X.item``, or of ``X.items.txt`` if there is no such file.
 
     Raises:
-        FileNotFoundError: neither file is there.
+        FileNotFoundError: neither file exists.
         ValueError: the file cannot be used; the message names the line.
     """
     path = folder / f"{dataset}.item"
     if path.exists():
-        return _tokens(_read(path, ["item_id"]), path)
+        return _read(path, ())[0]
     if (folder / f"{dataset}.items.txt").exists():
         return tuple(read_item_list(folder / f"{dataset}.items.txt"))
-    raise FileNotFoundError(f"{path} is missing; it says which items there are (`prepare` writes it from raw files)")
+    raise FileNotFoundError(f"{path} is missing; it lists the items. Run `prepare`, which writes it from raw files")
 
 
 def read_texts(path: Path, template: Template) -> tuple[tuple[str, ...], list[str]]:
-    """Item tokens and the text of each item, '' where all its fields are empty.
+    """Read the item tokens and build the text of each item.
 
-    The categories, a list of tokens in which `_` stands for a space, are written `First one, Second one`.
+    The categories are a list of tokens in which `_` stands for a space; they are written `First one, Second one`.
 
     Args:
         path: a RecBole ``.item`` file.
-        template: what to make of its columns.
+        template: how the columns become a text. The default template uses the columns that exist; any other template
+            requires all its columns.
 
     Returns:
-        ``(items, texts)``, both ``N`` long, in the order of the file.
+        ``(items, texts)``, both of length ``N``, in the order of the file; a text is '' if all its fields are empty.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: the file cannot be used, or lacks a column that the template names.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; it holds the texts of the items (`prepare` writes it from raw files)")
-    table = _read(path, ["item_id", *template.fields], optional=template == DEFAULT_TEMPLATE)
-    fields = [field for field in template.fields if field in table]
-    columns = {field: table[field].map(_categories) if field == "categories" else table[field] for field in fields}
-    rows = zip(*columns.values(), strict=True)
-    return _tokens(table, path), [template.render(dict(zip(fields, row, strict=True))) for row in rows]
+        raise FileNotFoundError(f"{path} is missing; it holds the item texts. Run `prepare`, which writes it from raw files")
+    fields = template.fields
+    if template == DEFAULT_TEMPLATE:
+        existing = read_header(path).names
+        fields = tuple(field for field in fields if field in existing) or fields
+    items, values = _read(path, fields)
+    return items, [template.render(fields_of_item) for fields_of_item in values]
 
 
 @dataclass(frozen=True)
 class Template:
-    """How the fields of an item become one text.
+    """Turn the fields of an item into one text.
 
-    ``{title}`` stands for a field, the name of a column of the ``.item`` file. A part in ``[ ]`` is left out when a field in
-    it is empty. Brackets and braces that are meant as such are doubled. Runs of white space become one space.
+    ``{title}`` stands for a field: a column of the ``.item`` file. A part in ``[ ]`` is left out if one of its fields is
+    empty. A literal bracket or brace is doubled. Runs of white space become one space.
 
     >>> Template("{title}[ by {brand}]").render({"title": "Reed", "brand": ""})
     'Reed'
 
     Raises:
-        ValueError: braces or brackets that do not match, one part within another, or no field at all.
+        ValueError: braces or brackets do not match, one part stands within another, or there is no field at all.
     """
 
     text: str
@@ -78,12 +79,12 @@ class Template:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields it names, in order, each once."""
+        """Fields that the template names, in order, each once."""
         pieces = [piece for _, part in _parse(self.text) for piece in part]
         return tuple(dict.fromkeys(name for name, is_field in pieces if is_field))
 
     def render(self, values: Mapping[str, str]) -> str:
-        """The text of one item; '' when every field is empty or missing."""
+        """Return the text of one item; '' if every field is empty or missing."""
         values = {field: " ".join(values.get(field, "").split()) for field in self.fields}
         if not any(values.values()):
             return ""
@@ -96,7 +97,7 @@ class Template:
 
 @lru_cache
 def _parse(template: str) -> list[tuple[bool, list[tuple[str, bool]]]]:
-    """``(optional, [(literal or field name, is a field)])`` of each part of a template."""
+    """Split a template into parts: ``(optional, [(literal or field name, is a field)])``."""
     parts: list[tuple[bool, list[tuple[str, bool]]]] = [(False, [])]
     for match in _PIECES.finditer(template):
         piece, inside = match[0], parts[-1][0]
@@ -109,7 +110,7 @@ def _parse(template: str) -> list[tuple[bool, list[tuple[str, bool]]]]:
         elif piece in "[]{}":
             raise ValueError(
                 f"template {template!r}: the {piece!r} at character {match.start() + 1} has no partner or stands within "
-                "another; fields are {name}, parts that may be left out [ ... ], and a bracket or brace itself is doubled"
+                "another; write a field as {name}, an optional part as [ ... ], and double a literal bracket or brace"
             )
         else:
             parts[-1][1].append((piece[0] if piece in ("{{", "}}", "[[", "]]") else piece, False))
@@ -125,31 +126,18 @@ def _categories(cell: str) -> str:
     return ", ".join(token.replace("_", " ") for token in cell.split())
 
 
-def _tokens(table: pd.DataFrame, path: Path) -> tuple[str, ...]:
-    items = tuple(table["item_id"])
+def _read(path: Path, fields: tuple[str, ...]) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """Read the item tokens and the named fields; a row that ends early has no text there."""
     lines: dict[str, int] = {}
-    for line, item in enumerate(items, 2):
+    values = []
+    for line, (item, *cells) in read_rows(path, ["item_id", *fields], pad=True):
         check_token(item, f"{path}:{line}")
         if item in lines:
-            raise ValueError(f"{path}:{line}: item {item!r} has a row already, on line {lines[item]}; keep one an item")
+            raise ValueError(f"{path}:{line}: item {item!r} already has a row, on line {lines[item]}; keep one row per item")
         lines[item] = line
-    if not items:
-        raise ValueError(f"{path} lists no item")
-    return items
-
-
-def _read(path: Path, wanted: Sequence[str], optional: bool = False) -> pd.DataFrame:
-    """Columns of an atomic file as text, named without their types."""
-    try:
-        header = pd.read_csv(path, sep="\t", dtype=str, nrows=0).columns
-        names = {column: column.split(":")[0] for column in header}
-        absent = [name for name in wanted if name not in names.values()]
-        if absent and (absent[0] == "item_id" or not optional or len(absent) == len(wanted) - 1):
-            raise ValueError(f"no column {', '.join(absent)}; there are {', '.join(names.values())}")
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-        if not isinstance(table.index, pd.RangeIndex):  # pandas makes the columns too many an index
-            raise ValueError(f"line 2 has more fields than the header ({', '.join(names.values())})")
-    except ValueError as error:  # pandas' own errors and those of decoding are such, too
-        raise ValueError(f"{path}: {error}") from error
-    # A row that ends early has no text there.
-    return table.rename(columns=names)[[name for name in names.values() if name in wanted]].fillna("")
+        values.append(
+            {name: _categories(cell) if name == "categories" else cell for name, cell in zip(fields, cells, strict=True)}
+        )
+    if not lines:
+        raise ValueError(f"{path} lists no item; prepare the data again")
+    return tuple(lines), values

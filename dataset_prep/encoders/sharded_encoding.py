@@ -25,7 +25,7 @@ from tqdm import tqdm
 from dataset_prep.encoders.distributed import ProcessGroup
 from dataset_prep.encoders.shards import Shard, Shards
 from recbole_qbert.data.item_features import available, read_item_list
-from recbole_qbert.utils.io import atomic_write, digest, folder_lock, read_json, sha256, write_json
+from recbole_qbert.utils.io import atomic_write, digest, file_lock, read_json, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _finish(job: Job) -> dict[str, Any]:
     if not job.names.exists() or sha256(job.names) != record["settings"]["items"]:
         with atomic_write(job.names) as temporary:
             temporary.write_text(job.lines, encoding="utf-8")
-    with folder_lock(job.folder):  # text and images may be encoded at the same time, and share one record
+    with file_lock(job.folder):  # text and images may be encoded at the same time, and share one record
         write_json(job.record, {**_records(job), job.modality: record})
     shards.remove()
     return record

@@ -30,13 +30,13 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
-from dataset_prep.graceful_shutdown import exclusive, until_signal
+from dataset_prep.graceful_shutdown import run_until_signal
 from dataset_prep.images import image_files
 from dataset_prep.images.image_lists import read_items, survey
 from dataset_prep.images.image_manifest import NO_ROW, Manifest, Row, opened
 from dataset_prep.images.partial_files import PartialFile
 from dataset_prep.images.rate_limits import FetchError, FetchOptions
-from recbole_qbert.utils.io import write_json
+from recbole_qbert.utils.io import file_lock, write_json
 
 if TYPE_CHECKING:
     from dataset_prep.images.fetching import Fetcher
@@ -131,7 +131,7 @@ def download(folder: Path, dataset: str, *, options: Options = POLITE, progress:
     source = folder / f"{dataset}.item"
     expected = survey(source, options.max_images)
     try:
-        with exclusive(folder, "download into"), warnings.catch_warnings():
+        with file_lock(folder, wait=False, work="download into"), warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # their pixels are counted here
             (folder / SUMMARY).unlink(missing_ok=True)  # an interruption from here on leaves none
             with tqdm(total=expected, unit="image", desc=dataset, disable=not progress) as bar:
@@ -281,7 +281,7 @@ def _fetch(folder: Path, source: Path, options: Options, bar: tqdm) -> tuple[int
     """Settle all images; the signal that stopped it, if one did, and how many it stored."""
     with opened(folder / MANIFEST) as manifest:
         run = _Run(folder, source, options, manifest, bar)
-        return until_signal(run.all()), run.fetched
+        return run_until_signal(run.all()), run.fetched
 
 
 def _finish(folder: Path, source: Path, options: Options, report: ImagesReport, started: float) -> ImagesReport:

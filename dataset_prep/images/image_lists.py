@@ -1,8 +1,7 @@
-"""Which pictures a data set lists: the ``image_urls`` of its ``.item`` file, row by row."""
+"""Read the image URLs that a data set lists in the ``image_urls`` column of its ``.item`` file."""
 
 from __future__ import annotations
 
-import csv
 import unicodedata
 from array import array
 from collections.abc import Iterator
@@ -10,66 +9,54 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_qbert.data.atomic_files import read_rows
+
 COLUMNS = ("item_id", "image_urls")
 
 
 def read_items(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Line number, item token and URLs of each row, none held longer than it is looked at.
+    """Yield the line number, item token and URLs of each row; only one row is in memory at a time.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a row is too short or too long, or the file is no UTF-8 text.
+        ValueError: the file cannot be read (`atomic_files.read_rows`).
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; 'prepare' makes it")
-    with open(path, encoding="utf-8", newline="") as handle:
-        rows = csv.reader(handle, delimiter="\t")  # quoting as RecBole's reader has it
-        try:
-            header = [name.split(":")[0] for name in next(rows, [])]
-            absent = [name for name in COLUMNS if name not in header]
-            if absent:
-                raise ValueError(
-                    f"{path}:1: no column {' or '.join(absent)}, but {', '.join(header) or 'nothing'}; "
-                    "'prepare' writes both from raw metadata"
-                )
-            token, urls = (header.index(name) for name in COLUMNS)
-            for row in rows:
-                if row and len(row) != len(header):
-                    raise ValueError(f"{path}:{rows.line_num}: {len(row)} cells, and the header has {len(header)}")
-                if row:
-                    yield rows.line_num, row[token], row[urls].split()
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}:{rows.line_num + 1}: {error}") from error
+        raise FileNotFoundError(f"{path}: no such file; run 'prepare', which writes it")
+    for line, (item, urls) in read_rows(path, COLUMNS):
+        yield line, item, urls.split()
 
 
 def survey(path: Path, max_images: int | None) -> int:
-    """Read the whole file once before anything is asked of a server.
+    """Count the images of the whole file, and refuse it if two items would share a folder.
 
     Args:
         path: an ``.item`` file.
-        max_images: of an item that count; None for all.
+        max_images: largest number of images counted per item; None for all.
 
     Returns:
-        How many images it lists.
+        Number of images that the file lists.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as `read_items`, or two rows have the same item or the same folder: one would get the other's images.
+        ValueError: as `read_items`; or two rows have the same item or the same folder, so that one would get the other's
+            images.
     """
-    # Where X.ITEM is X.item, the folders of items 'a' and 'A' are one, too.
-    folder = _folded if path.with_name(path.name.swapcase()).exists() else str
-    images, keys = 0, array("q")  # 8 bytes an item; names would take ten times as much
+    # A file system that finds X.ITEM under the name X.item also keeps items 'a' and 'A' in one folder.
+    folder_name = _folded if path.with_name(path.name.swapcase()).exists() else str
+    images, keys = 0, array("q")  # 8 bytes per item; names would take ten times as much
     for _, item, urls in read_items(path):
         images += len(urls[:max_images])
-        keys.append(hash(folder(item)))
+        keys.append(hash(folder_name(item)))
     ordered = np.sort(np.asarray(keys))
-    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-    first: dict[str, int] = {}
-    for line, item, _ in read_items(path) if suspects else ():
-        if hash(folder(item)) in suspects and first.setdefault(folder(item), line) != line:
+    repeated_keys = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    first_line: dict[str, int] = {}
+    for line, item, _ in read_items(path) if repeated_keys else ():
+        name = folder_name(item)
+        if hash(name) in repeated_keys and first_line.setdefault(name, line) != line:
             raise ValueError(
-                f"{path}:{line}: item {item!r} has the folder of the item on line {first[folder(item)]}; keep one row an "
-                "item, and names that differ by more than upper and lower case where the file system does not tell them"
+                f"{path}:{line}: item {item!r} has the same folder as the item on line {first_line[name]}; keep one row per "
+                "item, and on a file system that ignores case give items names that differ in more than case"
             )
     return images
 

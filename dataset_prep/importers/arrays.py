@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from dataset_prep.importers import matrices
 from dataset_prep.importers.build import MANIFEST, Build, FeatureReport, ImportReport, read_lines, read_manifest, write_lines
 from recbole_qbert.data import item_features as features
+from recbole_qbert.data.atomic_files import read_rows
 from recbole_qbert.data.item_features import check_token, open_matrix
 from recbole_qbert.utils.io import read_json, sha256, write_json
 
 ID_COLUMNS = ("item_id", "item", "asin", "parent_asin", "id")
-CHUNK = 1_000_000  # rows of .inter held at a time
 
 
 def arrays(
@@ -159,23 +158,19 @@ def _read_features_json(folder: Path, dataset: str) -> dict[str, Any]:
 
 
 def _read_inter(path: Path) -> tuple[int, dict[str, None], int]:
-    """Number of users, item tokens in the order in which they first occur, and number of interactions."""
+    """Read the number of users, the item tokens in the order in which they first occur, and the number of interactions."""
     users: set[str] = set()
     items: dict[str, None] = {}
-    count = 0
-    try:
-        for part in pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, chunksize=CHUNK):
-            part.columns = [name.split(":")[0] for name in part.columns]
-            users.update(part["user_id"])
-            items.update(dict.fromkeys(part["item_id"]))
-            count += len(part)
-    except (ValueError, LookupError) as error:  # pandas' own, without the file's name
-        raise ValueError(f"{path} cannot be read ({error}); 'doctor' says what is wrong with it") from error
+    interactions = 0
+    for line, (user, item) in read_rows(path, ["user_id", "item_id"]):
+        users.add(user)
+        if item not in items:
+            check_token(item, f"{path}:{line}")
+            items[item] = None
+        interactions += 1
     if not items:
-        raise ValueError(f"{path} holds no interactions")
-    for item in items:
-        check_token(item, str(path))
-    return len(users), items, count
+        raise ValueError(f"{path} holds no interactions; prepare the data again, or see what 'doctor' finds")
+    return len(users), items, interactions
 
 
 def _row_items(folder: Path, dataset: str, interacted: Mapping[str, None], new: set[str]) -> list[str]:

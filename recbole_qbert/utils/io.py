@@ -77,8 +77,19 @@ def digest(value: Any) -> str:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in ``folder``; the lock ends with the process, however that ends."""
+def file_lock(folder: Path, *, wait: bool = True, work: str = "process in") -> Iterator[None]:
+    """Lock a folder against other processes; the lock ends with the process, however that ends.
+
+    Windows and file systems without locks let every process through.
+
+    Args:
+        folder: the folder to lock; created if it does not exist.
+        wait: wait until the lock is free; if false, refuse at once.
+        work: what the refusal calls the work of the other process, followed by the folder.
+
+    Raises:
+        ValueError: another process holds the lock and ``wait`` is false.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -88,7 +99,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise ValueError(f"another {work} {folder} is running; wait until it ends, or stop it") from None
         yield
     finally:
         os.close(handle)
+
+
+folder_lock = file_lock  # the name before the two locks became one
