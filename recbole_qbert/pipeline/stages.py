@@ -19,8 +19,8 @@ from recbole_qbert.config.schema import IdentifierConfig, InjectionConfig, Quant
 from recbole_qbert.data import builtin_encoders
 from recbole_qbert.data import item_features as features
 from recbole_qbert.data.item_features import ItemFeatures
-from recbole_qbert.injection import network as injection_network
 from recbole_qbert.injection import structural_vectors
+from recbole_qbert.injection import training as injection_training
 from recbole_qbert.quantization import collision_resolution, rqvae, semantic_ids, tokenizer
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.utils.cached_step import CachedStep
@@ -214,7 +214,7 @@ class Builder:
             epochs = Epochs(output / f"{name}.injection.progress", inputs, self.bars("stage 1 injection"))
             if self.rebuild:
                 epochs.forget()
-            network, fused, depth, report = injection_network.fit(
+            network, fused, depth, report = injection_training.fit(
                 item_features.vectors, item_features.present, chosen, settings.seed, queries, epochs
             )
             write_array(paths[0], fused.astype(np.float32))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_qbert.config.schema import QuantizerConfig
+from recbole_qbert.quantization.kmeans import kmeans, nearest_center
 from recbole_qbert.utils.resumable_epochs import Epochs, Stateful
 
 
@@ -155,7 +156,7 @@ def init_codebooks(model: RQVAE, vectors: Tensor) -> None:
     residual = model.encode(vectors)[1]
     for book in model.codebooks:
         book.copy_(kmeans(residual, len(book), model.config.kmeans_iterations))
-        residual = residual - book[_nearest(residual, book)]
+        residual = residual - book[nearest_center(residual, book)]
 
 
 @torch.no_grad()
@@ -176,45 +177,6 @@ def reset_dead_codes(model: RQVAE, vectors: Tensor, dead: Tensor) -> int:
     for level, residuals in places.items():  # after all were computed: a moved code changes the residuals below it
         model.codebooks[level, dead[level]] = residuals
     return int(dead.sum())
-
-
-@torch.no_grad()
-def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
-    """Lloyd's algorithm from a k-means++ start; ``[clusters, d]``.
-
-    An empty cluster takes the point that lies farthest from its centre. With fewer distinct points than clusters the
-    spare centres are points with a little noise, so that every level has ``clusters`` different codes.
-    """
-    centres = points[torch.randint(len(points), (1,))]
-    distance = (points - centres).square().sum(1)
-    for _ in range(clusters - 1):
-        if float(distance.sum()) > 0:
-            new = points[torch.multinomial(distance, 1)]
-        else:
-            new = points[torch.randint(len(points), (1,))]
-            new = new + 0.01 * points.std().nan_to_num().clamp(min=1e-4) * torch.randn_like(new)
-        centres = torch.cat([centres, new])
-        distance = torch.minimum(distance, (points - new).square().sum(1))
-    for _ in range(iterations):
-        owner = _nearest(points, centres)
-        # Not cdist's own distances: they are rounded and would not be 0 for a point on its centre.
-        distance = (points - centres[owner]).square().sum(1)
-        count = torch.bincount(owner, minlength=clusters)
-        moved = torch.zeros_like(centres).index_add_(0, owner, points) / count.clamp(min=1)[:, None]
-        empty = (count == 0).nonzero()[:, 0]
-        # A point that lies on its centre has no use for another one there.
-        far = distance.topk(min(len(empty), int((distance > 0).sum()))).indices
-        moved[empty] = centres[empty]
-        moved[empty[: len(far)]] = points[far]
-        if torch.allclose(moved, centres, rtol=0, atol=1e-6):
-            break
-        centres = moved
-    return centres
-
-
-def _nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Row of the nearest centre of each point, ``[N]``; in parts, because ``[N, M]`` of a large catalog would not fit."""
-    return torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(65_536)])
 
 
 def _mlp(sizes: list[int]) -> nn.Sequential:

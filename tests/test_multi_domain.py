@@ -116,7 +116,7 @@ def test_two_domains_together_score_and_learn_as_each_alone(view, loss):
         kept = [0, *rows]
         model = SemanticSequenceModel(config, codes[kept], 5).eval()
         state = both.state_dict()
-        state = {name: state[name][kept] if name in ("rows", "codes") else state[name] for name in state}
+        state = {name: state[name][kept] if name in ("item_embedding", "codes") else state[name] for name in state}
         model.load_state_dict(state)
         alone.append(model)
     first, second = torch.tensor([[1, 2, 3, 1], [4, 5, 6, 0]]), torch.tensor([[7, 8, 9, 10]])
