@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior, NeighborPairs
 
-# Networks of items alone choose 10 on Instruments; 15, 25, 40 and 100 were all worse there (docs/results.md).
+# Models without semantic IDs choose weight 10 on Instruments; 15, 25, 40 and 100 were all worse there (docs/results.md).
 WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 EPSILONS = (1e-4, 1e-3, 1e-2)
 SHRINKS = (0.0, 10.0, 30.0)
@@ -20,29 +20,31 @@ Batch = tuple[Callable[[], Tensor], Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def fit_prior(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
-    """Fit a prior on the given (validation) batches by NDCG@10: shrink and decay for the prior alone, then its weight and
-    epsilon beside the model. One after the other, for all together are 324 points.
+    """Fit a prior to a model on validation batches by NDCG@10.
+
+    Shrink and decay are chosen for the prior alone, then weight and epsilon for prior and model together. One after the
+    other, because the full grid has 324 points. The paper is silent.
 
     Args:
         prior: changed in place.
-        batches: gives, each time it is called, ``(scores, sequences [B, L], lengths [B], target [B])``; ``scores()``, asked
-            for once, are those without the prior, ``[B, N]``.
+        batches: yields, each time it is called, ``(scores, sequences [B, L], lengths [B], target [B])``. ``scores()``, which
+            is called once a batch, returns the model's scores without the prior, ``[B, N]``.
 
     Returns:
-        ``shrink``, ``decay``, ``weight``, ``epsilon``, ``ndcg@10`` with it and ``ndcg@10_without``.
+        ``shrink``, ``decay``, ``weight``, ``epsilon``, ``ndcg@10`` with the prior and ``ndcg@10_without``.
     """
-    points = [(shrink, decay) for shrink in SHRINKS for decay in DECAYS]
-    alone = torch.zeros(len(points))
+    grid = [(shrink, decay) for shrink in SHRINKS for decay in DECAYS]
+    ndcg_alone = torch.zeros(len(grid))
     for _, sequences, lengths, target in batches():
-        alone += _gains_alone(prior, prior.neighbor_pairs(sequences, lengths), points, target)
-    shrink, decay = points[int(alone.argmax())]
+        ndcg_alone += _ndcg_of_prior(prior, prior.neighbor_pairs(sequences, lengths), grid, target)
+    shrink, decay = grid[int(ndcg_alone.argmax())]
     prior.shrink.fill_(shrink)
     prior.decay.fill_(decay)
-    gain, users = torch.zeros(len(EPSILONS), len(WEIGHTS)), 0
+    ndcg, users = torch.zeros(len(EPSILONS), len(WEIGHTS)), 0
     for scores, sequences, lengths, target in batches():
-        gain += _gains(prior, prior.neighbor_pairs(sequences, lengths), scores(), target)
+        ndcg += _ndcg_with_scores(prior, prior.neighbor_pairs(sequences, lengths), scores(), target)
         users += len(target)
-    row, column = divmod(int(gain.argmax()), len(WEIGHTS))
+    row, column = divmod(int(ndcg.argmax()), len(WEIGHTS))
     prior.weight.fill_(WEIGHTS[column])
     prior.epsilon.fill_(EPSILONS[row])
     return {
@@ -50,63 +52,65 @@ def fit_prior(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) 
         "decay": decay,
         "weight": WEIGHTS[column],
         "epsilon": EPSILONS[row],
-        "ndcg@10": float(gain[row, column]) / max(users, 1),
-        "ndcg@10_without": float(gain[0, 0]) / max(users, 1),
+        "ndcg@10": float(ndcg[row, column]) / max(users, 1),
+        "ndcg@10_without": float(ndcg[0, 0]) / max(users, 1),
     }
 
 
-def _gains_alone(
-    prior: CooccurrencePrior, pairs: NeighborPairs, points: Sequence[tuple[float, float]], target: Tensor
+def _ndcg_of_prior(
+    prior: CooccurrencePrior, pairs: NeighborPairs, grid: Sequence[tuple[float, float]], target: Tensor
 ) -> Tensor:
-    """NDCG@10, summed over a batch, of ranking by the shares alone: one of each ``(shrink, decay)``."""
-    found = []
-    for shrink, decay in points:
+    """NDCG@10, summed over a batch, of ranking by the shares alone; one for each ``(shrink, decay)``."""
+    ndcg = []
+    for shrink, decay in grid:
         prior.shrink.fill_(shrink)
         prior.decay.fill_(decay)
         share = prior.shares(pairs, len(target))
-        wanted = _of_targets(pairs, share, target)
-        rank = _count(pairs.row, ~(share < wanted[pairs.row]), len(target))
-        found.append(_gain(torch.where(wanted > 0, rank, prior.items)))
-    return torch.stack(found)
+        target_share = _target_shares(pairs, share, target)
+        rank = _count_by_row(pairs.row, ~(share < target_share[pairs.row]), len(target))
+        ndcg.append(_ndcg(torch.where(target_share > 0, rank, prior.items)))
+    return torch.stack(ndcg)
 
 
-def _gains(prior: CooccurrencePrior, pairs: NeighborPairs, scores: Tensor, target: Tensor) -> Tensor:
-    """NDCG@10, summed over a batch, of scores and prior together: ``[epsilons, weights]``; ``scores`` are ``[B, N]``."""
-    share, own = prior.shares(pairs, len(target)), scores.gather(1, target[:, None])[:, 0]
-    own_share = _of_targets(pairs, share, target)
-    # Items without evidence all get the same: eleven of them say whether the target is among the first ten.
-    others = scores.index_put((pairs.row, pairs.item), scores.new_tensor(-torch.inf))
-    others = others.topk(min(TOP + 1, others.shape[1])).values
-    # Of those with evidence, only who is ahead of the target in one of score and share and behind in the other depends on
-    # the weight, and only in rows where not more than ten are ahead in both (the target is, too).
+def _ndcg_with_scores(prior: CooccurrencePrior, pairs: NeighborPairs, scores: Tensor, target: Tensor) -> Tensor:
+    """NDCG@10, summed over a batch, of ``scores [B, N]`` and prior together: ``[epsilons, weights]``."""
+    share, target_score = prior.shares(pairs, len(target)), scores.gather(1, target[:, None])[:, 0]
+    target_share = _target_shares(pairs, share, target)
+    # The prior adds the same to all items without evidence: the best eleven of them tell if the target is in the top ten.
+    no_evidence = scores.index_put((pairs.row, pairs.item), scores.new_tensor(-torch.inf))
+    no_evidence = no_evidence.topk(min(TOP + 1, no_evidence.shape[1])).values
+    # Of the items with evidence, only those that are ahead of the target in one of score and share, but not in both, depend
+    # on the weight, and they matter only in rows where at most ten are ahead in both (the target is one of these).
     score = scores[pairs.row, pairs.item]
-    above, stronger = ~(score < own[pairs.row]), ~(share < own_share[pairs.row])
-    always = _count(pairs.row, above & stronger, len(target))
-    open_ = (above ^ stronger) & (always <= TOP)[pairs.row]
-    row, score, share = pairs.row[open_], score[open_], share[open_]
-    gain = torch.zeros(len(EPSILONS), len(WEIGHTS))
+    score_ahead, share_ahead = ~(score < target_score[pairs.row]), ~(share < target_share[pairs.row])
+    always_ahead = _count_by_row(pairs.row, score_ahead & share_ahead, len(target))
+    depends = (score_ahead ^ share_ahead) & (always_ahead <= TOP)[pairs.row]
+    row, score, share = pairs.row[depends], score[depends], share[depends]
+    ndcg = torch.zeros(len(EPSILONS), len(WEIGHTS))
     for number, epsilon in enumerate(EPSILONS):
-        evidence, own_evidence, floor = (torch.log(part + epsilon) for part in (share, own_share, torch.zeros_like(own)))
+        log_share, target_log_share = torch.log(share + epsilon), torch.log(target_share + epsilon)
+        base_logit = torch.log(torch.zeros_like(target_score) + epsilon)
         for column, weight in enumerate(WEIGHTS):
-            limit = own + weight * own_evidence
-            better = ~(others + (weight * floor)[:, None] < limit[:, None])
-            rank = always + better.sum(1) + _count(row, ~(score + weight * evidence < limit[row]), len(target))
-            # A target that may not be ranked (at -inf) is behind all.
-            gain[number, column] = _gain(torch.where(limit == -torch.inf, scores.shape[1], rank))
-    return gain
+            limit = target_score + weight * target_log_share
+            ahead = ~(no_evidence + (weight * base_logit)[:, None] < limit[:, None])
+            with_evidence = _count_by_row(row, ~(score + weight * log_share < limit[row]), len(target))
+            rank = always_ahead + ahead.sum(1) + with_evidence
+            # A target that is never ranked (at -inf) is behind all items.
+            ndcg[number, column] = _ndcg(torch.where(limit == -torch.inf, scores.shape[1], rank))
+    return ndcg
 
 
-def _of_targets(pairs: NeighborPairs, share: Tensor, target: Tensor) -> Tensor:
-    """Each row's share of its target, 0 where it has none; ``[B]``."""
-    own = pairs.item == target[pairs.row]
-    return share.new_zeros(len(target)).index_put_((pairs.row[own],), share[own])
+def _target_shares(pairs: NeighborPairs, share: Tensor, target: Tensor) -> Tensor:
+    """Share of each row's target, ``[B]``; 0 where it has no evidence."""
+    is_target = pairs.item == target[pairs.row]
+    return share.new_zeros(len(target)).index_put_((pairs.row[is_target],), share[is_target])
 
 
-def _count(row: Tensor, true: Tensor, users: int) -> Tensor:
-    """How often it is true in each row; ``[B]``."""
-    return torch.bincount(row[true], minlength=users)
+def _count_by_row(row: Tensor, condition: Tensor, users: int) -> Tensor:
+    """Number of true entries in each row, ``[B]``."""
+    return torch.bincount(row[condition], minlength=users)
 
 
-def _gain(rank: Tensor) -> Tensor:
-    """Summed NDCG@10 of a batch, on the CPU."""
+def _ndcg(rank: Tensor) -> Tensor:
+    """Sum of NDCG@10 over a batch, on the CPU."""
     return torch.where(rank <= TOP, 1 / torch.log2(rank + 1.0), 0.0).sum().cpu()
