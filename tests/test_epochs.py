@@ -13,7 +13,7 @@ import yaml
 
 from recbole_qbert.config.property_files import property_file
 from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
-from recbole_qbert.injection import network as injection_network
+from recbole_qbert.injection import training as injection_training
 from recbole_qbert.quantization import rqvae
 from recbole_qbert.utils.resumable_epochs import Epochs
 
@@ -62,7 +62,7 @@ def inject(epochs: Epochs | None):
     base = random.normal(size=(40, 3))
     vectors = {n: (base @ random.normal(size=(3, 6)))[:, None].astype(np.float32) for n in ("text", "image")}
     present = {name: np.ones((40, 1), dtype=bool) for name in vectors}
-    network, fused, depth, report = injection_network.fit(vectors, present, INJECTION, 5, None, epochs)
+    network, fused, depth, report = injection_training.fit(vectors, present, INJECTION, 5, None, epochs)
     return network.state_dict() | {"fused": torch.from_numpy(fused), "depth": torch.from_numpy(depth)}, asdict(report)
 
 

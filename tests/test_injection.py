@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_qbert.injection.network import DynamicInjection, Fused, fit
+from recbole_qbert.injection.network import DynamicInjection, Fused
+from recbole_qbert.injection.training import fit
 from tests.helpers import injection_config
 
 WIDTHS = {"text": 6, "image": 4}
@@ -77,7 +78,7 @@ def test_without_gates_all_layers_run_and_their_number_costs_nothing():
     fused = model(torch.arange(ITEMS), *data())
     assert fused.depth.tolist() == [4] * ITEMS
     assert rows == [ITEMS] * 4
-    assert fused.chance.item() == 0.0
+    assert fused.expected_gates.item() == 0.0
 
 
 def test_stopped_items_are_not_computed_and_their_vector_stays():
@@ -104,14 +105,14 @@ def test_stopped_items_are_not_computed_and_their_vector_stays():
             assert fused.depth[item] == depth
             close(fused.vector[item], hidden[0])
     assert computed == [int((fused.depth > number).sum()) for number in range(5)]
-    assert fused.chance.item() == pytest.approx(chance / ITEMS, rel=1e-4)
+    assert fused.expected_gates.item() == pytest.approx(chance / ITEMS, rel=1e-4)
     assert len(set(fused.depth.tolist())) > 2  # or the test would say nothing
 
 
 def test_chance_is_the_mean_number_of_layers_more_that_the_gates_expect():
     model = make(layers=3)
     force(model, [math.log(3.0), -50.0])  # 3/4 to go on, then never
-    assert model(torch.arange(ITEMS), *data()).chance.item() == pytest.approx(0.75, abs=1e-5)
+    assert model(torch.arange(ITEMS), *data()).expected_gates.item() == pytest.approx(0.75, abs=1e-5)
 
 
 def test_in_training_items_go_on_as_often_as_their_gate_says():
@@ -250,7 +251,7 @@ def test_the_numbers_of_a_missing_modality_change_nothing_anywhere():
         results.append((fused.vector.detach(), loss.detach(), gradients))
     for left, right in zip(*results, strict=True):
         close(left, right)
-    assert fused.there["text"].tolist() == [False] * 4 + [True] * 8
+    assert fused.present["text"].tolist() == [False] * 4 + [True] * 8
     assert not fused.aligned["text"][:4].any()
     assert not fused.aligned["image"][3:6].any()
 
@@ -325,11 +326,11 @@ def test_infonce_of_fewer_than_two_items_is_zero_with_a_gradient(left):
 @pytest.mark.parametrize("names", [("text", "image"), ("text",), ("text", "image", "audio")])
 def test_the_contrastive_loss_takes_every_pair_once_over_items_that_have_both(names):
     model, fused = make(), some_fused(names)
-    fused.there["text"][:2] = False
+    fused.present["text"][:2] = False
     if "image" in names:
-        fused.there["image"][1:3] = False
+        fused.present["image"][1:3] = False
     sides = {"fused": (fused.vector, torch.ones(7, dtype=torch.bool))}
-    sides |= {name: (fused.aligned[name], fused.there[name]) for name in names}
+    sides |= {name: (fused.aligned[name], fused.present[name]) for name in names}
     wanted = 0.0
     for (left, has), (right, also) in combinations(sides.values(), 2):
         wanted += infonce(left[has & also], right[has & also], model.config.contrast_temperature)

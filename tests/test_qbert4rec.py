@@ -13,7 +13,7 @@ import recbole_qbert
 from recbole_qbert.config import property_files
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.recbole_integration import checkpoint_io, experiment, patches
-from recbole_qbert.sequence import cooccurrence_prior
+from recbole_qbert.sequence import prior_fitting
 from recbole_qbert.serving import export
 from tests.helpers_recbole import QUICK, write_dataset
 
@@ -216,9 +216,9 @@ def test_without_a_file_the_prior_is_fitted_to_the_weights_at_hand(data, tmp_pat
     monkeypatch.chdir(tmp_path)
     fitted = []
     monkeypatch.setattr(
-        cooccurrence_prior,
+        prior_fitting,
         "fit_prior",
-        lambda prior, batches, fit=cooccurrence_prior.fit_prior: fitted.append(fit(prior, batches)),
+        lambda prior, batches, fit=prior_fitting.fit_prior: fitted.append(fit(prior, batches)),
     )
     settings = {**QUICK["QBERT4Rec"], "data_path": str(data), "structural_prior": "cooccurrence", "epochs": 2}
     result = run_recbole(model="QBERT4Rec", dataset=NAME, config_dict=settings, saved=False)

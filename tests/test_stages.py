@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from recbole_qbert.injection import network as injection_network
+from recbole_qbert.injection import training as injection_training
 from recbole_qbert.pipeline import builder
 from recbole_qbert.pipeline.builder import SemanticIDBuilder
 from recbole_qbert.pipeline.catalog import Catalog
@@ -49,7 +49,7 @@ def settings(semantic_ids="both", **changes):
     return stage_settings(identifiers={"semantic_ids": semantic_ids, **changes.pop("identifiers", {})}, **changes)
 
 
-NAMES = {injection_network: "injection", rqvae: "quantizer"}
+NAMES = {injection_training: "injection", rqvae: "quantizer"}
 
 
 class Counter:
@@ -57,7 +57,7 @@ class Counter:
 
     def __init__(self, monkeypatch) -> None:
         self.runs: list[str] = []
-        for module in (injection_network, rqvae):
+        for module in (injection_training, rqvae):
             monkeypatch.setattr(module, "fit", self.counted(module.fit, NAMES[module]))
 
     def counted(self, function, name):

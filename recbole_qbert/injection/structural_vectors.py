@@ -1,4 +1,4 @@
-"""Structural item vectors, the start of the ID vectors of stage 1.
+"""Structural item vectors, from which the ID vectors of stage 1 can start.
 
 The paper names 'structural features' (3.1) and never defines them. We read them as co-occurrence in training histories.
 """
@@ -14,13 +14,15 @@ from recbole_qbert.data.cooccurrence import counts
 
 
 def vectors(sequences: Sequence[np.ndarray], items: int, width: int, seed: int) -> np.ndarray:
-    """Item vectors from the training interactions: truncated SVD of the positive pointwise mutual information.
+    """Compute item vectors from training interactions: truncated SVD of the positive pointwise mutual information.
+
+    The paper is silent on what structural features are.
 
     Args:
         sequences: training histories as item rows.
         items: ``N``.
-        width: ``D``; cut to ``N - 1`` for tiny catalogs and filled up with zeros.
-        seed: of the randomised SVD.
+        width: ``D``; a tiny catalog has ``N - 1`` dimensions, and zeros in the others.
+        seed: seed of the randomised SVD.
 
     Returns:
         ``[N, D]`` float32; zeros for items that never co-occur in training (cold items).
@@ -28,11 +30,11 @@ def vectors(sequences: Sequence[np.ndarray], items: int, width: int, seed: int) 
     from sklearn.utils.extmath import randomized_svd  # slow to import, needed once
 
     count = counts(sequences, items)
-    alone = count.diagonal()
+    own_count = count.diagonal()
     count.setdiag(0.0)
     count.eliminate_zeros()
     pairs = count.tocoo()
-    information = np.log(pairs.data * max(len(sequences), 1) / (alone[pairs.row] * alone[pairs.col]))
+    information = np.log(pairs.data * max(len(sequences), 1) / (own_count[pairs.row] * own_count[pairs.col]))
     keep = information > 0
     positive = sp.csr_matrix((information[keep], (pairs.row[keep], pairs.col[keep])), shape=count.shape)
     result = np.zeros((items, width), dtype=np.float32)

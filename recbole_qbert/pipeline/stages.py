@@ -11,7 +11,7 @@ import torch
 
 from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
 from recbole_qbert.data.item_features import ItemFeatures
-from recbole_qbert.injection import network as injection_network
+from recbole_qbert.injection import training as injection_training
 from recbole_qbert.injection import structural_vectors
 from recbole_qbert.quantization import collision_resolution, rqvae, semantic_ids, tokenizer
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
@@ -74,7 +74,7 @@ def fuse(
         queries = structural_vectors.vectors(histories, len(features.items), config.dim, seed)
         queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
     chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(features.vectors)})
-    network, fused, depth, report = injection_network.fit(features.vectors, features.present, chosen, seed, queries, epochs)
+    network, fused, depth, report = injection_training.fit(features.vectors, features.present, chosen, seed, queries, epochs)
     weights = tokenizer.injection_weights(network)
     return FusedItems(fused.astype(np.float32), depth.astype(np.int16), weights, asdict(report))
 

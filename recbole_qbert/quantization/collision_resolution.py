@@ -1,7 +1,7 @@
-"""Stage 2: give items that share a semantic ID different ones, moving as little as possible (paper 3.4, Eq. 10).
+"""Stage 2: items that share a semantic ID get different ones, with as few changes as possible (paper 3.4, Eq. 10).
 
-The published procedure (MQL4GRec) stops after two rounds and leaves duplicates. This one ends: it walks the tree of IDs
-and always finds the free ID that greedy descent by distance reaches first.
+The published procedure (MQL4GRec) stops after two rounds and leaves duplicates. This one leaves none: it walks the tree of
+IDs and always finds the free ID that greedy descent by distance reaches first.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ def reallocate(
 ) -> np.ndarray:
     """Make semantic IDs unique.
 
-    Items that are alone on their ID keep it. Of the items that share one, the closest to its last-level code keeps it;
-    the others, over the whole catalog, are placed in the order of their smallest distance to a last-level code (ties by
-    item token): each takes the nearest last-level code that leaves its ID unused; if every ID under its prefix is taken,
-    one level up the nearest code with room below, and so on. Residuals are recomputed along the new path.
+    An item whose ID no other item has keeps it. Of the items that share an ID, the one closest to its last-level code keeps
+    it. The others, over the whole catalog, are reassigned in the order of their smallest distance to a last-level code (ties
+    by item token). Each takes the nearest last-level code that gives an unused ID; if every ID under its prefix is taken, it
+    takes the nearest code one level up that has an unused ID below it, and so on. Residuals are recomputed along the new
+    path.
 
     Args:
         codes: ``[N, K]`` integer codes in ``[0, M)``.
-        latents: ``[N, d]`` float, what was quantized.
+        latents: ``[N, d]`` float, the vectors that were quantized.
         codebooks: ``[K, M, d]`` float.
         items: ``N`` item tokens; they break ties, so that the result does not depend on the order of the rows.
-        taken: ``[T, K]`` different IDs that belong to others and stay theirs: all items that share one are moved.
+        taken: ``[T, K]`` different IDs of other items, which keep them; every item of ``items`` that has one is moved.
 
     Returns:
         ``[N, K]`` of the dtype of ``codes``, no two rows equal, none in ``taken``.
@@ -41,74 +42,74 @@ def reallocate(
             f"{count} rows of codes, {len(latents)} latents, {len(items)} items and {codebooks.shape[0]} codebooks "
             f"for {levels} levels do not fit together"
         )
-    others = [] if taken is None else [tuple(row) for row in taken.tolist()]
-    if count + len(others) > size**levels:
+    taken_ids = [] if taken is None else [tuple(row) for row in taken.tolist()]
+    if count + len(taken_ids) > size**levels:
         raise ValueError(
-            f"{count + len(others)} items cannot have different IDs of {levels} levels with {size} codes: there are "
+            f"{count + len(taken_ids)} items cannot have different IDs of {levels} levels with {size} codes: there are "
             f"{size**levels}; raise rq_levels or rq_codes"
         )
-    # float64 and row-wise sums: the same item gives the same distances to the last bit wherever its row stands.
+    # float64 and row-wise sums: an item has the same distances to the last bit, whatever its row number.
     latents, codebooks = latents.astype(np.float64), codebooks.astype(np.float64)
-    tree = _Tree(levels, size)
-    for path in others:
+    tree = _IDTree(levels, size)
+    for path in taken_ids:
         tree.take(path)
-    shared = _groups(codes)
-    alone = np.ones(count, dtype=bool)
-    for rows in shared:
-        alone[rows] = False
-    owned = set(others)
+    collisions = _collisions(codes)
+    unique = np.ones(count, dtype=bool)
+    for rows in collisions:
+        unique[rows] = False
+    reserved = set(taken_ids)
     waiting: list[tuple[float, str, int]] = []
-    for row in np.flatnonzero(alone):
-        if tuple(codes[row].tolist()) in owned:
+    for row in np.flatnonzero(unique):
+        if tuple(codes[row].tolist()) in reserved:
             smallest = float(_distances(latents[row], codebooks, codes[row, :-1]).min())
             waiting.append((smallest, items[row], int(row)))
         else:
             tree.take(tuple(codes[row].tolist()))
     result = codes.copy()
-    for rows in shared:
+    for rows in collisions:
         ranked = []
         for row in rows:
             distance = _distances(latents[row], codebooks, codes[row, :-1])
             ranked.append((float(distance[codes[row, -1]]), items[row], int(row), float(distance.min())))
         ranked.sort()
-        keeps = tuple(codes[rows[0]].tolist()) not in owned
-        if keeps:
+        is_free = tuple(codes[rows[0]].tolist()) not in reserved
+        if is_free:
             tree.take(tuple(codes[rows[0]].tolist()))
-        waiting += [(smallest, item, row) for _, item, row, smallest in ranked[keeps:]]
+        waiting += [(smallest, item, row) for _, item, row, smallest in ranked[is_free:]]
     for _, _, row in sorted(waiting):
-        result[row] = _place(tree, latents[row], codebooks, codes[row])
+        result[row] = _assign(tree, latents[row], codebooks, codes[row])
     return result
 
 
-def _place(tree: _Tree, latent: np.ndarray, codebooks: np.ndarray, code: np.ndarray) -> list[int]:
-    """The free ID that descent by distance reaches, keeping as long a prefix of ``code`` as has room; takes it."""
+def _assign(tree: _IDTree, latent: np.ndarray, codebooks: np.ndarray, code: np.ndarray) -> list[int]:
+    """Take the unused ID that descent by distance reaches from the longest prefix of ``code`` that has room."""
     levels = len(code)
-    keep = next(keep for keep in range(levels - 1, -1, -1) if tree.room(tuple(code[:keep].tolist())))
-    path = code[:keep].tolist()
-    for _ in range(keep, levels):
+    prefix = next(length for length in range(levels - 1, -1, -1) if tree.has_room(tuple(code[:length].tolist())))
+    path = code[:prefix].tolist()
+    for _ in range(prefix, levels):
         distance = _distances(latent, codebooks, np.asarray(path, dtype=np.int64))
-        path.append(next(c for c in np.argsort(distance, kind="stable").tolist() if tree.room((*path, c))))
+        path.append(next(c for c in np.argsort(distance, kind="stable").tolist() if tree.has_room((*path, c))))
     tree.take(tuple(path))
     return path
 
 
 def _distances(latent: np.ndarray, codebooks: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """Squared distance of the residual left by ``path`` to every code of the next level (Eq. 10); ``[M]``."""
+    """Squared distances of the residual after ``path`` to the codes of the next level (Eq. 10); ``[M]``."""
     level = len(path)
     residual = latent - codebooks[np.arange(level), path].sum(0)
     return ((residual - codebooks[level]) ** 2).sum(1)
 
 
-def _groups(codes: np.ndarray) -> list[np.ndarray]:
-    """Rows that share an ID, one array of row numbers (two or more) a shared ID."""
+def _collisions(codes: np.ndarray) -> list[np.ndarray]:
+    """Rows that share an ID: one array of two or more row numbers for each shared ID."""
     _, owner, count = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(owner.ravel(), kind="stable")
     parts = np.split(order, np.cumsum(count)[:-1])
     return [part for part in parts if len(part) > 1]
 
 
-class _Tree:
-    """How many IDs are taken under each prefix."""
+class _IDTree:
+    """Count the taken IDs under each prefix."""
 
     def __init__(self, levels: int, size: int) -> None:
         self.levels, self.size = levels, size
@@ -118,5 +119,5 @@ class _Tree:
         for end in range(self.levels + 1):
             self.taken[path[:end]] = self.taken.get(path[:end], 0) + 1
 
-    def room(self, prefix: tuple[int, ...]) -> bool:
+    def has_room(self, prefix: tuple[int, ...]) -> bool:
         return self.taken.get(prefix, 0) < self.size ** (self.levels - len(prefix))

@@ -1,4 +1,4 @@
-"""Stage 2: the residual-quantized autoencoder that turns a vector into K codes (paper 3.4, Eq. 6-9)."""
+"""Stage 2: the residual-quantized autoencoder (RQ-VAE), which turns a vector into K codes (paper 3.4, Eq. 6-9)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_qbert.config.schema import QuantizerConfig
+from recbole_qbert.quantization.kmeans import kmeans, nearest_center
 from recbole_qbert.utils.resumable_epochs import Epochs, Stateful
 
 
 class RQVAE(nn.Module):
-    """MLP encoder, K residual codebooks, MLP decoder.
+    """Quantize vectors: an MLP encoder, K residual codebooks and an MLP decoder.
 
     Args:
-        inputs: width of the vectors to quantize.
+        inputs: width ``D`` of the vectors to quantize.
         config: sizes and training settings.
     """
 
@@ -29,18 +30,19 @@ class RQVAE(nn.Module):
         self.codebooks = nn.Parameter(torch.zeros(config.levels, config.codes, config.dim))
 
     def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Nearest code at each level of what the levels before left over (Eq. 6).
+        """Choose at each level the code nearest to the residual that the levels before it left (Eq. 6).
 
         Args:
             latent: ``[B, d]`` float.
 
         Returns:
-            ``(codes [B, K] int64, quantized [B, d] the sum of the chosen codes, residuals [B, K, d]`` before each level).
+            ``(codes [B, K] int64, quantized [B, d], residuals [B, K, d])``: the codes, the sum of their vectors, and the
+            residual before each level.
         """
         codes, residuals, residual, quantized = [], [], latent, torch.zeros_like(latent)
         for book in self.codebooks:
             residuals.append(residual)
-            # Straight-line distances by the expanded square: one matrix product instead of a [B, M, d] difference.
+            # Squared distances by the expanded square: one matrix product instead of a [B, M, d] difference.
             distance = book.square().sum(1) - 2 * residual.detach() @ book.detach().T
             code = distance.argmin(1)
             chosen = book[code]
@@ -50,15 +52,15 @@ class RQVAE(nn.Module):
         return torch.stack(codes, 1), quantized, torch.stack(residuals, 1)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruct vectors through their codes.
+        """Reconstruct vectors ``[B, D]`` from their codes.
 
         Returns:
-            ``(reconstruction [B, inputs], quantization loss [] (Eq. 8), codes [B, K])``.
+            ``(reconstruction [B, D], quantization loss [] (Eq. 8), codes [B, K])``.
         """
         latent = self.encoder(vectors)
         codes, quantized, residuals = self.quantize(latent)
         chosen = torch.stack([book[codes[:, level]] for level, book in enumerate(self.codebooks)], 1)
-        # Eq. 8 writes z^(k); what level k quantizes, and so what has to commit, is the residual r^(k-1) of Eq. 6.
+        # Eq. 8 writes z^(k); level k quantizes the residual r^(k-1) of Eq. 6, so that is what commits to the code.
         pull = (residuals.detach() - chosen).square().sum(2)
         commit = (residuals - chosen.detach()).square().sum(2)
         loss = (pull + self.config.beta * commit).sum(1).mean()
@@ -67,7 +69,7 @@ class RQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and latents of vectors, without gradient.
+        """Compute the codes and latents of vectors ``[N, D]``, without gradient.
 
         Returns:
             ``(codes [N, K] int64, latents [N, d] float)``.
@@ -79,13 +81,13 @@ class RQVAE(nn.Module):
 
 @dataclass(frozen=True)
 class QuantizerReport:
-    """What training saw: one entry an epoch.
+    """Figures of a training: one entry an epoch.
 
     Attributes:
         reconstruction: mean squared error per vector, Eq. 7.
         usage: share of each level's codes in use, ``K`` numbers.
         perplexity: exp of the entropy of each level's codes, ``K`` numbers; ``M`` when all are used alike.
-        reseeded: dead codes given a new place.
+        reseeded: dead codes that were moved.
     """
 
     reconstruction: list[float]
@@ -97,19 +99,19 @@ class QuantizerReport:
 def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | None = None) -> tuple[RQVAE, QuantizerReport]:
     """Train the autoencoder on a catalog's vectors.
 
-    The paper gives levels, codes, width, learning rate and batch size. It is silent on the start: the encoder is first
-    trained as a plain autoencoder for ``warmup_epochs`` (k-means on the output of a random encoder seeds codes that the
-    first steps make useless), then every level is started by k-means on the residuals of the whole catalog. A code that
-    no item chose during an epoch is moved onto a residual drawn at random, so that no code stays dead.
+    The loss is Eq. 9. The paper gives levels, codes, width, learning rate and batch size, and is silent on the rest. The
+    network is first trained as a plain autoencoder for ``warmup_epochs``, because k-means on the output of a random encoder
+    gives codes that the first steps make useless. Then k-means on the residuals of the whole catalog initialises every
+    level. A code that no item chose during an epoch is moved onto a random residual, so that no code stays dead.
 
     Args:
-        vectors: ``[N, inputs]`` float32, finite.
+        vectors: ``[N, D]`` float32, finite.
         config: sizes and training settings.
-        seed: of initialisation, batches and k-means.
-        epochs: shows and keeps the epochs.
+        seed: seed of initialisation, batches and k-means.
+        epochs: shows the progress, and saves it where the stage can be resumed.
 
     Returns:
-        The trained network in evaluation mode and the report.
+        ``(network in evaluation mode, report)``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -122,28 +124,28 @@ def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | No
         for epoch in (epochs or Epochs()).count(total, parts, vars(report)):
             if epoch == config.warmup_epochs:
                 init_codebooks(model, vectors)
-            error, used = 0.0, torch.zeros(config.levels, config.codes)
+            total_error, usage = 0.0, torch.zeros(config.levels, config.codes)
             for rows in torch.randperm(len(vectors)).split(config.batch_size):
                 batch = vectors[rows]
                 if epoch < config.warmup_epochs:
                     reconstruction, loss = model.decoder(model.encoder(batch)), torch.zeros(())
                 else:
                     reconstruction, loss, codes = model(batch)
-                    used += F.one_hot(codes, config.codes).sum(0)
-                recon = (reconstruction - batch).square().sum(1).mean()
+                    usage += F.one_hot(codes, config.codes).sum(0)
+                error = (reconstruction - batch).square().sum(1).mean()  # Eq. 7
                 optimizer.zero_grad(set_to_none=True)
-                (recon + loss).backward()
+                (error + loss).backward()
                 optimizer.step()
-                error += recon.item() * len(rows)
+                total_error += error.item() * len(rows)
             schedule.step()
             if epoch < config.warmup_epochs:
                 continue
-            share = used / used.sum(1, keepdim=True)
-            report.reconstruction.append(error / len(vectors))
-            report.usage.append((used > 0).float().mean(1).tolist())
+            share = usage / usage.sum(1, keepdim=True)
+            report.reconstruction.append(total_error / len(vectors))
+            report.usage.append((usage > 0).float().mean(1).tolist())
             report.perplexity.append(torch.exp(-(share * share.clamp(min=1e-12).log()).sum(1)).tolist())
-            # The last epochs settle: a code re-seeded there would stay untrained.
-            report.reseeded.append(reset_dead_codes(model, vectors, used == 0) if epoch < total * 0.9 else 0)
+            # Not in the last epochs: a code that is moved there would stay untrained.
+            report.reseeded.append(reset_dead_codes(model, vectors, usage == 0) if epoch < total * 0.9 else 0)
     if not config.epochs:
         init_codebooks(model, vectors)
     return model.eval(), report
@@ -151,70 +153,34 @@ def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | No
 
 @torch.no_grad()
 def init_codebooks(model: RQVAE, vectors: Tensor) -> None:
-    """Start every level by k-means on the residuals that the levels before leave of the whole catalog."""
+    """Initialise every level by k-means on the residuals that the levels before it leave; ``vectors`` is ``[N, D]``."""
     residual = model.encode(vectors)[1]
     for book in model.codebooks:
         book.copy_(kmeans(residual, len(book), model.config.kmeans_iterations))
-        residual = residual - book[_nearest(residual, book)]
+        residual = residual - book[nearest_center(residual, book)]
 
 
 @torch.no_grad()
 def reset_dead_codes(model: RQVAE, vectors: Tensor, dead: Tensor) -> int:
-    """Move dead codes onto the residuals of random items of their level; returns how many.
+    """Move dead codes onto the residuals of random items at their level.
 
     Args:
-        model: the network.
-        vectors: ``[N, inputs]``.
-        dead: ``[K, M]`` bool.
+        model: the network; changed in place.
+        vectors: ``[N, D]`` float32.
+        dead: ``[K, M]`` bool, codes that no item chose.
+
+    Returns:
+        The number of codes that were moved.
     """
     if not dead.any():
         return 0
-    places = {}
+    residuals = {}
     for level in dead.any(1).nonzero()[:, 0].tolist():
         rows = torch.randint(len(vectors), (int(dead[level].sum()),))
-        places[level] = model.quantize(model.encoder(vectors[rows]))[2][:, level]
-    for level, residuals in places.items():  # after all were computed: a moved code changes the residuals below it
-        model.codebooks[level, dead[level]] = residuals
+        residuals[level] = model.quantize(model.encoder(vectors[rows]))[2][:, level]
+    for level, residual in residuals.items():  # all are computed before: a moved code changes the residuals below it
+        model.codebooks[level, dead[level]] = residual
     return int(dead.sum())
-
-
-@torch.no_grad()
-def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
-    """Lloyd's algorithm from a k-means++ start; ``[clusters, d]``.
-
-    An empty cluster takes the point that lies farthest from its centre. With fewer distinct points than clusters the
-    spare centres are points with a little noise, so that every level has ``clusters`` different codes.
-    """
-    centres = points[torch.randint(len(points), (1,))]
-    distance = (points - centres).square().sum(1)
-    for _ in range(clusters - 1):
-        if float(distance.sum()) > 0:
-            new = points[torch.multinomial(distance, 1)]
-        else:
-            new = points[torch.randint(len(points), (1,))]
-            new = new + 0.01 * points.std().nan_to_num().clamp(min=1e-4) * torch.randn_like(new)
-        centres = torch.cat([centres, new])
-        distance = torch.minimum(distance, (points - new).square().sum(1))
-    for _ in range(iterations):
-        owner = _nearest(points, centres)
-        # Not cdist's own distances: they are rounded and would not be 0 for a point on its centre.
-        distance = (points - centres[owner]).square().sum(1)
-        count = torch.bincount(owner, minlength=clusters)
-        moved = torch.zeros_like(centres).index_add_(0, owner, points) / count.clamp(min=1)[:, None]
-        empty = (count == 0).nonzero()[:, 0]
-        # A point that lies on its centre has no use for another one there.
-        far = distance.topk(min(len(empty), int((distance > 0).sum()))).indices
-        moved[empty] = centres[empty]
-        moved[empty[: len(far)]] = points[far]
-        if torch.allclose(moved, centres, rtol=0, atol=1e-6):
-            break
-        centres = moved
-    return centres
-
-
-def _nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Row of the nearest centre of each point, ``[N]``; in parts, because ``[N, M]`` of a large catalog would not fit."""
-    return torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(65_536)])
 
 
 def _mlp(sizes: list[int]) -> nn.Sequential:

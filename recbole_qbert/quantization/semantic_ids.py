@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from recbole_qbert.data.item_features import check_token
+from recbole_qbert.data.item_vocabulary import ItemVocabulary
 from recbole_qbert.utils.io import atomic_write, read_json, sha256, write_json
 
 HEADER = "item_id:token\tsemantic_id:token_seq"
@@ -73,8 +74,8 @@ class SemanticIDs:
         Raises:
             ValueError: items without an ID.
         """
-        row_of = {item: row for row, item in enumerate(self.items)}
-        absent = [item for item in items if item not in row_of]
+        rows = ItemVocabulary(self.items).rows(items)
+        absent = [item for item, row in zip(items, rows, strict=True) if row < 0]
         if absent:
             share = len(absent) / len(items)
             hint = "it belongs to another data set" if share > 0.5 else "it is older than the data"
@@ -82,7 +83,7 @@ class SemanticIDs:
                 f"{source} has no semantic ID for {len(absent)} of {len(items)} items (first: {', '.join(absent[:3])}): "
                 f"{hint}; remove or rebuild it, or point semantic_id_file to the right one"
             )
-        return self.codes[[row_of[item] for item in items]]
+        return self.codes[rows]
 
 
 def prefixes_of(levels: int, code_set: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from recbole_qbert.data.multi_domain import balanced_order
 from recbole_qbert.recbole_integration import checkpoint_io
 from recbole_qbert.recbole_integration.resume import Callback, TrainingState
 from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
-from recbole_qbert.sequence import cooccurrence_prior
+from recbole_qbert.sequence import prior_fitting
 from recbole_qbert.utils.distributed import barrier
 
 
@@ -258,7 +258,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         """Fit the prior by NDCG@10 on validation, with the rule of ``evaluate`` for the history; returns the choice."""
         model, rows = self.model.eval(), valid_data._dataset
 
-        def batches() -> Iterator[cooccurrence_prior.Batch]:
+        def batches() -> Iterator[prior_fitting.Batch]:
             for index in torch.arange(len(rows)).split(self.config["eval_batch_size"]):
                 if not len(index):
                     continue
@@ -268,7 +268,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
                 scores = partial(_scores, model, sequences, lengths)
                 yield scores, sequences, lengths, batch[model.ITEM_ID]
 
-        found = cooccurrence_prior.fit_prior(model.prior, batches)
+        found = prior_fitting.fit_prior(model.prior, batches)
         if self.parallel:  # sums on a GPU may differ in the last bit, and with them a choice between equals
             for value in model.prior.state_dict().values():
                 distributed.broadcast(value, 0)

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from recbole_qbert.config.schema import MODEL, SequenceConfig, read, with_current_names
+from recbole_qbert.data.item_vocabulary import ItemVocabulary
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.quantization.tokenizer import save_weights
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from recbole_qbert.serving.cold_start import Neighbors
-from recbole_qbert.utils.io import atomic_write, digest, read_json, sha256, write_json
+from recbole_qbert.utils.io import atomic_write, read_json, sha256, write_json
 
 FORMAT = 2
 CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
@@ -126,7 +127,7 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
     if "codes" not in state:
         raise ValueError(f"{path} holds no weights of {MODEL}: its state_dict has no network.codes")
     codes = state.pop("codes")[1:].numpy()
-    if digest(catalog.items) != (checkpoint.get("other_parameter") or {}).get("catalog"):
+    if ItemVocabulary(catalog.items).digest != (checkpoint.get("other_parameter") or {}).get("catalog"):
         raise ValueError(
             f"{path} was trained on other items than those of {catalog.folder}: {len(codes)} there, "
             f"{len(catalog.items)} here; pass the data_path it was trained with"
@@ -148,7 +149,7 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
     sequence = read(SequenceConfig, patches.ConfigValues(config) | {"max_length": config["MAX_ITEM_LIST_LENGTH"]})
     prior = None
     if float(checkpoint["state_dict"].get("prior.weight", 0)) > 0:
-        prior = CooccurrencePrior([history + 1 for history in catalog.histories], len(ids.items) + 1)
+        prior = CooccurrencePrior([ItemVocabulary.to_recbole(history) for history in catalog.histories], len(ids.items) + 1)
         fitted = {name: checkpoint["state_dict"].get(f"prior.{name}") for name in prior.state_dict()}
         if any(value is None for value in fitted.values()):
             raise ValueError(f"{path} was written by another version, whose prior had other parts; train it again")
@@ -325,15 +326,15 @@ def _neighbours(near: Neighbors, old: Sequence[str], new: Sequence[str]) -> tupl
     """Network rows and weights, ``[N_new, k]`` each, of the neighbours of new items that the model has; 0 for items that are
     not in the file, which ``add`` leaves out where no feature says what they are like.
     """
-    row_of = {item: row for row, item in enumerate(old, 1)}
-    place = {item: row for row, item in enumerate(near.items)}
+    vocabulary = ItemVocabulary(tuple(old))
+    row_of = ItemVocabulary(near.items).row_of
     rows = np.zeros((len(new), near.weights.shape[1]), dtype=np.int64)
     weights = np.zeros(rows.shape, dtype=np.float32)
     for number, item in enumerate(new):
-        if item not in place:
+        if item not in row_of:
             continue
-        rows[number] = [row_of.get(other, 0) for other in near.nearest[place[item]].tolist()]
-        weights[number] = near.weights[place[item]] * (rows[number] > 0)
+        rows[number] = vocabulary.to_recbole(vocabulary.rows(near.nearest[row_of[item]].tolist()))
+        weights[number] = near.weights[row_of[item]] * (rows[number] > 0)
         if not weights[number].any():
             raise ValueError(
                 f"the .neighbours file has no item of the model for the new item {item}; write it again with "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from recbole_qbert.data.item_vocabulary import ItemVocabulary
 from recbole_qbert.quantization import semantic_ids as id_files
 from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
 from recbole_qbert.serving import cold_start, export
@@ -103,7 +104,7 @@ class Recommender:
         self.network = model.network.to(self.device).eval()
         self.prior = None if model.prior is None else model.prior.to(self.device)
         self.semantic_ids, self.items, self.titles = model.ids, model.ids.items, model.titles
-        self._row_of = {item: row for row, item in enumerate(self.items, 1)}  # row 0 of the network is padding
+        self._vocabulary = ItemVocabulary(self.items)
         self._id_texts: dict[int, str] = {}
 
     @classmethod
@@ -227,7 +228,7 @@ class Recommender:
             whole = [torch.from_numpy(history) for history in histories]
             seen = pad_sequence(whole, batch_first=True, padding_value=-1).to(self.device)
         best, rows = self._ranker.top_k(sequences, lengths, k, exclude=seen, threads=torch.get_num_threads())
-        return torch.where(rows > 0, rows - 1, -1).cpu().numpy(), best.cpu().numpy()
+        return ItemVocabulary.from_recbole(rows).clamp(min=-1).cpu().numpy(), best.cpu().numpy()
 
     def _known(self, histories: Sequence[Sequence[str]]) -> tuple[list[np.ndarray], Skipped]:
         """Network rows of the known items of each history, and what was left out."""
@@ -237,13 +238,13 @@ class Recommender:
         for history in histories:
             if isinstance(history, str):
                 raise ValueError(f"a history is a list of item tokens; found the string {history!r}: put it into a list")
-            rows = [self._row_of.get(item, 0) for item in history]
-            if 0 in rows:
-                lost = [item for item, row in zip(history, rows, strict=True) if not row]
+            rows = self._vocabulary.rows(history)
+            if rows.size and rows.min() < 0:
+                lost = [item for item, row in zip(history, rows, strict=True) if row < 0]
                 unknown += len(lost)
                 if len(first) < NAMED:
                     first |= dict.fromkeys(map(str, lost))
-                rows = [row for row in rows if row]
-            known.append(np.array(rows, dtype=np.int64))
-            empty += not rows
+                rows = rows[rows >= 0]
+            known.append(ItemVocabulary.to_recbole(rows))
+            empty += not rows.size
         return known, Skipped(unknown, tuple(first)[:NAMED], empty)

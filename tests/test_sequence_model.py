@@ -224,7 +224,7 @@ def test_grouping_by_length_changes_neither_loss_nor_gradient(view, loss, monkey
         }
 
     grouped = gradients()
-    monkeypatch.setattr(sequence_model, "_by_length", lambda lengths: iter([(lengths > 1).nonzero()[:, 0]]))
+    monkeypatch.setattr(sequence_model, "rows_by_length", lambda lengths: iter([(lengths > 1).nonzero()[:, 0]]))
     plain = gradients()
     assert grouped.keys() == plain.keys()
     for name, value in plain.items():
@@ -240,10 +240,10 @@ def test_more_processes_than_rows_share_a_batch():
 
 def test_groups_hold_every_row_of_two_or_more_items_once_and_only_like_lengths():
     lengths = torch.arange(61).repeat(2)[torch.randperm(122, generator=torch.Generator().manual_seed(0))]
-    groups = [lengths[rows].sort().values.tolist() for rows in sequence_model._by_length(lengths)]
+    groups = [lengths[rows].sort().values.tolist() for rows in sequence_model.rows_by_length(lengths)]
     bounds = [(2, 8), (9, 16), (17, 32), (33, 60)]
     assert groups == [[n for n in range(low, high + 1) for _ in "ab"] for low, high in bounds]
-    rows = torch.cat(list(sequence_model._by_length(lengths)))
+    rows = torch.cat(list(sequence_model.rows_by_length(lengths)))
     assert len(rows.unique()) == len(rows)
 
 

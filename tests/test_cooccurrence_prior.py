@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from recbole_qbert.data.cooccurrence import cosine, counts
 from recbole_qbert.injection.structural_vectors import vectors
-from recbole_qbert.sequence import cooccurrence_prior
-from recbole_qbert.sequence.cooccurrence_prior import EPSILONS, WEIGHTS, CooccurrencePrior, fit_prior
+from recbole_qbert.sequence import cooccurrence_prior, prior_fitting
+from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
+from recbole_qbert.sequence.prior_fitting import EPSILONS, WEIGHTS, fit_prior
 from recbole_qbert.sequence.scoring import rank_of
 
 HISTORIES = [np.array(h) for h in ([0, 1, 1], [1, 2], [0, 1, 2], [3])]  # item 4 is in nobody's history
@@ -280,7 +281,7 @@ def test_targets_below_rank_ten_gain_nothing():
 def test_the_grid_holds_no_weight_and_both_edges():
     assert WEIGHTS[0] == 0.0
     assert list(WEIGHTS) == sorted(WEIGHTS)
-    assert cooccurrence_prior.WEIGHTS[-1] > 2.4
+    assert prior_fitting.WEIGHTS[-1] > 2.4
 
 
 def test_the_fit_is_that_of_all_scores_of_all_points():
@@ -303,8 +304,8 @@ def test_the_fit_is_that_of_all_scores_of_all_points():
         return torch.where(rank <= 10, 1 / torch.log2(rank + 1.0), 0.0).sum().item()
 
     prior, best = CooccurrencePrior(training, items), {}
-    for shrink in cooccurrence_prior.SHRINKS:
-        for decay in cooccurrence_prior.DECAYS:
+    for shrink in prior_fitting.SHRINKS:
+        for decay in prior_fitting.DECAYS:
             share = CooccurrencePrior(training, items, shrink, decay).share(sequences, lengths)
             best[shrink, decay] = gain(share), share
     chosen = max(best, key=lambda point: best[point][0])

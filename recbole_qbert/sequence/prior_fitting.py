@@ -1,0 +1,116 @@
+"""The fit of the co-occurrence prior to a model, on validation histories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior, NeighborPairs
+
+# Models without semantic IDs choose weight 10 on Instruments; 15, 25, 40 and 100 were all worse there (docs/results.md).
+WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
+EPSILONS = (1e-4, 1e-3, 1e-2)
+SHRINKS = (0.0, 10.0, 30.0)
+DECAYS = (1.0, 0.8, 0.6)
+TOP = 10
+Batch = tuple[Callable[[], Tensor], Tensor, Tensor, Tensor]
+
+
+@torch.no_grad()
+def fit_prior(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+    """Fit a prior to a model on validation batches by NDCG@10.
+
+    Shrink and decay are chosen for the prior alone, then weight and epsilon for prior and model together. One after the
+    other, because the full grid has 324 points. The paper is silent.
+
+    Args:
+        prior: changed in place.
+        batches: yields, each time it is called, ``(scores, sequences [B, L], lengths [B], target [B])``. ``scores()``, which
+            is called once a batch, returns the model's scores without the prior, ``[B, N]``.
+
+    Returns:
+        ``shrink``, ``decay``, ``weight``, ``epsilon``, ``ndcg@10`` with the prior and ``ndcg@10_without``.
+    """
+    grid = [(shrink, decay) for shrink in SHRINKS for decay in DECAYS]
+    ndcg_alone = torch.zeros(len(grid))
+    for _, sequences, lengths, target in batches():
+        ndcg_alone += _ndcg_of_prior(prior, prior.neighbor_pairs(sequences, lengths), grid, target)
+    shrink, decay = grid[int(ndcg_alone.argmax())]
+    prior.shrink.fill_(shrink)
+    prior.decay.fill_(decay)
+    ndcg, users = torch.zeros(len(EPSILONS), len(WEIGHTS)), 0
+    for scores, sequences, lengths, target in batches():
+        ndcg += _ndcg_with_scores(prior, prior.neighbor_pairs(sequences, lengths), scores(), target)
+        users += len(target)
+    row, column = divmod(int(ndcg.argmax()), len(WEIGHTS))
+    prior.weight.fill_(WEIGHTS[column])
+    prior.epsilon.fill_(EPSILONS[row])
+    return {
+        "shrink": shrink,
+        "decay": decay,
+        "weight": WEIGHTS[column],
+        "epsilon": EPSILONS[row],
+        "ndcg@10": float(ndcg[row, column]) / max(users, 1),
+        "ndcg@10_without": float(ndcg[0, 0]) / max(users, 1),
+    }
+
+
+def _ndcg_of_prior(
+    prior: CooccurrencePrior, pairs: NeighborPairs, grid: Sequence[tuple[float, float]], target: Tensor
+) -> Tensor:
+    """NDCG@10, summed over a batch, of ranking by the shares alone; one for each ``(shrink, decay)``."""
+    ndcg = []
+    for shrink, decay in grid:
+        prior.shrink.fill_(shrink)
+        prior.decay.fill_(decay)
+        share = prior.shares(pairs, len(target))
+        target_share = _target_shares(pairs, share, target)
+        rank = _count_by_row(pairs.row, ~(share < target_share[pairs.row]), len(target))
+        ndcg.append(_ndcg(torch.where(target_share > 0, rank, prior.items)))
+    return torch.stack(ndcg)
+
+
+def _ndcg_with_scores(prior: CooccurrencePrior, pairs: NeighborPairs, scores: Tensor, target: Tensor) -> Tensor:
+    """NDCG@10, summed over a batch, of ``scores [B, N]`` and prior together: ``[epsilons, weights]``."""
+    share, target_score = prior.shares(pairs, len(target)), scores.gather(1, target[:, None])[:, 0]
+    target_share = _target_shares(pairs, share, target)
+    # The prior adds the same to all items without evidence: the best eleven of them tell if the target is in the top ten.
+    no_evidence = scores.index_put((pairs.row, pairs.item), scores.new_tensor(-torch.inf))
+    no_evidence = no_evidence.topk(min(TOP + 1, no_evidence.shape[1])).values
+    # Of the items with evidence, only those that are ahead of the target in one of score and share, but not in both, depend
+    # on the weight, and they matter only in rows where at most ten are ahead in both (the target is one of these).
+    score = scores[pairs.row, pairs.item]
+    score_ahead, share_ahead = ~(score < target_score[pairs.row]), ~(share < target_share[pairs.row])
+    always_ahead = _count_by_row(pairs.row, score_ahead & share_ahead, len(target))
+    depends = (score_ahead ^ share_ahead) & (always_ahead <= TOP)[pairs.row]
+    row, score, share = pairs.row[depends], score[depends], share[depends]
+    ndcg = torch.zeros(len(EPSILONS), len(WEIGHTS))
+    for number, epsilon in enumerate(EPSILONS):
+        log_share, target_log_share = torch.log(share + epsilon), torch.log(target_share + epsilon)
+        base_logit = torch.log(torch.zeros_like(target_score) + epsilon)
+        for column, weight in enumerate(WEIGHTS):
+            limit = target_score + weight * target_log_share
+            ahead = ~(no_evidence + (weight * base_logit)[:, None] < limit[:, None])
+            with_evidence = _count_by_row(row, ~(score + weight * log_share < limit[row]), len(target))
+            rank = always_ahead + ahead.sum(1) + with_evidence
+            # A target that is never ranked (at -inf) is behind all items.
+            ndcg[number, column] = _ndcg(torch.where(limit == -torch.inf, scores.shape[1], rank))
+    return ndcg
+
+
+def _target_shares(pairs: NeighborPairs, share: Tensor, target: Tensor) -> Tensor:
+    """Share of each row's target, ``[B]``; 0 where it has no evidence."""
+    is_target = pairs.item == target[pairs.row]
+    return share.new_zeros(len(target)).index_put_((pairs.row[is_target],), share[is_target])
+
+
+def _count_by_row(row: Tensor, condition: Tensor, users: int) -> Tensor:
+    """Number of true entries in each row, ``[B]``."""
+    return torch.bincount(row[condition], minlength=users)
+
+
+def _ndcg(rank: Tensor) -> Tensor:
+    """Sum of NDCG@10 over a batch, on the CPU."""
+    return torch.where(rank <= TOP, 1 / torch.log2(rank + 1.0), 0.0).sum().cpu()
