@@ -11,8 +11,8 @@ import torch
 
 from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
 from recbole_qbert.data.item_features import ItemFeatures
-from recbole_qbert.injection import training as injection_training
 from recbole_qbert.injection import structural_vectors
+from recbole_qbert.injection import training as injection_training
 from recbole_qbert.quantization import collision_resolution, rqvae, semantic_ids, tokenizer
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.utils.resumable_epochs import Epochs

@@ -17,7 +17,9 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_qbert.config.schema import IdentifierConfig, SequenceConfig, TrainConfig, read
+from recbole_qbert.data.atomic_files import parse_columns
 from recbole_qbert.data.item_features import READ_AS_MISSING, check_token
+from recbole_qbert.data.item_vocabulary import ItemVocabulary
 from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.recbole_integration import identifiers
@@ -50,8 +52,7 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
 
     def catalog(self) -> Catalog:
         """Return the items and training histories; after ``split``."""
-        # RecBole's ids start at 1; rows of a catalog start at 0.
-        histories = [history - 1 for history in self.histories]
+        histories = [ItemVocabulary.from_recbole(history) for history in self.histories]
         return Catalog(self.config["dataset"], Path(self.config["data_path"]), self.item_tokens(), histories)
 
     def data_augmentation(self) -> None:
@@ -164,8 +165,8 @@ def refuse_lost_ids(path: Path, separator: str, fields: tuple[str, ...]) -> None
         ValueError: names the file, the line and the id.
     """
     with open(path, encoding="utf-8") as handle:
-        header = [name.split(":")[0] for name in handle.readline().rstrip("\n").split(separator)]
-        columns = [(header.index(field), field) for field in fields if field in header]
+        names = [column.name for column in parse_columns(handle.readline(), separator)]
+        columns = [(names.index(field), field) for field in fields if field in names]
         for number, line in enumerate(handle, 2):
             cells = line.rstrip("\n").split(separator)
             for column, field in columns:
