@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
 
 from recbole_qbert.cli.common import Figures, workflow_arguments
-from recbole_qbert.config.schema import MODEL
+from recbole_qbert.experiments.report.training_page import metric_rows, write_training_page
 from recbole_qbert.recbole_integration import workflows
 from recbole_qbert.utils.console import print_table, say, show_stages
+from recbole_qbert.utils.distributed import rank
 
 
 def add_commands(add: Any) -> None:
@@ -24,7 +24,14 @@ def add_commands(add: Any) -> None:
     text = "folder that pretrain --datasets wrote: its semantic IDs and weights are used"
     command.add_argument("--vocabulary", metavar="DIR", help=text)
     _add_baselines(command)
-    _add_baselines(add("train", train, "all stages in order, and a table of metrics"))
+    _add_report(command)
+    command = add("train", train, "all stages in order, and a table of metrics")
+    _add_baselines(command)
+    _add_report(command)
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--report", action="store_true", help="write one HTML page on the training, too")
 
 
 def _add_baselines(command: argparse.ArgumentParser, *models: str) -> None:
@@ -37,7 +44,9 @@ def demo(args: argparse.Namespace) -> Figures:
     say("Demo: synthetic products and behavior (made up, not real users), through the same code as real data.")
     figures = workflows.demo(args.output, args.properties, args.baselines)
     say(f"raw reviews, metadata, product pictures and the data sets made of them: {figures['data']}")
-    return _show(figures)
+    _show(figures)
+    say(f"report: {write_training_page(figures, figures['data'])}")
+    return figures
 
 
 def pretrain(args: argparse.Namespace) -> Figures:
@@ -54,27 +63,24 @@ def pretrain(args: argparse.Namespace) -> Figures:
 def finetune(args: argparse.Namespace) -> Figures:
     """Run ``workflows.finetune``."""
     arguments = workflow_arguments(args) | {"vocabulary": args.vocabulary, "baselines": args.baselines}
-    return _show(workflows.finetune(**arguments))
+    return _report(args, _show(workflows.finetune(**arguments)))
 
 
 def train(args: argparse.Namespace) -> Figures:
     """Run ``workflows.train``."""
-    return _show(workflows.train(**workflow_arguments(args), baselines=args.baselines))
+    return _report(args, _show(workflows.train(**workflow_arguments(args), baselines=args.baselines)))
+
+
+def _report(args: argparse.Namespace, figures: Figures) -> Figures:
+    """Write the page if it is wanted; its path is the last line."""
+    if args.report and rank() == 0:
+        say(f"report: {write_training_page(figures, args.data_path)}")
+    return figures
 
 
 def _show(figures: Figures) -> Figures:
     """Print stages, metrics and the checkpoint; return the figures."""
     show_stages(figures)
-    print_table(_rows(figures))
+    print_table(metric_rows(figures))
     say(f"checkpoint: {figures['checkpoints']['finetune']}")
     return figures
-
-
-def _rows(figures: Figures) -> list[tuple[str, Mapping[str, float]]]:
-    """Return name and metrics of every model."""
-    rows: list[tuple[str, Mapping[str, float]]] = [(MODEL, figures["test"])]
-    if "test_with_prior" in figures:
-        rows.append((f"{MODEL} + co-occurrence", figures["test_with_prior"]))
-    for name, metrics in figures.get("baselines", {}).items():
-        rows += [(name, metrics["test"]), (f"{name}, history left out", metrics["test_history_excluded"])]
-    return rows
