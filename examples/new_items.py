@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from own_features import QUICK, make_data
 
-from recbole_qbert import Recommender
-from recbole_qbert.cli import main as command
+from recbole_qbert import Recommender, add_items, export_model, train
 
 
 def add_rows(path: Path, target: Path, new: list[str]) -> None:
@@ -28,14 +27,12 @@ def add_rows(path: Path, target: Path, new: list[str]) -> None:
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "example_data")
     data, runs = make_data(folder), folder / "runs"
-    settings = [f"--{key}={value}" for key, value in QUICK.items()]
-    command(["train", "--dataset=Toys", f"--data_path={data}", f"--output={runs}", *settings])
-    command(["export", f"--checkpoint={runs}/Toys/finetune.pth", f"--to={folder}/exported"])
+    train("Toys", data, runs, QUICK)
+    export_model(runs / "Toys" / "finetune.pth", folder / "exported")
 
     add_rows(data / "Toys", folder / "with_new", ["new0", "new1"])
-    sid = f"{folder}/more.sid"
-    command(["add", "--dataset=Toys", f"--vocabulary={runs}/Toys", f"--features={folder}/with_new", f"--to={sid}"])
+    add_items("Toys", vocabulary=runs / "Toys", features=folder / "with_new", output=folder / "more.sid")
 
-    model = Recommender.load(folder / "exported", semantic_ids=sid)
+    model = Recommender.load(folder / "exported", semantic_ids=folder / "more.sid")
     for answer in model.recommend([["t008", "t009"]], k=10)[0]:
         print(f"{answer.score:7.3f}  {answer.item:5} {answer.semantic_id}")

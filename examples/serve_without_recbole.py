@@ -13,15 +13,13 @@ from pathlib import Path
 
 from own_features import QUICK, make_data
 
-from recbole_qbert import Recommender
-from recbole_qbert.cli import main as command
+from recbole_qbert import Recommender, export_model, train
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "example_data")
     data, runs = make_data(folder), folder / "runs"
-    settings = [f"--{key}={value}" for key, value in QUICK.items()]
-    command(["train", "--dataset=Toys", f"--data_path={data}", f"--output={runs}", *settings])
-    command(["export", f"--checkpoint={runs}/Toys/finetune.pth", f"--to={folder}/exported"])
+    train("Toys", data, runs, QUICK)
+    export_model(runs / "Toys" / "finetune.pth", folder / "exported")
 
     model = Recommender.load(folder / "exported")
     for answers in model.recommend([["t008", "t009"], ["t030"]], k=3):
