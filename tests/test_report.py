@@ -307,7 +307,7 @@ def test_nothing_comes_from_outside(folder: Path) -> None:
     assert page.addresses and all(address.startswith(("data:", "#")) for address in page.addresses)
     assert "http" not in text.replace("http-equiv", "").replace("http://example.org/", "")  # but for a title
     assert all(address.startswith("data:") for address in re.findall(r"url\(([^)]*)", text)) and "@import" not in text
-    assert "default-src &#x27;none&#x27;; img-src data:" in text
+    assert "default-src &#39;none&#39;; img-src data:" in text
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:
@@ -321,7 +321,7 @@ def test_what_is_missing_is_named(folder: Path) -> None:
         "pictures that could not be read: 1",
     ):
         assert line in words
-    assert "3 of 6 cells finished" in page.words[""]
+    assert "3 of 6 trials finished" in page.words[""]
 
 
 def test_a_report_of_almost_nothing_says_so(tmp_path: Path) -> None:
