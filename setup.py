@@ -51,7 +51,7 @@ setup(
     package_dir={"recbole_qbert.properties": "properties"},
     package_data={
         "recbole_qbert": ["py.typed"],
-        "recbole_qbert.experiments.report": ["page.css", "page.js"],
+        "recbole_qbert.experiments.report": ["page.css", "page.html", "page.js"],
         "recbole_qbert.properties": ["**/*.yaml"],
     },
     entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},
@@ -68,6 +68,7 @@ setup(
         "pyarrow>=15,<22",  # later ones need numpy 2
         "msgspec>=0.18",
         "numba>=0.59",  # compiled kernels: attention and dropout on a CPU, top-k of large catalogs
+        "jinja2>=3.1",  # the pages of reports; torch brings it, too
         "pillow>=9.4",
         "pyyaml>=6",
         "tqdm>=4.64",

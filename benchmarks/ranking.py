@@ -107,7 +107,7 @@ def measure(
         row |= {"ms_per_user_best": min(times) / at["users"] * 1e3, "rounds": args.rounds, "equal": equal.get(name)}
         row["catalogue_mb"] = held.get(name, 4 * args.width * at["items"]) / 1e6
         rows.append(row)
-        print(f"  {name:<14}{row['ms_per_user']:>12.3f} ms a user   {row['catalog_mb']:>10.1f} MB   equal: {row['equal']}")
+        print(f"  {name:<14}{row['ms_per_user']:>12.3f} ms a user   {row['catalogue_mb']:>10.1f} MB   equal: {row['equal']}")
     ours = [name for name in seconds if name in ("merged", "pruned", "chunked dense")]
     for slow in ("dense", "faiss"):
         for fast in ours if slow in seconds else ():

@@ -248,19 +248,26 @@ TABLES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], list[str]]] = {
 
 
 def quality(reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line a model: HR@10 and NDCG@10 on each data set, history left out for all; the NDCG@10 that the paper prints."""
+    """Make a row per model: HR@10 and NDCG@10 on each data set, history left out for all; the NDCG@10 that the paper prints.
+
+    A dagger marks figures of other item features than the data set has now.
+    """
     head, columns = ["model"], []
     for report in reports:
-        known = {line["name"]: line for line in report["lines"]}
-        figures = {name: line["figures"]["history_excluded"] for name, line in known.items() if line["figures"]}
-        paper = {name: line["published"] for name, line in known.items() if line["published"]} | report["copied"]
+        rows = {row["name"]: row for row in report["rows"]}
+        figures = {
+            name: row["figures"]["history_excluded"] | {"outdated": bool(row.get("other_features"))}
+            for name, row in rows.items()
+            if row["figures"]
+        }
+        paper = {name: row["published"] for name, row in rows.items() if row["published"]} | report["copied"]
         head.append(f"{report['dataset'].removeprefix('Amazon_')} HR@10")
-        columns.append({name: found["hit@10"] for name, found in figures.items()})
+        columns.append({name: of_row["hit@10"] | {"outdated": of_row["outdated"]} for name, of_row in figures.items()})
         head.append("NDCG@10")
-        columns.append({name: found["ndcg@10"] for name, found in figures.items()})
+        columns.append({name: of_row["ndcg@10"] | {"outdated": of_row["outdated"]} for name, of_row in figures.items()})
         if paper:
             head.append("*paper*")
-            columns.append({name: {"paper": found["ndcg@10"]} for name, found in paper.items()})
+            columns.append({name: {"paper": printed["ndcg@10"]} for name, printed in paper.items()})
     best = [max((spread["mean"] for spread in column.values() if "mean" in spread), default=None) for column in columns]
 
     def cell(spread: Mapping[str, float] | None, highest: float | None) -> str:
@@ -269,19 +276,20 @@ def quality(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         if "paper" in spread:
             return f"*{format_share(spread['paper'])}*"
         text = f"**{format_share(spread['mean'])}**" if spread["mean"] == highest else format_share(spread["mean"])
-        return f"{text} ({format_share(spread['sd'])})" if spread["sd"] is not None else text
+        text = f"{text} ({format_share(spread['sd'])})" if spread["sd"] is not None else text
+        return text + " \N{DAGGER}" * bool(spread["outdated"])
 
     names: list[str] = []  # in the order of the suite, of which each file may lack some; then those of the paper alone
     for report in reports:
         place = 0
-        for name in (line["name"] for line in report["lines"]):
+        for name in (row["name"] for row in report["rows"]):
             if name not in names:
                 names.insert(place, name)
             place = names.index(name) + 1
     shown = dict.fromkeys(name for column in columns for name in column)
     names = [name for name in names if name in shown] + [name for name in shown if name not in names]
-    rows = [[name, *(cell(column.get(name), top) for column, top in zip(columns, best, strict=True))] for name in names]
-    return aligned(head, rows)
+    cells = [[name, *(cell(column.get(name), top) for column, top in zip(columns, best, strict=True))] for name in names]
+    return aligned(head, cells)
 
 
 # ----------------------------------------------------------------------------------------------------- writing

@@ -229,20 +229,20 @@ def test_suites_of_several_data_sets_stand_side_by_side(tmp_path: Path) -> None:
         return {"name": name, "figures": figures, "published": {"ndcg@10": published} if published else {}}
 
     first = [line("SASRec", 0.1, published=0.07), line("FDSA", None), line("ours", 0.2, 0.01)]
-    second = [line("Pop", 0.01), line("SASRec", 0.3, 0.02), line("ours", 0.25, 0.01)]
+    second = [line("Pop", 0.01), line("SASRec", 0.3, 0.02), line("ours", 0.25, 0.01) | {"other_features": "of before"}]
     for name, lines, copied in (("A", first, {"TIGER": {"ndcg@10": 0.095}}), ("B", second, {})):
-        content = {"dataset": f"Amazon_{name}", "lines": lines, "copied": copied}
+        content = {"dataset": f"Amazon_{name}", "rows": lines, "copied": copied}
         (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     assert readme_tables.table("quality file=A|B", tmp_path) == [
         "| model | A HR@10 | NDCG@10 | *paper* | B HR@10 | NDCG@10 |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| Pop |  |  |  | .0100 | .0100 |",
         "| SASRec | .1000 | .1000 | *.0700* | **.3000** (.0200) | **.3000** (.0200) |",
-        "| ours | **.2000** (.0100) | **.2000** (.0100) |  | .2500 (.0100) | .2500 (.0100) |",
+        "| ours | **.2000** (.0100) | **.2000** (.0100) |  | .2500 (.0100) † | .2500 (.0100) † |",
         "| TIGER |  |  | *.0950* |  |  |",
     ]
     with pytest.raises(FileNotFoundError, match=r"C\.json is missing"):
         readme_tables.table("quality file=A|C", tmp_path)
     (tmp_path / "C.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"C\.json is not what a suite writes \(KeyError: 'lines'\)"):
+    with pytest.raises(ValueError, match=r"C\.json is not what a suite writes \(KeyError: 'rows'\)"):
         readme_tables.table("quality file=C", tmp_path)

@@ -150,17 +150,17 @@ def figures_of(hit: float, ndcg: float, sd: float | None = 0.0012) -> dict[str, 
 
 
 LINES = (
-    ResultRow("default", "default", "QBERT4Rec", seeds=(1, 2), asked=2, figures=figures_of(0.16, 0.1), items=6, users=9,
+    ResultRow("default", "default", "QBERT4Rec", seeds=(1, 2), planned=2, figures=figures_of(0.16, 0.1), items=6, users=9,
          published={"ndcg@10": 0.1077}),
-    ResultRow("SASRec", "SASRec", "SASRec", tuned="9 trials on Tiny", seeds=(1,), asked=2, items=6, users=9,
+    ResultRow("SASRec", "SASRec", "SASRec", tuned="9 trials on Tiny", seeds=(1,), planned=2, items=6, users=9,
          figures=figures_of(0.15, 0.0985, None),
          tests={s: Paired(0.0015, -0.001, 0.004, 0.27, False) for s in ("plain", "history_excluded")},
          failed={2: f"ValueError: {EVIL}"}, note=f"RecBole's own {EVIL}"),
-    ResultRow("Pop", "Pop", "Pop", seeds=(1, 2), asked=2, figures=figures_of(0.02, 0.01), items=6, users=9,
+    ResultRow("Pop", "Pop", "Pop", seeds=(1, 2), planned=2, figures=figures_of(0.02, 0.01), items=6, users=9,
          tests={s: Paired(0.09, 0.08, 0.1, 0.00005, True) for s in ("plain", "history_excluded")}),
     ResultRow("FDSA", "FDSA", "FDSA", impossible="no column categories"),
-    ResultRow("S3Rec", "S3Rec", "S3Rec", asked=2, failed={1: "out of memory", 2: "out of memory"}),
-    ResultRow("late", "late", "SASRec", asked=2),
+    ResultRow("S3Rec", "S3Rec", "S3Rec", planned=2, failed={1: "out of memory", 2: "out of memory"}),
+    ResultRow("late", "late", "SASRec", planned=2),
 )  # fmt: skip
 CURVE = [
     {"stage": "pretrain", "epoch": 0, "seconds": 2.0, "valid_score": 0.01, "train_loss": 3.0},
@@ -190,15 +190,15 @@ def write_cell(output: Path, row: str, seed: int, **changes: Any) -> dict[str, A
     }  # fmt: skip
     (output / path).mkdir(parents=True)
     (output / path / "cell.json").write_text(json.dumps(result))
-    return {"row": row, "seed": seed, "path": path}
+    return {"model": row, "seed": seed, "path": path}
 
 
 def write_suite(output: Path, suite: Suite, table: Any, cells: list[dict[str, Any]]) -> Path:
     folder = output / "suites" / suite.name / "D"
     folder.mkdir(parents=True)
     about = {
-        "suite": asdict(suite), "given": {"MAX_ITEM_LIST_LENGTH": 7}, "dataset": "D", "data_path": str(output / "data"),
-        "cells": cells,
+        "suite": asdict(suite), "overrides": {"MAX_ITEM_LIST_LENGTH": 7}, "dataset": "D", "data_path": str(output / "data"),
+        "trials": cells,
         "impossible": {"FDSA": "no column categories"}, "command": f"run {EVIL}", "versions": {"torch": "2"},
         "revision": "abc", "machine": {"processor": "P", "cores": 2, "load_1_min": 0.5},
     }  # fmt: skip
@@ -210,7 +210,7 @@ def write_suite(output: Path, suite: Suite, table: Any, cells: list[dict[str, An
 def comparison(lines: tuple[ResultRow, ...], against: str = "default") -> Any:
     copied = {"TIGER": {"hit@10": 0.1221, "ndcg@10": 0.095}}
     made = Comparison("table2", "Overall", "Table 2", "D", METRICS, against, (), lines, copied)
-    return asdict(made) | {"remarks": markdown.footnotes(made)}
+    return asdict(made) | {"footnotes": markdown.footnotes(made)}
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +223,7 @@ def folder(tmp_path: Path) -> Path:
     """A suite with everything: failed, impossible and unfinished rows, IDs, titles, one picture, a broken one."""
     made = "work/semantic_ids/D/D.sid"
     cells = [write_cell(tmp_path, "default", seed, sid=made) for seed in (1, 2)] + [write_cell(tmp_path, "SASRec", 1)]
-    cells += [{"row": row, "seed": 2, "path": f"cells/D/{row}-0/seed-2"} for row in ("SASRec", "S3Rec", "late")]
+    cells += [{"model": row, "seed": 2, "path": f"cells/D/{row}-0/seed-2"} for row in ("SASRec", "S3Rec", "late")]
     for row in ("SASRec", "S3Rec"):
         failed = tmp_path / f"cells/D/{row}-0/seed-2/failed.json"
         failed.parent.mkdir(parents=True)
@@ -239,7 +239,7 @@ def folder(tmp_path: Path) -> Path:
     Image.new("RGB", (200, 100), "red").save(data / "images/i1/0.jpg")
     (data / "images/i3/0.jpg").write_bytes(b"no picture")
     suite = Suite("table2", "Overall", "quality", "Table 2", METRICS, (1, 2), "default", {"MAX_ITEM_LIST_LENGTH": 20},
-                  tuple(ModelSpec(line.row, line.model) for line in LINES))  # fmt: skip
+                  tuple(ModelSpec(line.spec, line.model) for line in LINES))  # fmt: skip
     return write_suite(tmp_path, suite, comparison(LINES), cells)
 
 
@@ -287,7 +287,7 @@ def test_the_settings_are_those_that_were_run(folder: Path) -> None:
 
 
 def test_a_line_of_an_earlier_table_is_marked(folder: Path) -> None:
-    earlier = tuple(replace(line, earlier=True, as_asked=False) if line.name == "Pop" else line for line in LINES)
+    earlier = tuple(replace(line, earlier=True, same_settings=False) if line.name == "Pop" else line for line in LINES)
     (folder / "table.json").write_text(json.dumps(comparison(earlier)))
     page = page_of(folder)
     assert [row[0] for row in page.tables[0][1:4]] == ["default", "SASRec tuned", "Pop earlier"]
@@ -307,7 +307,7 @@ def test_nothing_comes_from_outside(folder: Path) -> None:
     assert page.addresses and all(address.startswith(("data:", "#")) for address in page.addresses)
     assert "http" not in text.replace("http-equiv", "").replace("http://example.org/", "")  # but for a title
     assert all(address.startswith("data:") for address in re.findall(r"url\(([^)]*)", text)) and "@import" not in text
-    assert "default-src &#x27;none&#x27;; img-src data:" in text
+    assert "default-src &#39;none&#39;; img-src data:" in text
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:
@@ -321,20 +321,20 @@ def test_what_is_missing_is_named(folder: Path) -> None:
         "pictures that could not be read: 1",
     ):
         assert line in words
-    assert "3 of 6 cells finished" in page.words[""]
+    assert "3 of 6 trials finished" in page.words[""]
 
 
 def test_a_report_of_almost_nothing_says_so(tmp_path: Path) -> None:
     cell = write_cell(tmp_path, "default", 1, curve=[], identifiers=None)
     suite = Suite(
-        "figure3", "Layers", "quality", metrics=METRICS, sweep="n_layers", rows=(ModelSpec("n_layers=1", "QBERT4Rec"),)
+        "figure3", "Layers", "quality", metrics=METRICS, sweep="n_layers", models=(ModelSpec("n_layers=1", "QBERT4Rec"),)
     )
     folder = write_suite(tmp_path, suite, {}, [cell])
     (folder / "table.json").unlink()
     page = page_of(folder)
     for part in ("results: table.json is missing", "figure over n_layers", "learning curves", "tokenizer health", "fusion"):
         assert part in page.words["missing"]
-    assert "semantic-ID explorer: no finished cell keeps a .sid file" in page.words["missing"]
+    assert "semantic-ID explorer: no finished trial keeps a .sid file" in page.words["missing"]
     assert not {"results", "sweep", "curves", "tokenizer", "ids"} & set(page.words)
     assert not list(folder.glob("*.png"))
 
@@ -416,14 +416,14 @@ def test_curves_go_on_from_stage_to_stage(folder: Path, monkeypatch: pytest.Monk
 
 def test_a_sweep_is_drawn_over_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"dropout={value}" for value in (0.1, 0.2)]
-    lines = tuple(ResultRow(name, name, "QBERT4Rec", seeds=(1,), asked=1, figures=figures_of(0.1, 0.05)) for name in names)
+    lines = tuple(ResultRow(name, name, "QBERT4Rec", seeds=(1,), planned=1, figures=figures_of(0.1, 0.05)) for name in names)
     suite = Suite(
         "figure4",
         "Dropout",
         "quality",
         metrics=METRICS,
         sweep="dropout",
-        rows=tuple(ModelSpec(n, "QBERT4Rec") for n in names),
+        models=tuple(ModelSpec(n, "QBERT4Rec") for n in names),
     )
     folder = write_suite(tmp_path, suite, comparison(lines, ""), [write_cell(tmp_path, name, 1) for name in names])
     drawn: list[Any] = []
@@ -504,7 +504,7 @@ def test_figure_6_from_cells_to_the_page(tmp_path: Path) -> None:
     cells.append(write_cell(tmp_path, "none", 1))
     (tmp_path / cells[-1]["path"] / "config.json").write_text(json.dumps({"dataset": "D"}))
     suite = Suite(
-        "figure6", "Vectors", "embedding", metrics=METRICS, rows=(ModelSpec("dynamic", "Q"), ModelSpec("none", "Q"))
+        "figure6", "Vectors", "embedding", metrics=METRICS, models=(ModelSpec("dynamic", "Q"), ModelSpec("none", "Q"))
     )
     folder = write_suite(tmp_path, suite, {"rows": {}}, cells)
     rows = {"dynamic": [tmp_path / cell["path"] for cell in cells[:2]], "none": [tmp_path / cells[2]["path"]]}

@@ -1,4 +1,4 @@
-"""Benchmark suites: files and what is refused, cells, the runner, the comparison, and a suite that is killed."""
+"""Benchmark suites: files and what is refused, trials, the runner, the comparison, and a suite that is killed."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -29,10 +30,8 @@ from recbole_qbert.experiments.suites import (
     runner,
     suite_kinds,
     suite_spec,
+    trials,
     worker,
-)
-from recbole_qbert.experiments.suites import (
-    trials as cells,
 )
 from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite
 from recbole_qbert.recbole_integration import experiment
@@ -65,7 +64,7 @@ def data(tmp_path_factory):
 
 def suite_file(folder, rows, **given):
     folder.mkdir(exist_ok=True)
-    content = {"title": "Tiny", "kind": "quality", "seeds": [1], "shared": SHARED, "rows": rows} | given
+    content = {"title": "Tiny", "kind": "quality", "seeds": [1], "shared": SHARED, "models": rows} | given
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return str(path)
@@ -73,14 +72,14 @@ def suite_file(folder, rows, **given):
 
 def planned(folder, data, rows, given=None, dataset=NAME, sources=(), **suite):
     loaded = suite_spec.load(suite_file(folder, rows, **suite))
-    return cells.plan_runs(loaded, dataset, data, folder / "out", given or {}, sources=sources)
+    return trials.plan_runs(loaded, dataset, data, folder / "out", given or {}, sources=sources)
 
 
 def run_here(plan):
-    """All cells in this process, which is quicker than a process each."""
-    for cell in plan.cells:
-        write_json(cell.folder / "config.json", cell.asked)
-        worker.run(cell.folder)
+    """All trials in this process, which is quicker than a process each."""
+    for trial in plan.trials:
+        write_json(trial.folder / "config.json", trial.request)
+        worker.run(trial.folder)
     return plan
 
 
@@ -104,20 +103,20 @@ def test_every_suite_of_the_package_is_read_and_shares_the_same_care():
     suites = {name: suite_spec.load(name) for name in suite_spec.names()}
     assert {"table1", "table2", "table3", "table4", "table5", "figure3", "figure7"} <= set(suites)
     assert suite_spec.PUBLISHED not in suites
-    with_rows = [suite for suite in suites.values() if suite.rows]
+    with_rows = [suite for suite in suites.values() if suite.models]
     assert all(suite.shared == suites["table2"].shared for suite in with_rows)
     assert {suite.kind for suite in suites.values()} == set(suite_spec.KINDS) == set(suite_kinds.KINDS)
 
 
 def test_rows_of_several_suites_that_ask_for_the_same_share_a_cell(data, tmp_path):
-    same = {"table2": "default", "table3": "all", "table4": "multi-mask", "table5": "dynamic", "figure3": "n_layers=2"}
-    same |= {"figure5": "mask_ratio=0.3", "figure7": "default"}
+    same = {"table2": "QBERT4Rec", "table3": "all", "table4": "multi-mask", "table5": "dynamic", "figure3": "n_layers=2"}
+    same |= {"figure5": "mask_ratio=0.3", "figure7": "QBERT4Rec"}
     folders = set()
     for name, row in same.items():
         suite = suite_spec.load(name)
-        only = replace(suite, rows=tuple(known for known in suite.rows if known.name == row))
-        plan = cells.plan_runs(only, NAME, data, tmp_path, {}, seeds=[5])
-        folders.add(plan.cells[0].folder)
+        only = replace(suite, models=tuple(known for known in suite.models if known.name == row))
+        plan = trials.plan_runs(only, NAME, data, tmp_path, {}, seeds=[5])
+        folders.add(plan.trials[0].folder)
     assert len(folders) == 1 and folders.pop().name == "seed-5"
 
 
@@ -125,8 +124,8 @@ def test_a_sweep_makes_a_row_a_value(tmp_path):
     base = {"base": {"model": "QBERT4Rec", "settings": {"n_heads": 1}}}
     both = {"key": ["hidden_dropout_prob", "attn_dropout_prob"], "label": "dropout", "values": [0.1, 0.2]}
     suite = suite_spec.load(suite_file(tmp_path, base, sweep=both))
-    assert suite.sweep == "dropout" and [row.name for row in suite.rows] == ["dropout=0.1", "dropout=0.2"]
-    assert suite.rows[1].settings == {"n_heads": 1, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
+    assert suite.sweep == "dropout" and [row.name for row in suite.models] == ["dropout=0.1", "dropout=0.2"]
+    assert suite.models[1].settings == {"n_heads": 1, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
 
 
 @pytest.mark.parametrize(
@@ -138,15 +137,15 @@ def test_a_sweep_makes_a_row_a_value(tmp_path):
         ({"seeds": [1, 1]}, "seeds is [1, 1]; it must list different whole numbers"),
         ({"seeds": [-1]}, "seeds is [-1]; it must list different whole numbers from 0 on"),
         ({"seeds": 3}, "seeds is 3, a int; it must be a list"),
-        ({"against": "defualt"}, "against has 'defualt' (did you mean 'default'?)"),
-        ({"rows": {}}, "rows is missing"),
-        ({"rows": {"a": {"files": []}}}, "rows.a: model is missing"),
-        ({"rows": {"a": {"model": "SASRec", "setings": {}}}}, "rows.a: unknown key 'setings' (did you mean 'settings'?)"),
-        ({"rows": {"a": {"model": "SASRec", "needs": ["prices"]}}}, "rows.a: needs has 'prices'"),
-        ({"rows": {"a": {"model": "SASRec", "seeds": 0}}}, "rows.a: seeds is 0"),
-        ({"rows": {"a": {"model": "S3Rec", "stages": [{"epochs": 1}, {}]}}}, "all but the last with checkpoint_as"),
-        ({"rows": {"a": {"model": "S3Rec", "stages": [{"checkpoint_as": "pretrained"}]}}}, "that without"),
-        ({"sweep": {"key": "epochs", "values": [1]}}, "with a sweep, rows must hold base and nothing else; found default"),
+        ({"reference": "defualt"}, "reference has 'defualt' (did you mean 'default'?)"),
+        ({"rows": {}}, "models is missing"),
+        ({"rows": {"a": {"files": []}}}, "models.a: model is missing"),
+        ({"rows": {"a": {"model": "SASRec", "setings": {}}}}, "models.a: unknown key 'setings' (did you mean 'settings'?)"),
+        ({"rows": {"a": {"model": "SASRec", "needs": ["prices"]}}}, "models.a: needs has 'prices'"),
+        ({"rows": {"a": {"model": "SASRec", "seeds": 0}}}, "models.a: seeds is 0"),
+        ({"rows": {"a": {"model": "S3Rec", "stages": [{"epochs": 1}, {}]}}}, "stages must be mappings"),
+        ({"rows": {"a": {"model": "S3Rec", "stages": [{"checkpoint_as": "pretrained"}]}}}, "checkpoint_as"),
+        ({"sweep": {"key": "epochs", "values": [1]}}, "models must hold base and nothing else, not default"),
         ({"sweep": {"key": "epochs", "value": [1]}}, "sweep: unknown key 'value' (did you mean 'values'?)"),
         ({"shared": "nowhere"}, "nowhere.yaml is missing"),
         ({"metrics": []}, "metrics is empty; name some of"),
@@ -177,9 +176,9 @@ def test_an_unknown_suite_and_a_broken_file_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("row", "given", "message"),
     [
-        ({"model": "SASRek"}, {}, "row a of suite tiny: no model named 'SASRek'"),
-        ({"model": "QBERT4Rec", "settings": {"item_row": 1}}, {}, "row a of suite tiny: unknown property 'item_row'"),
-        ({"model": "QBERT4Rec", "files": ["nowhere.yaml"]}, {}, "row a of suite tiny: no property file nowhere.yaml"),
+        ({"model": "SASRek"}, {}, "model a of suite tiny: no model named 'SASRek'"),
+        ({"model": "QBERT4Rec", "settings": {"item_row": 1}}, {}, "model a of suite tiny: unknown property 'item_row'"),
+        ({"model": "QBERT4Rec", "files": ["nowhere.yaml"]}, {}, "model a of suite tiny: no property file nowhere.yaml"),
         ({"model": "QBERT4Rec"}, {"epoch": 1}, "knows the property 'epoch' (did you mean 'epochs'?)"),
         (BASELINE, {"n_layer": 1}, "knows the property 'n_layer' (did you mean 'n_layers'?)"),
     ],
@@ -198,27 +197,27 @@ def test_what_a_suite_varies_is_not_taken_from_the_command_line(data, tmp_path):
         planned(tmp_path, data, {"a": {"model": "QBERT4Rec"}}, sources=["Other"])
 
 
-# -------------------------------------------------------------------------------------------------------------- cells
+# -------------------------------------------------------------------------------------------------------------- trials
 def test_seeds_are_different_whole_numbers_and_no_property(data, tmp_path):
     loaded = suite_spec.load(suite_file(tmp_path, {"SASRec": BASELINE}))
     for seeds in ([1, 1], [-1]):
         with pytest.raises(ValueError, match=f"--seeds is {' '.join(map(str, seeds))}; it must list different"):
-            cells.plan_runs(loaded, NAME, data, tmp_path, {}, seeds=seeds)
-    with pytest.raises(ValueError, match="--seed is of no use here: cells have the seeds of --seeds"):
-        cells.plan_runs(loaded, NAME, data, tmp_path, {"seed": 7})
+            trials.plan_runs(loaded, NAME, data, tmp_path, {}, seeds=seeds)
+    with pytest.raises(ValueError, match="--seed is of no use here"):
+        trials.plan_runs(loaded, NAME, data, tmp_path, {"seed": 7})
 
 
 def test_a_damaged_result_is_named(data, tmp_path):
-    cell = planned(tmp_path, data, {"SASRec": BASELINE}).cells[0]
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "cell.json").write_text("{")
+    trial = planned(tmp_path, data, {"SASRec": BASELINE}).trials[0]
+    trial.folder.mkdir(parents=True)
+    (trial.folder / "cell.json").write_text("{")
     with pytest.raises(ValueError, match=r"seed-1/cell\.json is not JSON .*; delete it"):
-        cell.result()
+        trial.result()
 
 
 def test_the_key_is_of_what_matters(data, tmp_path):
     def key(row, given=None):
-        return planned(tmp_path, data, {"a": {"model": "QBERT4Rec"} | row}, given).cells[0].asked["key"]
+        return planned(tmp_path, data, {"a": {"model": "QBERT4Rec"} | row}, given).trials[0].request["key"]
 
     plain = key({})
     assert plain == key({"settings": {"injection_gate": "dynamic"}, "note": "said otherwise", "seeds": 1})
@@ -226,9 +225,10 @@ def test_the_key_is_of_what_matters(data, tmp_path):
     assert plain != key({"settings": {"injection_gate": "none"}})
     assert plain != key({}, {"epochs": 3})
     assert key({}, {"epochs": 3}) == key({"settings": {"epochs": 3}})
-    sas = planned(tmp_path, data, {"a": BASELINE}).cells[0].asked["key"]
+    sas = planned(tmp_path, data, {"a": BASELINE}).trials[0].request["key"]
     assert (
-        sas == planned(tmp_path, data, {"a": BASELINE, "b": {"model": "QBERT4Rec"}}, {"rq_epochs": 9}).cells[0].asked["key"]
+        sas
+        == planned(tmp_path, data, {"a": BASELINE, "b": {"model": "QBERT4Rec"}}, {"rq_epochs": 9}).trials[0].request["key"]
     )
 
 
@@ -236,39 +236,39 @@ def test_other_data_are_another_cell(data, tmp_path):
     keys = set()
     for seed in (0, 1):
         folder = write_dataset(tmp_path / str(seed), NAME, seed=seed)
-        keys.add(planned(tmp_path, folder, {"a": BASELINE}).cells[0].asked["key"])
+        keys.add(planned(tmp_path, folder, {"a": BASELINE}).trials[0].request["key"])
     assert len(keys) == 2
 
 
 def test_the_first_seed_of_all_rows_comes_first_and_a_row_may_have_fewer(data, tmp_path):
     plan = planned(tmp_path, data, {"a": BASELINE | {"seeds": 1}, "b": {"model": "QBERT4Rec"}}, seeds=[7, 8])
-    assert [(cell.row.name, cell.seed) for cell in plan.cells] == [("a", 7), ("b", 7), ("b", 8)]
-    assert plan.cells[1].folder.parent == plan.cells[2].folder.parent
+    assert [(trial.spec.name, trial.seed) for trial in plan.trials] == [("a", 7), ("b", 7), ("b", 8)]
+    assert plan.trials[1].folder.parent == plan.trials[2].folder.parent
 
 
 def test_tuned_settings_are_used_where_they_exist(data, tmp_path):
     row = BASELINE | {"tuned": True}
-    before = planned(tmp_path, data, {"mine": row}).cells[0].asked
+    before = planned(tmp_path, data, {"mine": row}).trials[0].request
     tuned = tmp_path / "out" / "tuned" / NAME / "mine.yaml"
     tuned.parent.mkdir(parents=True)
     tuned.write_text("learning_rate: 0.0005\n")
-    after = planned(tmp_path, data, {"mine": row}).cells[0].asked
+    after = planned(tmp_path, data, {"mine": row}).trials[0].request
     assert before["tuned"] is None and after["tuned"] == f"tuned/{NAME}/mine.yaml" and before["key"] != after["key"]
-    borrowed = planned(tmp_path, data, {"other": BASELINE | {"tuned": "mine"}}).cells[0].asked
+    borrowed = planned(tmp_path, data, {"other": BASELINE | {"tuned": "mine"}}).trials[0].request
     assert borrowed["key"] == after["key"]
     loaded = suite_spec.load(suite_file(tmp_path, {"mine": row}))
-    elsewhere = cells.plan_runs(loaded, "Other", data, tmp_path / "out", {}, tuned_on=NAME).cells[0].asked
+    elsewhere = trials.plan_runs(loaded, "Other", data, tmp_path / "out", {}, settings_from=NAME).trials[0].request
     assert elsewhere["tuned"] == after["tuned"] and elsewhere["files"] == after["files"]
     with pytest.raises(FileNotFoundError, match="nothing was tuned on Elsewhere; run tune --dataset Elsewhere first"):
-        cells.plan_runs(loaded, NAME, data, tmp_path / "out", {}, tuned_on="Elsewhere")
+        trials.plan_runs(loaded, NAME, data, tmp_path / "out", {}, settings_from="Elsewhere")
 
 
 def test_a_row_that_the_data_cannot_serve_is_said_to_be_impossible(data, tmp_path):
     row = {"model": "FDSA", "files": ["baseline/common.yaml"], "needs": ["item_attributes"]}
     row["settings"] = {"selected_features": ["categories"]}
-    assert planned(tmp_path, data, {"FDSA": row}).cells[0].asked["files"] == row["files"]
+    assert planned(tmp_path, data, {"FDSA": row}).trials[0].request["files"] == row["files"]
     plan = planned(tmp_path, data, {"FDSA": row}, dataset="Other")
-    assert not plan.cells and "Other.item has no column categories or title" in plan.impossible["FDSA"]
+    assert not plan.trials and "Other.item has no column categories or title" in plan.impossible["FDSA"]
     assert "FDSA: not possible on this data set: needs item attributes" in suite_kinds.make(plan)
 
 
@@ -277,15 +277,15 @@ def test_words_of_titles_are_the_attributes_where_there_are_no_categories(tmp_pa
     (folder / NAME / f"{NAME}.item").write_text("item_id:token\ttitle:token_seq\ni1\ta pen\n")
     row = {"model": "FDSA", "files": ["baseline/common.yaml", "baseline/FDSA.yaml"], "needs": ["item_attributes"]}
     plan = planned(tmp_path, folder, {"FDSA": row})
-    assert plan.cells[0].asked["files"] == [*row["files"], "baseline/title_words.yaml"]
-    assert "words of titles" in plan.suite.rows[0].note
+    assert plan.trials[0].request["files"] == [*row["files"], "baseline/title_words.yaml"]
+    assert "words of titles" in plan.suite.models[0].note
 
 
 # ----------------------------------------------------------------------------------------------------------- trainings
 def test_a_cell_of_ours_keeps_what_the_contract_names(data, tmp_path):
     plan = run_here(planned(tmp_path, data, {"default": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 1}}}))
-    cell = plan.cells[0]
-    result, ranks = cell.result(), cell.ranks()
+    trial = plan.trials[0]
+    result, ranks = trial.result(), trial.ranks()
     assert {"plain", "history_excluded", "prior_plain", "prior_history_excluded", "users"} == set(ranks)
     assert all(found.dtype == np.int32 and len(found) == result["users"] for found in ranks.values())
     for name, figures in result["test"].items():
@@ -297,8 +297,8 @@ def test_a_cell_of_ours_keeps_what_the_contract_names(data, tmp_path):
     assert result["epochs"] == 2 and result["items"] == 40 and result["peak_memory_mb"] > 100
     assert sum(result["identifiers"]["injection"]["depth"]) == pytest.approx(1)
     assert result["seconds"]["data"] >= result["identifiers"]["seconds"]["quantization"] > 0
-    assert not list(cell.folder.rglob("*.pth")) and (cell.folder / result["sid"]).name == f"{NAME}.sid"
-    assert (cell.folder / result["sid"]).is_file()
+    assert not list(trial.folder.rglob("*.pth")) and (trial.folder / result["sid"]).name == f"{NAME}.sid"
+    assert (trial.folder / result["sid"]).is_file()
 
 
 def test_cells_with_the_same_identifiers_build_them_once(data, tmp_path):
@@ -308,8 +308,8 @@ def test_cells_with_the_same_identifiers_build_them_once(data, tmp_path):
         "other": {"model": "QBERT4Rec", "settings": OURS | {"rq_beta": 0.5}},
         "rows": {"model": "QBERT4Rec", "settings": OURS | {"semantic_ids": "none"}},
     }
-    one, two, other, alone = run_here(planned(tmp_path, data, rows, {"epochs": 1, "pretrain_epochs": 0})).cells
-    files = [(cell.folder / cell.result()["sid"]).resolve() for cell in (one, two, other)]
+    one, two, other, alone = run_here(planned(tmp_path, data, rows, {"epochs": 1, "pretrain_epochs": 0})).trials
+    files = [(trial.folder / trial.result()["sid"]).resolve() for trial in (one, two, other)]
     assert files[0] == files[1] != files[2] and alone.result()["sid"] is None
     assert two.result()["identifiers"]["semantic_ids"] == one.result()["identifiers"]["semantic_ids"]
 
@@ -321,12 +321,12 @@ def test_stages_hand_over_their_checkpoint_and_one_may_be_kept(data, tmp_path):
         {"train_stage": "finetune"},
     ]
     row = {"model": "S3Rec", "files": ["baseline/common.yaml"], "settings": attributes, "stages": stages, "keep": True}
-    cell = run_here(planned(tmp_path, data, {"S3Rec": row})).cells[0]
-    result = cell.result()
+    trial = run_here(planned(tmp_path, data, {"S3Rec": row})).trials[0]
+    result = trial.result()
     assert [epoch["stage"] for epoch in result["curve"]] == ["stage-1", "stage-2", "stage-2"]
-    assert [path.name for path in cell.folder.rglob("*.pth")] == [(cell.folder / result["checkpoint"]).name]
-    assert not list(cell.folder.rglob("*.progress"))
-    assert "Load pretrained model from" in "".join(path.read_text() for path in cell.folder.rglob("*.log"))
+    assert [path.name for path in trial.folder.rglob("*.pth")] == [(trial.folder / result["checkpoint"]).name]
+    assert not list(trial.folder.rglob("*.progress"))
+    assert "Load pretrained model from" in "".join(path.read_text() for path in trial.folder.rglob("*.log"))
 
 
 @pytest.fixture
@@ -356,19 +356,19 @@ def stop_in(monkeypatch):
 
 
 def test_a_pretraining_that_has_ended_is_not_run_again(data, tmp_path, pretrained_row, stop_in):
-    whole = run_here(planned(tmp_path / "whole", data, {"S3Rec": pretrained_row})).cells[0]
+    whole = run_here(planned(tmp_path / "whole", data, {"S3Rec": pretrained_row})).trials[0]
     begun = stop_in("finetune")
     begun.clear()
     plan = planned(tmp_path / "stopped", data, {"S3Rec": pretrained_row})
     with pytest.raises(KeyboardInterrupt):
         run_here(plan)
-    cell = run_here(plan).cells[0]
+    trial = run_here(plan).trials[0]
     assert begun == ["pretrain", "finetune", "finetune"]
     for name, ranks in whole.ranks().items():
-        assert (cell.ranks()[name] == ranks).all(), name
+        assert (trial.ranks()[name] == ranks).all(), name
     same = ("valid", "test", "epochs", "checkpoint", "sid", "prior")
-    assert [cell.result()[key] for key in same] == [whole.result()[key] for key in same]
-    found, wanted = ([{**epoch, "seconds": 0} for epoch in each.result()["curve"]] for each in (cell, whole))
+    assert [trial.result()[key] for key in same] == [whole.result()[key] for key in same]
+    found, wanted = ([{**epoch, "seconds": 0} for epoch in each.result()["curve"]] for each in (trial, whole))
     assert found == wanted
 
 
@@ -382,7 +382,7 @@ def test_a_pretraining_that_was_stopped_or_lost_its_checkpoint_begins_anew(data,
     run_here(plan)
     assert begun == ["pretrain", "pretrain", "finetune"]
     (place / f"S3Rec-{NAME}-2.pth").unlink()
-    run_here(planned(tmp_path, data, {"S3Rec": pretrained_row | {"keep": True}}))  # the same cell, with its checkpoint
+    run_here(planned(tmp_path, data, {"S3Rec": pretrained_row | {"keep": True}}))  # the same trial, with its checkpoint
     assert begun[3:] == ["pretrain", "finetune"]
 
 
@@ -395,12 +395,12 @@ def test_cells_share_the_pretraining_that_they_have_in_common(data, tmp_path, pr
         "two": pretrained_row | {"stages": fixed, "settings": settings | {"learning_rate": 0.01}},
         "other": pretrained_row | {"settings": settings | {"learning_rate": 0.01}},  # of both stages
     }
-    one, two, other = run_here(planned(tmp_path, data, rows)).cells
+    one, two, other = run_here(planned(tmp_path, data, rows)).trials
     assert begun == ["pretrain", "finetune", "finetune", "pretrain", "finetune"]
-    losses = [[e["train_loss"] for e in cell.result()["curve"] if e["stage"] == "stage-1"] for cell in (one, two, other)]
+    losses = [[e["train_loss"] for e in trial.result()["curve"] if e["stage"] == "stage-1"] for trial in (one, two, other)]
     assert losses[0] == losses[1] != losses[2]
     assert (one.ranks()["plain"] != two.ranks()["plain"]).any()
-    [again] = run_here(planned(tmp_path / "alone", data, {"two": rows["two"]})).cells
+    [again] = run_here(planned(tmp_path / "alone", data, {"two": rows["two"]})).trials
     assert (again.ranks()["plain"] == two.ranks()["plain"]).all()  # as if it had trained all by itself
 
 
@@ -408,11 +408,11 @@ def test_a_shared_pretraining_keeps_the_revision_that_it_began_with(data, tmp_pa
     said = iter("abc")
     monkeypatch.setattr(
         worker.environment, "revision", lambda: next(said)
-    )  # of the cell, of the pretraining, of another cell
+    )  # of the trial, of the pretraining, of another trial
     first, last = pretrained_row["stages"]
     rows = {str(rate): pretrained_row | {"stages": [first, last | {"learning_rate": rate}]} for rate in (0.01, 0.02)}
-    first, second = run_here(planned(tmp_path, data, rows)).cells
-    assert [cell.result()["revision"] for cell in (first, second)] == ["b then a", "b then c"]
+    first, second = run_here(planned(tmp_path, data, rows)).trials
+    assert [trial.result()["revision"] for trial in (first, second)] == ["b then a", "b then c"]
     assert learning_curve.latest(first.folder / "work") != learning_curve.latest(tmp_path / "nowhere")
 
 
@@ -422,30 +422,30 @@ def test_the_prior_is_chosen_under_the_rule_of_validation(data, tmp_path):
         name: {"model": "QBERT4Rec", "settings": OURS | {"repeat_penalty": penalty}, "prior": True}
         for name, penalty in (("without", "none"), ("learned", "learned"))
     }
-    for cell in run_here(planned(tmp_path, data, rows, {"epochs": 1, "pretrain_epochs": 0})).cells:
-        result = cell.result()
-        assert result["prior"]["ndcg@10_without"] == pytest.approx(result["valid"]["ndcg@10"], abs=1e-6), cell.row.name
-        assert result["prior"]["rule"] == cell.asked["validated"]
+    for trial in run_here(planned(tmp_path, data, rows, {"epochs": 1, "pretrain_epochs": 0})).trials:
+        result = trial.result()
+        assert result["prior"]["ndcg@10_without"] == pytest.approx(result["valid"]["ndcg@10"], abs=1e-6), trial.spec.name
+        assert result["prior"]["rule"] == trial.request["validated"]
 
 
 def test_baselines_that_know_no_penalty_are_stopped_with_the_history_left_out(data, tmp_path, monkeypatch):
-    cell = run_here(planned(tmp_path, data, {"SASRec": BASELINE})).cells[0]
+    trial = run_here(planned(tmp_path, data, {"SASRec": BASELINE})).trials[0]
     monkeypatch.setattr(worker, "leave_history_out", lambda model: None)
-    other = run_here(planned(tmp_path / "2", data, {"SASRec": BASELINE})).cells[0]
-    better, worse = (max(e["valid_score"] for e in one.result()["curve"]) for one in (cell, other))
+    other = run_here(planned(tmp_path / "2", data, {"SASRec": BASELINE})).trials[0]
+    better, worse = (max(e["valid_score"] for e in one.result()["curve"]) for one in (trial, other))
     assert better > worse
 
 
 def test_general_models_are_evaluated_without_the_history_as_recbole_does(data, tmp_path):
-    row = suite_spec.load("table2").rows[0]
+    row = suite_spec.load("table2").models[0]
     given = {"model": row.model, "files": list(row.files), "settings": dict(row.settings)}
-    cell = run_here(planned(tmp_path, data, {"Pop": given})).cells[0]
-    assert (cell.ranks()["plain"] == cell.ranks()["history_excluded"]).all()
-    files = [str(cells.resolve_property_file(file)) for file in row.files]
-    trained = experiment.train(experiment.configure("Pop", NAME, data, cell.asked["settings"], files))
+    trial = run_here(planned(tmp_path, data, {"Pop": given})).trials[0]
+    assert (trial.ranks()["plain"] == trial.ranks()["history_excluded"]).all()
+    files = [str(trials.resolve_property_file(file)) for file in row.files]
+    trained = experiment.train(experiment.configure("Pop", NAME, data, trial.request["settings"], files))
     found = trained.trainer.evaluate(trained.test_data, load_best_model=False)
     # Ties, of which Pop has many, are against the model here, and as they come there.
-    assert 0.5 * found["hit@10"] < cell.result()["test"]["plain"]["hit@10"] <= found["hit@10"] + 1e-6
+    assert 0.5 * found["hit@10"] < trial.result()["test"]["plain"]["hit@10"] <= found["hit@10"] + 1e-6
 
 
 def test_transfer_rows_share_one_vocabulary(data, tmp_path):
@@ -454,13 +454,13 @@ def test_transfer_rows_share_one_vocabulary(data, tmp_path):
         "plain": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 1, "pretrain_masks": ["random"]}},
     }
     plan = run_here(planned(tmp_path, data, rows, {"epochs": 1}, sources=["Other"], transfer=True))
-    none, plain = plan.cells
+    none, plain = plan.trials
     assert [epoch["stage"] for epoch in none.result()["curve"]] == ["finetune"]
     assert [epoch["stage"] for epoch in plain.result()["curve"]] == ["pretrain", "finetune"]
-    files = {cell.result()["identifiers"]["semantic_ids"]["file"] for cell in plan.cells}
+    files = {trial.result()["identifiers"]["semantic_ids"]["file"] for trial in plan.trials}
     assert len(files) == 1 and files.pop().endswith(f"/{NAME}.sid")
     assert len(list((tmp_path / "out" / "vocabularies" / NAME).iterdir())) == 1
-    assert none.asked["key"] != planned(tmp_path, data, rows, {"epochs": 1}, transfer=True).cells[0].asked["key"]
+    assert none.request["key"] != planned(tmp_path, data, rows, {"epochs": 1}, transfer=True).trials[0].request["key"]
     assert "Pretrained on Other" in suite_kinds.make(plan)
 
 
@@ -504,17 +504,17 @@ def test_item_vectors_and_costs_become_tables(data, tmp_path):
 WORKER = """
 import json, os, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
-asked = json.loads((folder / "config.json").read_text())
+request = json.loads((folder / "config.json").read_text())
 with open(folder / "started", "a") as handle:
     handle.write("x")
-if asked["do"] == "fail":
+if request["do"] == "fail":
     (folder / "failed.json").write_text(json.dumps({"reason": "ValueError: no good", "log": []}))
     sys.exit(1)
-if asked["do"] == "die" and (folder / "started").read_text() == "x":
+if request["do"] == "die" and (folder / "started").read_text() == "x":
     os.kill(os.getpid(), signal.SIGKILL)
-if asked["do"] == "vanish":
+if request["do"] == "vanish":
     sys.exit(3)
-if asked["do"] == "hang":
+if request["do"] == "hang":
     time.sleep(600)
 figures = {"ndcg@10": 0.5}
 (folder / "cell.json").write_text(json.dumps({"test": {"plain": figures, "history_excluded": figures}, "epochs": 1}))
@@ -523,19 +523,19 @@ figures = {"ndcg@10": 0.5}
 
 @pytest.fixture
 def run_fake(tmp_path):
-    """Runs cells whose process does what it is told: ``run_fake({name: what to do}, **options)``."""
+    """Runs trials whose process does what it is told: ``run_fake({name: what to do}, **options)``."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
 
     def run(tasks, **options):
-        made = [cells.Trial(ModelSpec(name, "M"), 1, tmp_path / "cells" / name, {"do": do}) for name, do in tasks.items()]
+        made = [trials.Trial(ModelSpec(name, "M"), 1, tmp_path / "cells" / name, {"do": do}) for name, do in tasks.items()]
         return runner.run(made, worker=(sys.executable, str(script)), **options)
 
     return run
 
 
 def names(found):
-    return [cell.row.name for cell in found]
+    return [trial.spec.name for trial in found]
 
 
 def test_a_failed_cell_does_not_stop_the_others_and_is_named(run_fake, tmp_path, capsys):
@@ -548,7 +548,7 @@ def test_a_failed_cell_does_not_stop_the_others_and_is_named(run_fake, tmp_path,
     assert "b, seed 1: FAILED after" in said and "ValueError: no good (log:" in said and "[4/4]" in said
     again = run_fake(tasks)
     assert sorted(names(again.kept)) == ["a", "d"] and not again.ran and again.failed == outcome.failed
-    assert "0 cells to run, 2 done, 2 failed before (--retry tries them again)" in capsys.readouterr().out
+    assert "0 trials to run, 2 done, 2 failed before (--retry tries them again)" in capsys.readouterr().out
     assert run_fake({"b": "succeed"}, retry=True).ran
     assert (tmp_path / "cells" / "b" / "started").read_text() == "xx"
     assert (tmp_path / "cells" / "a" / "started").read_text() == "x"
@@ -563,26 +563,26 @@ def test_a_killed_cell_is_run_again_without_being_asked(run_fake):
 def test_a_cell_that_is_asked_for_twice_is_run_once(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    twice = [cells.Trial(ModelSpec(name, "M"), 1, tmp_path / "cell", {"do": "succeed"}) for name in ("default", "all")]
+    twice = [trials.Trial(ModelSpec(name, "M"), 1, tmp_path / "trial", {"do": "succeed"}) for name in ("default", "all")]
     assert len(runner.run(twice, worker=(sys.executable, str(script))).ran) == 1
 
 
 def test_of_two_rows_with_one_cell_the_one_that_keeps_its_checkpoint_is_run(tmp_path):
     rows = [ModelSpec("keeps", "M", keep=True), ModelSpec("does not", "M")]
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.replace('"epochs": 1}', '"epochs": 1, "checkpoint": "a.pth" if asked["keep"] else None}'))
-    both = [cells.Trial(row, 1, tmp_path / "cell", {"do": "succeed", "keep": row.keep}) for row in rows]
+    script.write_text(WORKER.replace('"epochs": 1}', '"epochs": 1, "checkpoint": "a.pth" if request["keep"] else None}'))
+    both = [trials.Trial(row, 1, tmp_path / "trial", {"do": "succeed", "keep": row.keep}) for row in rows]
     assert names(runner.run(both, worker=(sys.executable, str(script))).ran) == ["keeps"]
-    assert all(cell.result() for cell in both)
+    assert all(trial.result() for trial in both)
 
 
 def test_of_two_rows_with_one_cell_the_one_that_needs_its_ids_is_run(tmp_path):
-    done = cells.Trial(ModelSpec("one", "M"), 1, tmp_path / "cell", {})
+    done = trials.Trial(ModelSpec("one", "M"), 1, tmp_path / "trial", {})
     write_json(done.folder / "cell.json", {"checkpoint": None, "archived": True})
-    wanting = replace(done, row=ModelSpec("two", "M"), with_ids=True)
+    wanting = replace(done, spec=ModelSpec("two", "M"), with_ids=True)
     for both in ([done, wanting], [wanting, done]):
-        [cell] = runner._once(both)
-        assert cell.result() is None
+        [trial] = runner._once(both)
+        assert trial.result() is None
 
 
 def test_a_cell_says_with_which_code_it_began_and_went_on(tmp_path, monkeypatch):
@@ -593,9 +593,9 @@ def test_a_cell_says_with_which_code_it_began_and_went_on(tmp_path, monkeypatch)
 
 
 def test_a_spent_budget_starts_nothing(run_fake, capsys):
-    outcome = run_fake({"a": "succeed", "b": "succeed"}, budget=0)
+    outcome = run_fake({"a": "succeed", "b": "succeed"}, time_limit=0)
     assert names(outcome.left) == ["a", "b"] and not outcome.ran
-    assert "2 cells left; the same command goes on" in capsys.readouterr().out
+    assert "2 trials left; the same command goes on" in capsys.readouterr().out
     assert [runner.duration(text) for text in ("2h", "30m", "1h30m", "45s")] == [7200, 1800, 5400, 45]
     for text in ("2", "h", "2 h", "2x", "1.2.3h"):
         with pytest.raises(ValueError, match="write it as 2h"):
@@ -662,31 +662,35 @@ def test_a_cell_that_runs_says_where_it_is(tmp_path, capsys, caplog, monkeypatch
     monkeypatch.setattr(progress_display, "REDRAW", 0.0)
     with progress_display.Status(2) as shown:
         shown.show(running)
-    assert "0/2 cells" in (drawn := capsys.readouterr().err) and "default, seed 1: finetune epoch 4" in drawn
+    assert "0/2 trials" in (drawn := capsys.readouterr().err) and "default, seed 1: finetune epoch 4" in drawn
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
 def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **given):
-    """A cell with made-up ranks."""
+    """A trial with made-up ranks."""
     ranks = {"plain": ranks, "history_excluded": [max(1, rank - 1) for rank in ranks]}
     if prior:
         ranks |= {"prior_plain": prior, "prior_history_excluded": prior}
     ranks = {name: np.array(found, dtype=np.int32) for name, found in ranks.items()}
     figures = {name: experiment.metrics_from_ranks(found) for name, found in ranks.items()}
-    asked = {
+    request = {
         "sources": [],
         "tuned": tuned,
         "key": row.name,
+        "settings_key": row.name,
+        "interactions": "same",
         "validated": "history_excluded",
         "overridden": [],
         "unknown": [],
     }
-    asked |= {"prior_inside": False, "most_epochs": 200}
-    cell = cells.Trial(row, seed, folder / row.name / f"seed-{seed}", asked)
+    request |= {"prior_inside": False, "most_epochs": 200}
+    trial = trials.Trial(row, seed, folder / row.name / f"seed-{seed}", request)
     result = {
+        **{"model": row.model, "dataset": NAME, "seed": seed, "key": row.name, "checkpoint": None},
+        **{"settings_key": row.name, "interactions": "same", "features": None},
         "test": figures,
         "identifiers": None,
-        "prior": {"rule": asked["validated"]} if prior else None,
+        "prior": {"rule": request["validated"]} if prior else None,
         "tuned": None,
         "parameters": 5,
         "items": 9,
@@ -694,33 +698,33 @@ def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **giv
         "epochs": seed,
         "revision": None,
     }
-    write_json(cell.folder / "cell.json", result | given)
+    write_json(trial.folder / "cell.json", result | given)
     ids = np.arange(1, 1 + len(ranks["plain"])) if users is None else np.array(users)
-    np.savez(cell.folder / "ranks.npz", users=ids, **ranks)
-    return cell
+    np.savez(trial.folder / "ranks.npz", users=ids, **ranks)
+    return trial
 
 
 def compared(tmp_path, made, rows, **given):
-    suite = Suite("tiny", "Tiny", "quality", metrics=("hit@1", "ndcg@10"), rows=rows, **given)
-    return cells.RunPlan(suite, NAME, tmp_path, tmp_path, tuple(made), {}, tuple(row.name for row in rows))
+    suite = Suite("tiny", "Tiny", "quality", metrics=("hit@1", "ndcg@10"), models=rows, **given)
+    return trials.RunPlan(suite, NAME, tmp_path, tmp_path, tuple(made), {}, tuple(row.name for row in rows))
 
 
 def test_a_row_is_tuned_if_it_was_asked_for_so(tmp_path):
-    """Whoever ran the cell first: a trial of the tune command is a cell like any other, and is not told that it won."""
+    """Whoever ran the trial first: a trial of the tune command is a trial like any other, and is not told that it won."""
     rows = (ModelSpec("plain", "M"), ModelSpec("chosen", "M"))
     made = [
         finished(tmp_path, rows[0], 1, [1, 2, 3]),
         finished(tmp_path, rows[1], 1, [1, 1, 3], tuned="tuned/D/chosen.yaml"),
     ]
     plan = compared(tmp_path, made, rows)
-    assert [line.tuned for line in compare.compare(plan).lines] == ["", "unknown trials on D"]
+    assert [line.tuned for line in compare.compare(plan).rows] == ["", "unknown trials on D"]
     trials = [(0.5, None), (None, "ValueError"), (0.25, None), (None, None)]  # the last was killed
     write_json(tmp_path / "tuned" / "D" / "chosen.json", [{"ndcg@10": score, "failed": why} for score, why in trials])
-    assert [line.tuned for line in compare.compare(plan).lines] == ["", "2 trials on D"]
+    assert [line.tuned for line in compare.compare(plan).rows] == ["", "2 trials on D"]
     assert "- Tuned by the command tune, 2 trials on D: chosen.\n" in suite_kinds.make(plan)
     other = ModelSpec("ablation", "M")
     plan = compared(tmp_path, [finished(tmp_path, other, 1, [1, 2, 3], tuned="tuned/D/chosen.yaml")], (other,))
-    assert "- Tuned by the command tune, 2 trials of the row chosen on D: ablation.\n" in suite_kinds.make(plan)
+    assert "- Tuned by the command tune, 2 trials of chosen on D: ablation.\n" in suite_kinds.make(plan)
 
 
 def test_the_comparison_is_what_a_hand_computes(tmp_path):
@@ -731,9 +735,9 @@ def test_the_comparison_is_what_a_hand_computes(tmp_path):
         finished(tmp_path, ours, 2, [2, 3, 11] * 20, prior=[1, 1, 2] * 20),
         finished(tmp_path, theirs, 1, [4, 3, 11] * 20),
     ]
-    comparison = compare.compare(compared(tmp_path, made, (ours, theirs), against="ours"))
-    line, prior, other = comparison.lines
-    assert [x.name for x in comparison.lines] == ["ours", "ours + prior", "theirs"]
+    comparison = compare.compare(compared(tmp_path, made, (ours, theirs), reference="ours"))
+    line, prior, other = comparison.rows
+    assert [x.name for x in comparison.rows] == ["ours", "ours + co-occurrence", "theirs"]
     # Ranks 1 and 2 of the first user, 3 of the second, 11 (no gain) of the third.
     one, two = (1 + 0.5) / 3, (1 / np.log2(3) + 0.5) / 3
     found = line.figures["plain"]
@@ -758,9 +762,9 @@ def test_rows_may_be_compared_with_a_row_and_its_prior(tmp_path):
         finished(tmp_path, ours, 1, [1, 3, 11] * 20, prior=[1, 1, 1] * 20),
         finished(tmp_path, theirs, 1, [4, 3, 11] * 20),  # of another command: no prior
     ]
-    comparison = compare.compare(compared(tmp_path, made, (ours, theirs), against="ours + prior"))
-    plain, prior, other = comparison.lines
-    assert [line.name for line in comparison.lines] == ["ours", "ours + prior", "theirs"] and not prior.tests
+    comparison = compare.compare(compared(tmp_path, made, (ours, theirs), reference="ours + co-occurrence"))
+    plain, prior, other = comparison.rows
+    assert [line.name for line in comparison.rows] == ["ours", "ours + co-occurrence", "theirs"] and not prior.tests
     assert plain.tests["plain"].difference == pytest.approx((0.5 + 1) / 3)
     assert other.tests["plain"].difference == pytest.approx((1 - 1 / np.log2(5) + 0.5 + 1) / 3)
 
@@ -771,8 +775,8 @@ def test_what_is_not_significant_is_marked_and_the_direction_is_right(tmp_path):
     shuffled = [2, 1, 11, 5, 4, 6] * 3  # as good, for other users
     made = [finished(tmp_path, first, 1, [*ranks, 1]), finished(tmp_path, second, 1, [*shuffled, 2])]
     for against, other, sign in (("first", 1, 1), ("second", 0, -1)):
-        plan = compared(tmp_path, made, (first, second), against=against)
-        test = compare.compare(plan).lines[other].tests["plain"]
+        plan = compared(tmp_path, made, (first, second), reference=against)
+        test = compare.compare(plan).rows[other].tests["plain"]
         assert np.sign(test.difference) == sign and test.p > 0.05 and not test.significant
         assert test.low < 0 < test.high
         assert suite_kinds.make(plan).count("*n.s.* |") >= 1
@@ -784,8 +788,8 @@ def test_other_users_are_not_paired_and_said_so(tmp_path):
     one, two = ModelSpec("one", "SASRec"), ModelSpec("two", "Pop")
     made = [finished(tmp_path, one, 1, [1, 2, 3]), finished(tmp_path, two, 1, [1, 2, 3, 4], users=[1, 2, 3, 9])]
     (made[1].folder / "cell.json").write_text((made[1].folder / "cell.json").read_text().replace('"users": 3', '"users": 4'))
-    plan = compared(tmp_path, made, (one, two), against="one")
-    assert not compare.compare(plan).lines[1].tests
+    plan = compared(tmp_path, made, (one, two), reference="one")
+    assert not compare.compare(plan).rows[1].tests
     assert "- **Not the same users for all rows, which are not comparable: one 3, two 4.**\n" in suite_kinds.make(plan)
 
 
@@ -795,7 +799,7 @@ def test_failed_and_copied_rows_stand_in_the_table(tmp_path, monkeypatch):
     row, other = ModelSpec("SASRec", "SASRec"), ModelSpec("slow", "GRU4Rec")
     made = [finished(tmp_path, row, 1, [1, 2, 3])]
     for seed, known in ((2, row), (1, other)):
-        made.append(cells.Trial(known, seed, tmp_path / known.name / f"seed-{seed}", {}))
+        made.append(trials.Trial(known, seed, tmp_path / known.name / f"seed-{seed}", {}))
     write_json(made[1].folder / "failed.json", {"reason": "MemoryError: too big", "log": []})
     text = suite_kinds.make(compared(tmp_path, made, (row, other)))
     assert "| SASRec | 1/2 |" in text and "| *SASRec (copied)* |  | *.2500* |  |" in text
@@ -808,7 +812,7 @@ def test_the_table_says_what_was_given_and_which_row_keeps_its_own(tmp_path):
     two = ModelSpec("two", "S3Rec", stages=({"epochs": 20, "checkpoint_as": "pre_model_path"}, {"epochs": 3}))
     made = [finished(tmp_path, row, 1, [1, 2]) for row in (one, two)]
     given = {"stopping_step": 5, "epochs": 3}
-    text = suite_kinds.make(replace(compared(tmp_path, made, (one, two)), given=given))
+    text = suite_kinds.make(replace(compared(tmp_path, made, (one, two)), overrides=given))
     assert "- Given for every row: stopping_step=5, epochs=3.\n" in text
     assert "- one keeps its own stopping_step=25.\n- two keeps its own epochs (stage 1)=20.\n" in text
     assert "on validation, with the history left out: one, two.\n" in text
@@ -822,14 +826,14 @@ def test_the_table_says_what_a_row_does_not_know_and_what_ended_it(tmp_path):
         {"prior_inside": True, "most_epochs": 3},
         {"tuned": "tuned/D/x.yaml"},
     )
-    asked = {row.name: change for row, change in zip((one, two, three), changes, strict=True)}
-    asked["three"]["overridden"] = ["learning_rate"]
-    made = [replace(cell, asked={**cell.asked, **asked[cell.row.name]}) for cell in made]
-    text = suite_kinds.make(replace(compared(tmp_path, made, (one, two, three)), given={"dropout": 0.3}))
+    request = {row.name: change for row, change in zip((one, two, three), changes, strict=True)}
+    request["three"]["overridden"] = ["learning_rate"]
+    made = [replace(trial, request={**trial.request, **request[trial.spec.name]}) for trial in made]
+    text = suite_kinds.make(replace(compared(tmp_path, made, (one, two, three)), overrides={"dropout": 0.3}))
     assert "- Given for every row: dropout=0.3.\n- one knows no dropout.\n" in text
     assert "- two: with the seeds 3 all epochs were run that the property epochs allows.\n" in text
     assert text.count("the property epochs") == 1 and "no prior" not in text
-    assert "unknown trials of the row x on D, but for learning_rate: three.\n" in text
+    assert "unknown trials of x on D, but for learning_rate: three.\n" in text
 
 
 def test_what_a_plan_knows_of_its_rows(data, tmp_path):
@@ -839,7 +843,7 @@ def test_what_a_plan_knows_of_its_rows(data, tmp_path):
     mine = BASELINE | {"tuned": True}
     ours = {"model": "QBERT4Rec", "settings": OURS | {"structural_prior": "cooccurrence", "epochs": 7}}
     plan = planned(tmp_path, data, {"mine": mine, "ours": ours}, {"learning_rate": 0.1, "mask_ratio": 0.4})
-    mine, ours = (cell.asked for cell in plan.cells)
+    mine, ours = (trial.request for trial in plan.trials)
     assert (mine["unknown"], ours["unknown"]) == (["mask_ratio"], [])
     assert (mine["overridden"], ours["overridden"]) == (["learning_rate"], [])
     assert (mine["prior_inside"], ours["prior_inside"]) == (False, True)
@@ -847,33 +851,33 @@ def test_what_a_plan_knows_of_its_rows(data, tmp_path):
 
 
 def test_a_result_that_does_not_serve_stands_until_there_is_another(data, tmp_path):
-    """An archived result has no IDs beside it; whoever wants them runs the cell, and another command may be quicker."""
+    """An archived result has no IDs beside it; whoever wants them runs the trial, and another command may be quicker."""
     plan = planned(tmp_path, data, {"ours": {"model": "QBERT4Rec", "settings": OURS | {"epochs": 1, "pretrain_epochs": 0}}})
-    [cell] = run_here(plan).cells
-    before = cell.result()
-    write_json(cell.folder / "cell.json", before | {"archived": True})
-    wanting = replace(cell, with_ids=True)
-    assert cell.result() and not wanting.result()
-    worker.run(cell.folder)  # asks for no IDs
-    assert cell.result()["archived"]
+    [trial] = run_here(plan).trials
+    before = trial.result()
+    write_json(trial.folder / "cell.json", before | {"archived": True})
+    wanting = replace(trial, with_ids=True)
+    assert trial.result() and not wanting.result()
+    worker.run(trial.folder)  # asks for no IDs
+    assert trial.result()["archived"]
     assert names(runner.run([wanting]).ran) == ["ours"]
     assert "archived" not in wanting.result() and wanting.result()["test"] == before["test"]
-    stamp = (cell.folder / "cell.json").stat().st_mtime_ns
-    worker.run(cell.folder)  # as a second command would, which waited
-    assert (cell.folder / "cell.json").stat().st_mtime_ns == stamp
+    stamp = (trial.folder / "cell.json").stat().st_mtime_ns
+    worker.run(trial.folder)  # as a second command would, which waited
+    assert (trial.folder / "cell.json").stat().st_mtime_ns == stamp
 
 
 def test_priors_of_another_rule_do_not_count(tmp_path):
     row = ModelSpec("one", "QBERT4Rec", prior=True)
     rules = [{"weight": 1.0}, {"rule": "history_excluded"}, None]  # of once, of now, none
     made = [finished(tmp_path, row, seed, [1, 2, 3], prior=[1, 1, 1]) for seed in (1, 2, 3)]
-    for cell, rule in zip(made, rules, strict=True):
-        write_json(cell.folder / "cell.json", cell.result() | {"prior": rule})
+    for trial, rule in zip(made, rules, strict=True):
+        write_json(trial.folder / "cell.json", trial.result() | {"prior": rule})
     plan = compared(tmp_path, made, (row,))
-    lines = compare.compare(plan).lines
+    lines = compare.compare(plan).rows
     assert [line.seeds for line in lines] == [(1, 2, 3), (2,)] and lines[0].without_prior == (1, 3)
-    assert "- one: no prior with the seeds 1, 3, whose cells are of another version.\n" in suite_kinds.make(plan)
-    assert len(compare._users(made, "prior_")["plain"]) == 1
+    assert "- one: no prior with the seeds 1, 3, whose trials are of another version.\n" in suite_kinds.make(plan)
+    assert len(compare._gains(made, "prior_")["plain"]) == 1
 
 
 def test_the_table_says_with_which_code_its_cells_were_run(tmp_path):
@@ -881,18 +885,18 @@ def test_the_table_says_with_which_code_its_cells_were_run(tmp_path):
     made = [finished(tmp_path, row, seed, [1, 2], revision="abc") for row, seed in ((one, 1), (two, 1))]
     assert "- Revision of the code: abc.\n" in suite_kinds.make(compared(tmp_path, made, (one, two)))
     made.append(finished(tmp_path, two, 2, [1, 2], revision="def+"))
-    said = "- Revisions of the code, not the same for all cells: abc (one, two); def+ (two).\n"
+    said = "- Revisions of the code, not the same for all trials: abc (one, two); def+ (two).\n"
     assert said in suite_kinds.make(compared(tmp_path, made, (one, two)))
 
 
 def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path, monkeypatch):
     one, two, three = (ModelSpec(name, "SASRec") for name in ("one", "two", "three"))
     made = [finished(tmp_path, one, 1, [1, 2]), finished(tmp_path, two, 1, [1, 2])]
-    made.append(cells.Trial(three, 1, tmp_path / "three" / "seed-1", {}))
-    plan = replace(compared(tmp_path, made, (one, two, three)), rows=("one",))
+    made.append(trials.Trial(three, 1, tmp_path / "three" / "seed-1", {}))
+    plan = replace(compared(tmp_path, made, (one, two, three)), models=("one",))
     monkeypatch.setattr(suite_spec, "published", lambda suite, dataset: {"two": {"hit@1": 0.2}, "three": {"hit@1": 0.3}})
     comparison = compare.compare(plan)
-    assert [line.name for line in comparison.lines] == ["one", "two"] and comparison.lines[1].published == {"hit@1": 0.2}
+    assert [line.name for line in comparison.rows] == ["one", "two"] and comparison.rows[1].published == {"hit@1": 0.2}
     assert comparison.copied == {"three": {"hit@1": 0.3}}
 
 
@@ -903,45 +907,127 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
     trained = []
 
     def run(found, **given):
-        for cell in found:
-            if cell.result() is None:
-                trained.append(cell.row.name)
-                write_json(cell.folder / "config.json", cell.asked)
-                worker.run(cell.folder)
+        for trial in found:
+            if trial.result() is None:
+                trained.append(trial.spec.name)
+                write_json(trial.folder / "config.json", trial.request)
+                worker.run(trial.folder)
         return runner.Outcome()
 
     monkeypatch.setattr(runner, "run", run)
-    options = ["--suite", path, "--dataset", NAME, "--data_path", str(data), "--archive", "kept", "--output"]
-    command([*options, "one", "--rows", "SASRec"])
+    options = ["--suite", path, "--dataset", NAME, "--data_path", str(data), "--results_cache", "kept", "--output"]
+    command([*options, "one", "--models", "SASRec"])
     capsys.readouterr()
     command([*options, "two"])  # of which "one" knows nothing
-    assert trained == ["SASRec", "ours"] and "1 finished cells taken from kept" in capsys.readouterr().out
+    assert trained == ["SASRec", "ours"] and "1 finished trials taken from kept" in capsys.readouterr().out
     shutil.rmtree("one")
     shutil.rmtree("two")
-    command([*options, "three", "--budget", "0s"])
+    command([*options, "three", "--time_limit", "0s"])
     assert trained == ["SASRec", "ours"] and "| ours | 1/1 |" in (text := Path("kept/tiny-Tiny.md").read_text())
-    typed = f"benchmark --suite {path} --dataset {NAME} --data_path {data} --archive kept -->"
+    typed = f"benchmark --suite {path} --dataset {NAME} --data_path {data} --results_cache kept -->"
     assert text.startswith(f"<!-- run_recbole_qbert.py {typed}\n")
     kept = sorted(path.name for path in Path("kept").rglob("*") if path.is_file())
-    assert kept == ["cell.json", "cell.json", "ranks.npz", "ranks.npz", "tiny-Tiny.json", "tiny-Tiny.md"]
-    assert not any(str(tmp_path) in path.read_text() for path in Path("kept/cells").rglob("*.json"))
+    assert kept == ["Tiny.parquet", "tiny-Tiny.json", "tiny-Tiny.md"]
+    ranks = pd.read_parquet("kept/Tiny.parquet")
+    assert list(ranks.columns) == ["trial", "seed", "evaluation", "user", "rank", "record"]
+    assert len(ranks.record.unique()) == 2 and not any(str(tmp_path) in record for record in ranks.record.unique())
     table = Path(f"three/suites/tiny/{NAME}/table.json").read_bytes()
     assert table == Path("kept/tiny-Tiny.json").read_bytes()
 
-    ours = next(path for path in Path("kept/cells").rglob("cell.json") if "QBERT4Rec" in str(path))
-    before = ours.read_text()
-    local = Path("three") / ours.relative_to("kept")
+    before = Path("kept/Tiny.parquet").read_bytes()
+    local = next(path for path in Path("three/cells").rglob("cell.json") if "QBERT4Rec" in str(path))
     local.write_text(local.read_text().replace('"epochs": 1', '"epochs": 7'))
     command([*options, "three", "--seeds", "1"])
-    assert ours.read_text() == before  # what is there stays
+    assert Path("kept/Tiny.parquet").read_bytes() == before  # what is there stays
     assert Path("kept/tiny-Tiny.md").read_text() == text  # the table of other seeds is another one
 
-    plan = cells.plan_runs(replace(suite_spec.load(path), kind="embedding"), NAME, data, Path("three"), {})
-    assert [cell.result() for cell in plan.cells] == [None, None]  # an archive has no semantic IDs
-    with pytest.raises(ValueError, match="--archive and --output are both kept"):
+    plan = trials.plan_runs(replace(suite_spec.load(path), kind="embedding"), NAME, data, Path("three"), {})
+    assert [trial.result() for trial in plan.trials] == [None, None]  # an archive has no semantic IDs
+    with pytest.raises(ValueError, match="--results_cache and --output are both kept"):
         command([*options, "kept"])
-    with pytest.raises(ValueError, match="one of kind statistics needs more"):
+    with pytest.raises(ValueError, match="statistics"):
         result_archive.refuse(Path("kept"), Path("three"), ["statistics"])
+
+
+def test_only_trials_that_read_item_features_are_outdated_by_new_ones(tmp_path, monkeypatch, capsys):
+    """After a change of the features, trials that read none are found again; the others are shown, marked, until rerun."""
+    data = write_dataset(tmp_path / "data", NAME)
+    ours = {"model": "QBERT4Rec", "settings": OURS, "prior": True}
+    path = suite_file(
+        tmp_path, {"SASRec": BASELINE, "IDs": ours, "no IDs": ours | {"settings": OURS | {"semantic_ids": "none"}}},
+        reference="IDs", seeds=[1, 2],
+    )  # fmt: skip
+    trained = []
+
+    def run(found, **given):
+        for trial in found:
+            if trial.result() is None and len(trained) < limit[0]:
+                trained.append((trial.spec.name, trial.seed))
+                made = finished(tmp_path / "made", trial.spec, trial.seed, [trial.seed, 2, 300], prior=[1, 1, 1])
+                same = ("dataset", "model", "key", "settings_key", "interactions", "features")
+                result = made.result() | {key: trial.request[key] for key in same}
+                write_json(trial.folder / "cell.json", result | {"prior": {"rule": trial.request["validated"]}})
+                shutil.copy(made.folder / "ranks.npz", trial.folder)
+        return runner.Outcome()
+
+    def table():
+        trials.fingerprint.cache_clear()
+        trials._hashes.cache_clear()
+        trials.interactions_fingerprint.cache_clear()
+        trained.clear()
+        output = str(tmp_path / f"out{np.random.default_rng().integers(2**60)}")
+        command(
+            ["--suite", path, "--dataset", NAME, "--data_path", str(data), "--results_cache", "kept", "--output", output]
+        )
+        return {row["name"]: row for row in json.loads(Path("kept/tiny-Tiny.json").read_text())["rows"]}
+
+    monkeypatch.setattr(runner, "run", run)
+    limit = [6]  # of trainings
+    before = table()
+    assert len(trained) == 6 and not any(row["other_features"] for row in before.values())
+
+    np.save(data / NAME / f"{NAME}.text.npy", np.load(data / NAME / f"{NAME}.text.npy") + 1)
+    for limit[0], ran in ((0, []), (1, [("IDs", 1)])):  # one of two seeds is not enough
+        now = table()
+        marked = {name for name, row in now.items() if row["other_features"]}
+        assert trained == ran and marked == {"IDs", "IDs + co-occurrence"}
+        for name, row in now.items():
+            assert [row[key] for key in ("figures", "tests", "seeds", "planned")] == [
+                before[name][key] for key in ("figures", "tests", "seeds", "planned")
+            ]
+            assert name in marked or not row["earlier"]
+        text = Path("kept/tiny-Tiny.md").read_text()
+        assert "| IDs † | 2/2 |" in text and "| SASRec | 2/2 |" in text
+        assert f"IDs, IDs + co-occurrence: made with the features {now['IDs']['other_features']}, not run again yet" in text
+        assert now["IDs"]["key"] == before["IDs"]["key"]
+    limit[0] = 6
+    now = table()
+    assert trained == [("IDs", 2)] and not any(row["other_features"] for row in now.values())
+    assert "†" not in Path("kept/tiny-Tiny.md").read_text() and now["IDs"]["key"] != before["IDs"]["key"]
+    assert pd.read_parquet("kept/Tiny.parquet").groupby(["trial", "seed"], observed=True).ngroups == 8  # both are kept
+
+    inter = data / NAME / f"{NAME}.inter"
+    inter.write_text("\n".join(inter.read_text().splitlines()[:-1]) + "\n")
+    limit[0] = 9
+    table()
+    assert len(trained) == 6  # other interactions: nothing is found
+
+
+def test_ranks_of_the_tail_are_cut_and_nothing_else_is_lost(tmp_path):
+    cache, spec = tmp_path / "kept", ModelSpec("one", "M")
+    made = [finished(tmp_path, spec, seed, [1, 100, 101, 5000], prior=[4, 3, 2, 1]) for seed in (2, 1)]
+    result_archive.store(cache, tmp_path, made[:1])
+    result_archive.store(cache, tmp_path, made)
+    before = [(trial.result(), trial.ranks()) for trial in made]
+    for trial in made:
+        shutil.rmtree(trial.folder)
+    assert result_archive.restore(cache, NAME, made) == (2, [])
+    assert result_archive.restore(cache, NAME, made) == (0, [])
+    for trial, (result, ranks) in zip(made, before, strict=True):
+        assert trial.result() == result | {"sid": None, "archived": True}
+        assert {name: found.tolist() for name, found in trial.ranks().items()} == {
+            name: [min(rank, 101) for rank in found] for name, found in ranks.items()
+        }
 
 
 def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
@@ -949,40 +1035,50 @@ def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):
     ranks = [1, 3, 11] * 20
     made = [finished(tmp_path, ours, 1, ranks), finished(tmp_path, theirs, 1, [4, 3, 11] * 20, prior=ranks)]
     made.append(finished(tmp_path, theirs, 2, [5, 3, 11] * 20, prior=ranks))
-    unfinished = cells.Trial(theirs, 2, tmp_path / "nowhere", made[1].asked)
-    plan = compared(tmp_path, made, (ours, theirs), against="ours")
+    unfinished = trials.Trial(theirs, 2, tmp_path / "nowhere", made[1].request)
+    plan = compared(tmp_path, made, (ours, theirs), reference="ours")
     suite_kinds.make(plan)
     table = json.loads((plan.folder / "table.json").read_text())
-    known = {line["name"]: line for line in table["lines"]}
+    known = {line["name"]: line for line in table["rows"]}
 
-    def now(cells, against="ours"):
-        made = compared(tmp_path, cells, (ours, theirs), against=against)
-        later = replace(made, rows=("ours", "theirs"), earlier=table)
-        return later, {line.name: json.loads(json.dumps(asdict(line))) for line in compare.compare(later).lines}
+    def now(trials, against="ours"):
+        made = compared(tmp_path, trials, (ours, theirs), reference=against)
+        later = replace(made, models=("ours", "theirs"), previous_table=table)
+        return later, {line.name: json.loads(json.dumps(asdict(line))) for line in compare.compare(later).rows}
 
     later, lines = now([*made[:1], unfinished])
-    assert list(lines) == ["ours", "theirs", "theirs + prior"]
-    assert lines["theirs + prior"] == known["theirs + prior"] | {"earlier": True} and not lines["ours"]["earlier"]
-    said = "- Of an earlier table, which had more seeds; tests are against the ours of then: theirs, theirs + prior.\n"
+    assert list(lines) == ["ours", "theirs", "theirs + co-occurrence"]
+    assert (
+        lines["theirs + co-occurrence"] == known["theirs + co-occurrence"] | {"earlier": True}
+        and not lines["ours"]["earlier"]
+    )
+    said = (
+        "- Of an earlier table, which had more seeds; tests are against the ours of then: theirs, theirs + co-occurrence.\n"
+    )
     assert said in suite_kinds.make(later) and "other settings" not in suite_kinds.make(later)
     assert now([*made[:2], unfinished])[1]["theirs"]["earlier"]  # one of two seeds here, two there
-    for line in table["lines"][1:]:
+    for line in table["rows"][1:]:
         line["key"] = "of other settings"
     later = now([*made[:2], unfinished])[0]
-    assert "- Of these, maybe with other settings than are asked for now: theirs, theirs + prior.\n" in suite_kinds.make(
-        later
+    assert (
+        "- Of these, maybe with other settings than are asked for now: theirs, theirs + co-occurrence.\n"
+        in suite_kinds.make(later)
     )
-    for line in table["lines"][1:]:
+    for line in table["rows"][1:]:
         line["key"] = "theirs"
-    later = replace(now([*made[:1], unfinished])[0], rows=("ours",))  # whoever does not ask for a row knows what it would be
+    later = replace(
+        now([*made[:1], unfinished])[0], models=("ours",)
+    )  # whoever does not ask for a row knows what it would be
     assert said in suite_kinds.make(later) and "other settings" not in suite_kinds.make(later)
     assert not now(made[:2])[1]["theirs"]["earlier"]  # all that were asked for
     assert now(made)[1] == known
     later, lines = now(made[:1], "theirs")
-    assert not lines["theirs + prior"]["tests"] and "of then" not in suite_kinds.make(later)  # they were against ours
+    assert not lines["theirs + co-occurrence"]["tests"] and "of then" not in suite_kinds.make(
+        later
+    )  # they were against ours
     assert not lines["ours"]["tests"]  # and the ranks of theirs are not here
-    lost = cells.Trial(ours, 2, tmp_path / "ours" / "seed-2", made[0].asked)
-    table["lines"][0]["seeds"] = [1, 2]
+    lost = trials.Trial(ours, 2, tmp_path / "ours" / "seed-2", made[0].request)
+    table["rows"][0]["seeds"] = [1, 2]
     lines = now([made[0], lost, *made[1:]])[1]
     assert lines["ours"]["earlier"] and not lines["theirs"]["tests"]  # what is shown of ours is not what is here
 
@@ -993,30 +1089,30 @@ def test_settings_in_an_archive_are_written_over_by_new_ones_only(tmp_path, caps
     for path, text in ((mine, "lr: 1\n"), (theirs, "lr: 2\n")):
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    cell = finished(output, ModelSpec("one", "M"), 1, [1, 2], tuned="tuned/D/one.yaml")
-    result_archive.store(kept, output, [cell])
+    trial = finished(output, ModelSpec("one", "M"), 1, [1, 2], tuned="tuned/D/one.yaml")
+    result_archive.store(kept, output, [trial])
     assert theirs.read_text() == "lr: 2\n" and f"{theirs} stays as it is" in capsys.readouterr().out
     result_archive.store(kept, output, [], [mine])
     assert theirs.read_text() == "lr: 1\n"
 
 
 def test_an_archive_of_another_question_is_refused(tmp_path):
-    plan = replace(compared(tmp_path, [], (ModelSpec("ours", "M"),)), given={"epochs": 3}, sources=("A",))
-    assert result_archive.earlier(tmp_path, plan) == {}
+    plan = replace(compared(tmp_path, [], (ModelSpec("ours", "M"),)), overrides={"epochs": 3}, sources=("A",))
+    assert result_archive.previous_table(tmp_path, plan) == {}
     path = tmp_path / f"tiny-{NAME}.json"
     path.write_text("{")
     with pytest.raises(ValueError, match=r"tiny-Tiny\.json is not JSON .*; delete it"):
-        result_archive.earlier(tmp_path, plan)
-    same = {"given": {"epochs": 3}, "sources": ["A"], "metrics": ["hit@1", "ndcg@10"], "lines": []}
-    for other in ({"given": {}}, {"sources": []}, {"metrics": ["hit@1"]}, {"metrics": None}):
+        result_archive.previous_table(tmp_path, plan)
+    same = {"overrides": {"epochs": 3}, "sources": ["A"], "metrics": ["hit@1", "ndcg@10"], "rows": []}
+    for other in ({"overrides": {}}, {"sources": []}, {"metrics": ["hit@1"]}, {"metrics": None}):
         write_json(path, same | other)
-        with pytest.raises(ValueError, match=f"was made with {next(iter(other))} .*Ask as then, or use another --archive"):
-            result_archive.earlier(tmp_path, plan)
+        with pytest.raises(ValueError, match=f"was made with {next(iter(other))} .*--results_cache"):
+            result_archive.previous_table(tmp_path, plan)
     write_json(path, same)
-    assert result_archive.earlier(tmp_path, plan) == same
+    assert result_archive.previous_table(tmp_path, plan) == same
     more = same | {"metrics": ["hit@1", "hit@5", "ndcg@10"]}
     write_json(path, more)
-    assert result_archive.earlier(tmp_path, plan) == more
+    assert result_archive.previous_table(tmp_path, plan) == more
 
 
 # ------------------------------------------------------------------------------------------------------ the whole way
@@ -1024,12 +1120,12 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
     """The runner is killed with -9 in the middle of a training, which dies with it and goes on later."""
     slow = OURS | {"pretrain_epochs": 0, "epochs": 12, "stopping_step": 12}
     rows = {"default": {"model": "QBERT4Rec", "settings": slow, "prior": True}, "SASRec": BASELINE}
-    path = suite_file(tmp_path, rows, against="default")
+    path = suite_file(tmp_path, rows, reference="default")
     options = ["--suite", path, "--dataset", NAME, "--data_path", str(data), "--jobs", "2", "--threads", "1", "--output"]
     code = "import sys; from tests.test_suites import command; sys.exit(command(sys.argv[1:])['exit_code'])"
     started = subprocess.Popen([sys.executable, "-c", code, *options, "killed"], stdout=subprocess.DEVNULL)
-    plan = cells.plan_runs(suite_spec.load(path), NAME, data, tmp_path / "killed", {})
-    ours = plan.cells[0]
+    plan = trials.plan_runs(suite_spec.load(path), NAME, data, tmp_path / "killed", {})
+    ours = plan.trials[0]
     progress = ours.folder / "work" / "finetune.progress"
     while not progress.exists():
         assert started.poll() is None, "the runner ended by itself"
@@ -1042,9 +1138,9 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
     figures = command([*options, "killed"])
     assert figures["exit_code"] == 0 and not figures["failed"]
     assert len(ours.result()["curve"]) == ours.result()["epochs"]
-    assert not any("Fatal" in (cell.folder / "log.txt").read_text() for cell in plan.cells)  # they end as they should
+    assert not any("Fatal" in (trial.folder / "log.txt").read_text() for trial in plan.trials)  # they end as they should
 
-    whole = run_here(cells.plan_runs(suite_spec.load(path), NAME, data, tmp_path / "whole", {}))
+    whole = run_here(trials.plan_runs(suite_spec.load(path), NAME, data, tmp_path / "whole", {}))
     suite_kinds.make(whole)
     tables = {name: (plan.folder / name).read_bytes() for name in ("table.json", "table.md")}
     assert tables == {name: (whole.folder / name).read_bytes() for name in tables}
@@ -1055,7 +1151,7 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
 
 def test_the_command_reports_failures_by_its_exit_code_and_prints_the_table(data, tmp_path, capsys, monkeypatch):
     def run(found, **_):
-        return runner.Outcome(failed={cell.folder: "ValueError: no good" for cell in found})
+        return runner.Outcome(failed={trial.folder: "ValueError: no good" for trial in found})
 
     monkeypatch.setattr(runner, "run", run)
     path = suite_file(tmp_path, {"SASRec": BASELINE})
@@ -1063,11 +1159,11 @@ def test_the_command_reports_failures_by_its_exit_code_and_prints_the_table(data
     assert command(options)["exit_code"] == 1
     assert f"# Tiny: {NAME}" in capsys.readouterr().out
     about = json.loads((tmp_path / "out" / "suites" / "tiny" / NAME / "suite.json").read_text())
-    assert about["cells"][0]["path"].startswith(f"cells/{NAME}/SASRec-") and about["suite"]["rows"][0]["name"] == "SASRec"
-    with pytest.raises(ValueError, match="no row 'SASREC' \\(did you mean 'SASRec'"):
-        command([*options, "--rows", "SASREC"])
-    with pytest.raises(ValueError, match="no line 'SASRec \\+ prior'"):  # the row asks for none
-        command([*options, "--against", "SASRec + prior"])
+    assert about["trials"][0]["path"].startswith(f"cells/{NAME}/SASRec-") and about["suite"]["models"][0]["name"] == "SASRec"
+    with pytest.raises(ValueError, match="no model 'SASREC' \\(did you mean 'SASRec'"):
+        command([*options, "--models", "SASREC"])
+    with pytest.raises(ValueError, match="no table row 'SASRec \\+ co-occurrence'"):  # the row asks for none
+        command([*options, "--reference", "SASRec + co-occurrence"])
     with pytest.raises(ValueError, match="--jobs is 0"):
         command([*options, "--jobs", "0"])
 

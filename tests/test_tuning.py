@@ -14,7 +14,7 @@ from recbole_qbert.cli import tune
 from recbole_qbert.config.property_files import property_file
 from recbole_qbert.experiments import tuning
 from recbole_qbert.experiments.suites import result_archive, runner, suite_spec
-from recbole_qbert.experiments.suites import trials as cells
+from recbole_qbert.experiments.suites import trials as suite_trials
 from tests.helpers_recbole import write_dataset
 
 NAME = "Tiny"
@@ -22,18 +22,22 @@ SPACE = "learning_rate: [0.01, 0.001]\nhidden_dropout_prob: [0.1, 0.5]\n"
 # In place of a training: best at learning_rate 0.001 and hidden_dropout_prob 0.5; 0.01 with 0.5 can be made to fail.
 WORKER = """
 import json, pathlib, sys
-cell = pathlib.Path(sys.argv[1])
-settings = json.loads((cell / "config.json").read_text())["settings"]
+import numpy as np
+training = pathlib.Path(sys.argv[1])
+settings = json.loads((training / "config.json").read_text())["settings"]
 rate, dropout = settings["learning_rate"], settings["hidden_dropout_prob"]
 with open("ran.txt", "a") as log:
     print(rate, dropout, file=log)
 if pathlib.Path("break").exists() and (rate, dropout) == (0.01, 0.5):
-    (cell / "failed.json").write_text(json.dumps({"reason": "out of luck", "log": []}))
+    (training / "failed.json").write_text(json.dumps({"reason": "out of luck", "log": []}))
     sys.exit(1)
 test = {"plain": {"ndcg@10": 0.0}, "history_excluded": {"ndcg@10": 0.0}}
-result = {"valid": {"ndcg@10": dropout - rate}, "test": test, "epochs": 1, "checkpoint": None, "settings": {}}
-(cell / "ranks.npz").touch()
-(cell / "cell.json").write_text(json.dumps(result))
+request = json.loads((training / "config.json").read_text())
+same = ("dataset", "model", "seed", "key", "settings_key", "interactions", "features")
+result = {key: request[key] for key in same} | {"valid": {"ndcg@10": dropout - rate}, "test": test}
+result |= {"epochs": 1, "checkpoint": None, "settings": {}}
+np.savez(training / "ranks.npz", users=np.arange(1, 4), plain=np.arange(1, 4))
+(training / "cell.json").write_text(json.dumps(result))
 """
 
 
@@ -48,7 +52,7 @@ def files(tmp_path):
     baseline = ["baseline/common.yaml", "baseline/SASRec.yaml"]
     row = {"model": "SASRec", "files": baseline, "settings": {"hidden_size": 16, "inner_size": 16}, "tuned": True}
     shared = suite_spec.load("table2").shared | {"MAX_ITEM_LIST_LENGTH": 8, "epochs": 1}
-    suite = {"title": "Tiny", "kind": "quality", "seeds": [tuning.SEED], "shared": shared, "rows": {"my SASRec": row}}
+    suite = {"title": "Tiny", "kind": "quality", "seeds": [tuning.SEED], "shared": shared, "models": {"my SASRec": row}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     (tmp_path / "space.yaml").write_text(SPACE)
     return tmp_path
@@ -88,7 +92,7 @@ def command(files, data, *more, **given):
 def test_every_model_has_the_same_budget():
     spaces = {path.stem: tuning.read_space(path) for path in property_file("tuning").glob("*.yaml")}
     assert {len(tuning.points(space)) for space in spaces.values()} == {tuning.BUDGET}
-    tuned = {row.model for row in suite_spec.load("table2").rows if row.tuned}
+    tuned = {row.model for row in suite_spec.load("table2").models if row.tuned}
     assert tuned <= set(spaces)
 
 
@@ -136,7 +140,7 @@ def test_the_best_point_is_written_and_nothing_runs_twice(files, data, fake, cap
     assert [trial["ndcg@10"] for trial in trials if trial["point"] == best] == [0.499]
 
     assert command(files, data) == figures and fake() == [] and path.read_text() == written
-    (files / "out" / trials[0]["cell"] / "cell.json").unlink()  # as if killed before its end
+    (files / "out" / trials[0]["training"] / "cell.json").unlink()  # as if killed before its end
     assert command(files, data) == figures and len(fake()) == 1 and path.read_text() == written
 
 
@@ -148,13 +152,13 @@ def test_few_trials_are_part_of_many(files, data, fake):
 
 
 def test_trials_and_what_they_chose_are_taken_from_an_archive(files, data, fake):
-    figures = command(files, data, "--archive", str(files / "kept"))
+    figures = command(files, data, "--results_cache", str(files / "kept"))
     assert len(fake()) == 4
     shutil.rmtree(files / "out")
-    again = command(files, data, "--archive", str(files / "kept"))
+    again = command(files, data, "--results_cache", str(files / "kept"))
     assert again == figures and fake() == []
     shutil.rmtree(files / "out")
-    assert result_archive.restore(files / "kept", files / "out", NAME) == 4
+    result_archive.restore_tuned(files / "kept", files / "out")
     chosen = (files / "out" / "tuned" / NAME / "my SASRec.yaml").read_text()
     assert chosen == (files / "kept" / "tuned" / NAME / "my SASRec.yaml").read_text()
 
@@ -171,16 +175,16 @@ def test_a_failed_trial_does_not_stop_the_others(files, data, fake):
 
 
 def test_a_budget_ends_the_trials_and_the_best_so_far_is_written(files, data, fake, capsys, monkeypatch):
-    with pytest.raises(ValueError, match="no trial came to a result; the first one ended with: the budget of 0s"):
-        command(files, data, "--budget", "0s")
+    with pytest.raises(ValueError, match="no trial came to a result; the first one ended with: the time limit of 0s"):
+        command(files, data, "--time_limit", "0s")
     assert fake() == []
     monkeypatch.setattr(runner.time, "monotonic", partial(next, itertools.count(0, 20)))  # 20 s a look
-    figures = command(files, data, "--budget", "1m")
+    figures = command(files, data, "--time_limit", "1m")
     done = len(fake())
     assert 0 < done < 4 and figures["trials"] == 4
     assert f"out of {done} trials ({4 - done} not run)" in (files / "out" / "tuned" / NAME / "my SASRec.yaml").read_text()
     said = capsys.readouterr().out
-    assert f"{4 - done} cells left; the same command goes on" in said and said.count("not run") == 4 - done
+    assert f"{4 - done} trials left; the same command goes on" in said and said.count("not run") == 4 - done
 
 
 def test_without_any_result_nothing_is_written(files, data, fake):
@@ -194,9 +198,9 @@ def test_without_any_result_nothing_is_written(files, data, fake):
 def test_the_suite_uses_the_chosen_point_and_the_trial_is_its_cell(files, data, fake):
     figures = command(files, data)
     suite = suite_spec.load(str(files / "tiny.yaml"))
-    plan = cells.plan_runs(suite, NAME, data, files / "out", {})
-    assert [cell.asked["tuned"] for cell in plan.cells] == [f"tuned/{NAME}/my SASRec.yaml"]
-    assert plan.cells[0].result()["valid"]["ndcg@10"] == figures["valid ndcg@10"]
+    plan = suite_trials.plan_runs(suite, NAME, data, files / "out", {})
+    assert [training.request["tuned"] for training in plan.trials] == [f"tuned/{NAME}/my SASRec.yaml"]
+    assert plan.trials[0].result()["valid"]["ndcg@10"] == figures["valid ndcg@10"]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +238,7 @@ def test_models_without_a_space_or_a_row(data, tmp_path):
     suite = suite_spec.load("table2")
     with pytest.raises(ValueError, match=r"no space is declared for Pop .*--space FILE"):
         tuning.space_file("Pop")
-    assert tuning.find_model("SASRec", suite) in suite.rows
+    assert tuning.find_model("SASRec", suite) in suite.models
     assert tuning.find_model("Caser", suite).files == ("baseline/common.yaml",)
     assert tuning.find_model("QBERT4Rec", suite).files == ()
     fdsa = tuning.find_model("FDSA", suite)

@@ -45,7 +45,7 @@ class Paired:
     significant: bool
 
 
-def gains(ranks_of_seeds: Sequence[Sequence[int]]) -> np.ndarray:
+def gains(ranks_of_seeds: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     """NDCG@10 of each user with each seed; ``[S, U]``.
 
     Args:

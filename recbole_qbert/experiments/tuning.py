@@ -1,6 +1,6 @@
 """Tuning: a small declared space, the same number of trials for every model, chosen on validation.
 
-A trial is a cell of the suites (``experiments.suites.trials``): a process of its own, a result that is kept, nothing run
+A trial is a training of the suites (``experiments.suites.trials``): a process of its own, a result that is kept, nothing run
 twice; and the trial that wins is the very training that a table needs with that seed. RecBole's HyperTuning keeps nothing
 between calls and runs all trials in one process; Optuna's samplers learn from trials, for which nine are too few. A shuffled
 grid is both: all of it with as many trials as points, a random search with fewer.
@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from recbole_qbert.config.property_files import property_file, read_yaml
-from recbole_qbert.experiments.suites import trials as cells
+from recbole_qbert.experiments.suites import trials as suite_trials
 from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite
 from recbole_qbert.recbole_integration import experiment, registry
 from recbole_qbert.utils.formatting import format_properties
@@ -38,18 +38,18 @@ class TuningTrial:
     """A point of the space and its training."""
 
     point: Point
-    cell: cells.Trial
+    training: suite_trials.Trial
 
     @property
     def score(self) -> float | None:
         """The validation metric; ``None`` while there is no result."""
-        result = self.cell.result()
+        result = self.training.result()
         return None if result is None else float(result["valid"][METRIC])
 
     @property
     def state(self) -> str:
         """``finished``, ``failed`` or ``not run`` (yet, or not to its end)."""
-        return "finished" if self.cell.result() is not None else "failed" if self.cell.failure() else "not run"
+        return "finished" if self.training.result() is not None else "failed" if self.training.failure() else "not run"
 
 
 def space_file(model: str) -> Path:
@@ -108,7 +108,7 @@ def find_model(name: str, suite: Suite, files: Sequence[str] = ()) -> ModelSpec:
         suite: where rows are looked for.
         files: property files in place of the row's.
     """
-    found = next((row for row in suite.rows if row.name == name), None) or ModelSpec(name, name, _files_of(name))
+    found = next((row for row in suite.models if row.name == name), None) or ModelSpec(name, name, _files_of(name))
     return replace(found, files=tuple(str(Path(file).resolve()) for file in files)) if files else found
 
 
@@ -121,7 +121,7 @@ def plan(
     output: Path,
     given: Mapping[str, Any],
 ) -> list[TuningTrial]:
-    """A cell for every point; checks all of it before anything is run.
+    """A training for every point; checks all of it before anything is run.
 
     Args:
         row: what is tuned.
@@ -150,11 +150,13 @@ def plan(
         rows.append(
             replace(row, name=f"{row.name} ({format_properties(point)})", settings={**row.settings, **point}, tuned="")
         )
-    made = cells.plan_runs(replace(suite, rows=tuple(rows), sweep=""), dataset, data_path, output, given, seeds=[SEED])
+    made = suite_trials.plan_runs(
+        replace(suite, models=tuple(rows), sweep=""), dataset, data_path, output, given, seeds=[SEED]
+    )
     for name, reason in made.impossible.items():
         raise ValueError(f"{name} cannot be trained on {dataset}: it {reason}")
-    _check(row, grid[0], made.cells[0])
-    return [TuningTrial(point, cell) for point, cell in zip(grid, made.cells, strict=True)]
+    _check(row, grid[0], made.trials[0])
+    return [TuningTrial(point, training) for point, training in zip(grid, made.trials, strict=True)]
 
 
 def best(trials: Sequence[TuningTrial]) -> TuningTrial | None:
@@ -192,8 +194,8 @@ def write(name: str, trials: Sequence[TuningTrial], output: Path, dataset: str, 
             {
                 "point": trial.point,
                 METRIC: trial.score,
-                "cell": trial.cell.folder.relative_to(output.resolve()).as_posix(),
-                "failed": (trial.cell.failure() or {}).get("reason"),
+                "training": trial.training.folder.relative_to(output.resolve()).as_posix(),
+                "failed": (trial.training.failure() or {}).get("reason"),
             }
             for trial in trials
         ],
@@ -214,16 +216,16 @@ def _files_of(model: str) -> tuple[str, ...]:
     return ()
 
 
-def _check(row: ModelSpec, point: Point, cell: cells.Trial) -> None:
+def _check(row: ModelSpec, point: Point, training: suite_trials.Trial) -> None:
     """Refuse before hours of training what would make them worthless.
 
     A property that the model does not know changes nothing, so all trials would be one: our own models refuse unknown
     properties by themselves, RecBole's take any. And trials are judged by a metric that must be measured.
     """
-    files = [str(cells.resolve_property_file(file)) for file in row.files]
-    settings = {key: value for key, value in cell.asked["settings"].items() if key not in point}
+    files = [str(suite_trials.resolve_property_file(file)) for file in row.files]
+    settings = {key: value for key, value in training.request["settings"].items() if key not in point}
     known = experiment.configure(
-        row.model, cell.asked["dataset"], cell.asked["data_path"], settings, files
+        row.model, training.request["dataset"], training.request["data_path"], settings, files
     ).final_config_dict
     for key in point:
         if key not in known:

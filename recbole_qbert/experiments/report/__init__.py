@@ -53,9 +53,9 @@ def write(results: Path, data_path: Path | None = None) -> Path:
     missing = [*suite.unfinished, *_absent(suite, found), *missing]
     found.append(Section("missing", "Missing", "What is missing or left out here", notes(missing)))
     paper = f"{suite.spec['paper']} of the paper · " if suite.spec["paper"] else ""
-    cells = f" · {len(suite.cells)} of {len(suite.about['cells'])} cells finished" if suite.about["cells"] else ""
+    trials = f" · {len(suite.trials)} of {len(suite.about['trials'])} trials finished" if suite.about["trials"] else ""
     what = tag("a", f"missing or left out: {len(missing)}", href="#missing") if missing else "complete"
-    subtitle = join(f"{paper}{suite.dataset}{cells} · ", what)
+    subtitle = join(f"{paper}{suite.dataset}{trials} · ", what)
     foot = "One file without outside parts. All of it works without scripts, except the search among semantic IDs."
     shown = [section for section in found if section.content]
     text = document(f"{suite.spec['title']}: {suite.dataset}", subtitle, shown, foot, style)
@@ -71,11 +71,11 @@ def _absent(suite: Suite, found: Sequence[Section]) -> list[str]:
     """A line for each part of the report that this suite should have and has not."""
     empty = {section.anchor for section in found if not section.content}
     expected = {"results": "results: table.json is missing, or of a kind that is not known here; run the suite again"}
-    if suite.about["cells"]:
+    if suite.about["trials"]:
         expected |= {
-            "curves": "learning curves: no finished cell has one",
-            "tokenizer": "tokenizer health: no finished cell has semantic IDs of its own",
-            "depth": "layers of fusion: no finished cell has a stage 1",
+            "curves": "learning curves: no finished trial has one",
+            "tokenizer": "tokenizer health: no finished trial has semantic IDs of its own",
+            "depth": "layers of fusion: no finished trial has a stage 1",
         }
     if suite.spec["sweep"]:
         expected["sweep"] = f"figure over {suite.spec['sweep']}: no row has a result"

@@ -20,40 +20,50 @@ _EXPLAINED = {
 
 def comparison(suite: Suite) -> Html:
     """Tables of both settings, legend and notes; empty without a ``table.json`` of a comparison."""
-    if not suite.lines:
+    if not suite.rows:
         return Html("")
     tables = [_table(suite, setting) for setting in SETTINGS]
     best = tag("p", "In colour: the best of the rows that were run.", class_="quiet")
-    said = [tag("span", text, class_="warn") if grave else join(text) for text, grave in suite.table.get("remarks", ())]
-    return join(*tables, best, notes(said))
+    texts = [
+        tag("span", text, class_="warn") if warning else join(text) for text, warning in suite.table.get("footnotes", ())
+    ]
+    return join(*tables, best, notes(texts))
 
 
 def _table(suite: Suite, setting: str) -> Html:
     known = suite.table
-    metrics, against = list(known["metrics"]), known.get("against") or ""
+    metrics, reference = list(known["metrics"]), known.get("reference") or ""
     best = {
         metric: max(
-            (found[metric]["mean"] for each in known["lines"] if (found := each["figures"].get(setting))), default=0.0
+            (found[metric]["mean"] for each in known["rows"] if (found := each["figures"].get(setting))), default=0.0
         )
         for metric in metrics
     }
     head = ["row", *map(metric_name, metrics), "seeds"]
-    if against:
-        head += [f"{against} - row, NDCG@10", "p"]
+    if reference:
+        head += [f"{reference} - row, NDCG@10", "p"]
     rows = []
-    for each in known["lines"]:
-        rows.append(_line(each, setting, metrics, best, against))
+    for each in known["rows"]:
+        rows.append(_line(each, setting, metrics, best, reference))
         if each["published"] and setting == "plain":  # as the paper evaluates, as far as it says
-            rows.append(_copied(each["row"], each["published"], metrics, bool(against)))
+            rows.append(_copied(each["spec"], each["published"], metrics, bool(reference)))
     copied = known.get("copied", {}) if setting == "plain" else {}
-    others = [_copied(name, figures, metrics, bool(against)) for name, figures in copied.items()]
+    others = [_copied(name, figures, metrics, bool(reference)) for name, figures in copied.items()]
     caption = join(tag("b", SETTINGS[setting][:1].upper() + SETTINGS[setting][1:]), f". {_EXPLAINED[setting]}")
     return table(caption, head, rows, others)
 
 
-def _line(each: Mapping[str, Any], setting: str, metrics: list[str], best: Mapping[str, float], against: str) -> Html:
-    columns = len(metrics) + 1 + (2 if against else 0)
-    marks = [word for word, of_it in (("tuned", each["tuned"]), ("earlier", each.get("earlier"))) if of_it]
+def _line(each: Mapping[str, Any], setting: str, metrics: list[str], best: Mapping[str, float], reference: str) -> Html:
+    columns = len(metrics) + 1 + (2 if reference else 0)
+    marks = [
+        word
+        for word, of_it in (
+            ("tuned", each["tuned"]),
+            ("earlier", each.get("earlier")),
+            ("other features", each.get("other_features")),
+        )
+        if of_it
+    ]
     name = join(each["name"], *(part for word in marks for part in (" ", tag("span", word, class_="mark"))))
     figures = each["figures"].get(setting)
     if not figures:
@@ -61,10 +71,10 @@ def _line(each: Mapping[str, Any], setting: str, metrics: list[str], best: Mappi
         return tag("tr", tag("th", name, scope="row"), reason, class_="none")
     seeds = len(each["seeds"])
     cells: list[object] = [spread(Spread(**figures[m]), best=figures[m]["mean"] == best[m]) for m in metrics]
-    cells.append(str(seeds) if seeds == each["asked"] else tag("span", f"{seeds} of {each['asked']}", class_="warn"))
-    if against:
-        cells += _test(each["tests"].get(setting), each["name"] == against)
-    return line(name, cells, "against" if each["name"] == against else None)
+    cells.append(str(seeds) if seeds == each["planned"] else tag("span", f"{seeds} of {each['planned']}", class_="warn"))
+    if reference:
+        cells += _test(each["tests"].get(setting), each["name"] == reference)
+    return line(name, cells, "reference" if each["name"] == reference else None)
 
 
 def _test(test: Mapping[str, Any] | None, itself: bool) -> list[object]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole_qbert.experiments.report import plots
 from recbole_qbert.experiments.report.plots import Curve, Plot
-from recbole_qbert.experiments.report.suite_reader import SETTINGS, Cell, Suite
+from recbole_qbert.experiments.report.suite_reader import SETTINGS, FinishedTrial, Suite
 from recbole_qbert.experiments.statistics import Spread
 
 
@@ -18,12 +18,14 @@ def metric_name(metric: str) -> str:
 
 def seeds(suite: Suite) -> list[Plot]:
     """Every seed of every row."""
-    if suite.spec["sweep"] or not suite.lines:
+    if suite.spec["sweep"] or not suite.rows:
         return []
     metric = "ndcg@10" if "ndcg@10" in suite.spec["metrics"] else suite.spec["metrics"][-1]
     rows = {
-        row: {title: [float(cell.result["test"][setting][metric]) for cell in cells] for setting, title in SETTINGS.items()}
-        for row, cells in suite.by_row()
+        row: {
+            title: [float(trial.result["test"][setting][metric]) for trial in trials] for setting, title in SETTINGS.items()
+        }
+        for row, trials in suite.by_row()
     }
     caption = f"Test {metric_name(metric)} of every seed (dots) and the mean over seeds (strokes)."
     return [plots.seeds("seeds", caption, rows, f"test {metric_name(metric)}")] if rows else []
@@ -32,7 +34,7 @@ def seeds(suite: Suite) -> list[Plot]:
 def sweep(suite: Suite) -> list[Plot]:
     """Metrics over the values of the setting that varies (figures 3 to 5)."""
     label = suite.spec["sweep"]
-    known = [line for line in suite.lines if line["figures"] and line["name"] == line["row"]]
+    known = [line for line in suite.rows if line["figures"] and line["name"] == line["spec"]]
     if not label or not known:
         return []
     made = []
@@ -51,12 +53,12 @@ def curves(suite: Suite) -> list[Plot]:
     """Validation by epoch and by seconds of training."""
     by_epoch: dict[str, list[Curve]] = {}
     by_time: dict[str, list[Curve]] = {}
-    for cell in suite.cells:
-        points = _points(cell.result.get("curve") or ())
+    for trial in suite.trials:
+        points = _points(trial.result.get("curve") or ())
         if points:
             stages, epochs, seconds, scores = zip(*points, strict=True)
-            by_epoch.setdefault(cell.row, []).append(Curve(epochs, scores, stages))
-            by_time.setdefault(cell.row, []).append(Curve(seconds, scores, stages))
+            by_epoch.setdefault(trial.row, []).append(Curve(epochs, scores, stages))
+            by_time.setdefault(trial.row, []).append(Curve(seconds, scores, stages))
     if not by_epoch:
         return []
     how = (
@@ -74,14 +76,14 @@ def curves(suite: Suite) -> list[Plot]:
 
 def depth(suite: Suite) -> list[Plot]:
     """Figure 7; rows whose shares are the same (they have the same IDs) are one."""
-    rows = same_together({row: [depth_of(cell) for cell in cells if depth_of(cell)] for row, cells in suite.by_row()})
+    rows = same_together({row: [depth_of(trial) for trial in trials if depth_of(trial)] for row, trials in suite.by_row()})
     caption = "Share of items by layers of fusion; error bars are one standard deviation over seeds."
     return [plots.depth("fusion_depth", caption, rows)] if rows else []
 
 
-def depth_of(cell: Cell) -> list[float]:
-    """Share of items at depth 1, 2, … of a finished cell; empty where stage 1 did not run."""
-    shares = ((cell.result.get("identifiers") or {}).get("injection") or {}).get("depth") or []
+def depth_of(trial: FinishedTrial) -> list[float]:
+    """Share of items at depth 1, 2, … of a finished trial; empty where stage 1 did not run."""
+    shares = ((trial.result.get("identifiers") or {}).get("injection") or {}).get("depth") or []
     return [float(share) for share in shares] if any(shares) else []
 
 

@@ -1,21 +1,19 @@
-"""Markup that cannot be broken by data: whatever is not ``Html`` is escaped."""
+"""Build markup that data cannot break: whatever is not ``Html`` is escaped."""
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
-_VOID = frozenset(("img", "input", "link", "meta", "source"))  # have no end
+from markupsafe import Markup as Html
+from markupsafe import escape
 
+__all__ = ["Html", "join", "tag"]
 
-class Html(str):
-    """Text that is markup already."""
-
-    __slots__ = ()
+_VOID = frozenset(("img", "input", "link", "meta", "source"))  # elements without an end tag
 
 
 def tag(name: str, *children: object, **attributes: Any) -> Html:
-    """One element.
+    """Build one element.
 
     Args:
         name: of the element.
@@ -23,16 +21,15 @@ def tag(name: str, *children: object, **attributes: Any) -> Html:
         attributes: escaped; ``class_`` for class, ``data_x`` for data-x; ``True`` for one without a value, ``False`` and
             ``None`` for one that is left out.
     """
-    written = []
+    written = ""
     for key, value in attributes.items():
-        if value is None or value is False:
-            continue
-        key = key.rstrip("_").replace("_", "-")
-        written.append(f" {key}" if value is True else f' {key}="{html.escape(str(value))}"')
-    opened = f"<{name}{''.join(written)}>"
+        if value is not None and value is not False:
+            key = key.rstrip("_").replace("_", "-")
+            written += f" {key}" if value is True else f' {key}="{escape(value)}"'
+    opened = f"<{name}{written}>"
     return Html(opened if name in _VOID else f"{opened}{join(*children)}</{name}>")
 
 
 def join(*children: object) -> Html:
-    """Pieces one behind the other."""
-    return Html("".join(child if isinstance(child, Html) else html.escape(str(child)) for child in children))
+    """Put pieces one behind the other."""
+    return Html("").join(children)  # type: ignore[arg-type]  # it escapes objects of any type

@@ -15,7 +15,7 @@ from recbole_qbert.utils.formatting import format_count
 def own_table(suite: Suite) -> Html:
     """Empty where ``table.json`` is missing, and for figure 6, whose numbers stand beside its plot."""
     known = suite.table
-    if "lines" in known:
+    if "rows" in known:
         return comparison(suite)
     if "statistics" in known:
         return _statistics(suite, known)

@@ -1,4 +1,4 @@
-"""The page: sections in order, styles, scripts and pictures inside, nothing from outside."""
+"""Put sections into one HTML page that loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recbole_qbert.experiments.report.html import Html, join, tag
+from jinja2 import Environment
+
+from recbole_qbert.experiments.report.html import Html, tag
 from recbole_qbert.experiments.report.plots import Plot
 
 _HERE = Path(__file__).resolve().parent
@@ -24,8 +26,8 @@ class Section:
     content: Html
 
 
-def document(title: str, subtitle: object, sections: Sequence[Section], foot: object, style: str = "") -> Html:
-    """The whole file.
+def document(title: str, subtitle: object, sections: Sequence[Section], foot: object, style: str = "") -> str:
+    """Fill the template ``page.html``; styles, scripts and pictures are inside the page.
 
     Args:
         title: of the page.
@@ -34,31 +36,17 @@ def document(title: str, subtitle: object, sections: Sequence[Section], foot: ob
         foot: the last line.
         style: CSS rules besides those of ``page.css``.
     """
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    css, script, template = ((_HERE / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js", "html"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The browser itself then refuses whatever is not in this file: other addresses, and scripts that data brought along.
     policy = (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    head = join(
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", title),
-        Html(f"<style>{(_HERE / 'page.css').read_text(encoding='utf-8')}{style}</style>"),
+    page = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True).from_string(template)
+    return page.render(
+        title=title, subtitle=subtitle, sections=sections, foot=foot, policy=policy, css=css, style=style, script=script
     )
-    menu = [tag("a", section.short, href=f"#{section.anchor}") for section in sections]
-    parts = [tag("section", tag("h2", section.title), section.content, id=section.anchor) for section in sections]
-    body = join(
-        tag("header", tag("h1", title), tag("p", subtitle, class_="quiet")),
-        tag("nav", tag("div", *menu)),
-        tag("main", *parts),
-        tag("footer", tag("p", foot)),
-        Html(f"<script>{script}</script>"),
-    )
-    return join(Html('<!doctype html>\n<html lang="en">'), tag("head", head), tag("body", body), Html("</html>\n"))
 
 
 def gallery(plots: Sequence[Plot], *beside: Html) -> Html:

@@ -1,4 +1,4 @@
-"""The parts of the page besides the results: one function each, from what a suite's cells say."""
+"""The parts of the page besides the results: one function each, from what a suite's trials say."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from recbole_qbert.experiments.report.html import Html, join, tag
 from recbole_qbert.experiments.report.html_tables import NOTHING, facts, line, mean_of, spread, table
 from recbole_qbert.experiments.report.page import gallery
 from recbole_qbert.experiments.report.plots import Plot
-from recbole_qbert.experiments.report.suite_reader import Cell, Suite
+from recbole_qbert.experiments.report.suite_reader import FinishedTrial, Suite
 from recbole_qbert.experiments.statistics import Spread
-from recbole_qbert.experiments.suites.suite_spec import PRIOR
+from recbole_qbert.experiments.suites.suite_spec import COOCCURRENCE
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.utils.formatting import format_share
 
@@ -24,8 +24,8 @@ from recbole_qbert.utils.formatting import format_share
 def cost(suite: Suite) -> Html:
     """What training and testing took: mean over seeds."""
     rows = []
-    for row, cells in suite.by_row():
-        results = [cell.result for cell in cells]
+    for row, trials in suite.by_row():
+        results = [trial.result for trial in trials]
         seconds = [result["seconds"] for result in results]
         epochs = [len(result["curve"]) for result in results]
         each = [known["training"] / count for known, count in zip(seconds, epochs, strict=True) if count]
@@ -48,9 +48,9 @@ def cost(suite: Suite) -> Html:
 
 
 def health(suite: Suite) -> Html:
-    """Tokenizer health; rows whose cells have the same figures stand together."""
+    """Tokenizer health; rows whose trials have the same figures stand together."""
     groups = figures.same_together(
-        {row: [one for cell in cells if (one := _code_sets(cell))] for row, cells in suite.by_row()}
+        {row: [one for trial in trials if (one := _code_sets(trial))] for row, trials in suite.by_row()}
     )
     rows = [
         line(name, [tag("b", code_set[0]["code_set"]), *_health(code_set)])
@@ -98,7 +98,7 @@ def _health(several: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def depth(suite: Suite, plots: list[Plot]) -> Html:
     """Figure 7, and its numbers."""
-    known = {row: [figures.depth_of(cell) for cell in cells if figures.depth_of(cell)] for row, cells in suite.by_row()}
+    known = {row: [figures.depth_of(trial) for trial in trials if figures.depth_of(trial)] for row, trials in suite.by_row()}
     lines = [
         line(row, [_median(runs), mean_of((sum(d * s for d, s in enumerate(run, 1)) for run in runs), 2), len(runs)])
         for row, runs in figures.same_together(known).items()
@@ -142,55 +142,57 @@ def embeddings(suite: Suite, plots: list[Plot]) -> Html:
 
 
 def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]]:
-    """The semantic-ID explorer of one cell: the row that tests are about, its first seed.
+    """The semantic-ID explorer of one trial: the row that tests are about, its first seed.
 
     Returns:
-        ``(markup, style, what is missing or left out)``; the markup is empty where no cell keeps IDs.
+        ``(markup, style, what is missing or left out)``; the markup is empty where no trial keeps IDs.
     """
     found = _cell_with_ids(suite)
     if found is None:
-        return Html(""), "", ["semantic-ID explorer: no finished cell keeps a .sid file"] if suite.about["cells"] else []
-    cell, path = found
+        return Html(""), "", ["semantic-ID explorer: no finished trial keeps a .sid file"] if suite.about["trials"] else []
+    trial, path = found
     try:
         ids = semantic_ids.load(path)
     except ValueError as error:
         return Html(""), "", [f"semantic-ID explorer: {error}"]
-    names = [known["code_set"] for known in _code_sets(cell)]
+    names = [known["code_set"] for known in _code_sets(trial)]
     catalog = Catalog.read(data_path, suite.dataset, ids.items)
     made = explore.explorer(ids, names, catalog)
     intro = tag(
         "p",
         "Items whose IDs begin alike, code by code: how many they are, words that their titles share, pictures where there "
-        f"are any. IDs of row {cell.row}, seed {cell.seed}; every seed makes its own. Open a code to see its items.",
+        f"are any. IDs of row {trial.row}, seed {trial.seed}; every seed makes its own. Open a code to see its items.",
     )
     field = tag("input", type="search", placeholder="words of a title, an item token, or <a_170>", aria_label="Find items")
     search = tag("form", field, tag("output", class_="quiet"), id="find", hidden=True)
     return join(intro, search, made.markup), made.style, [*catalog.missing, *made.notes]
 
 
-def _cell_with_ids(suite: Suite) -> tuple[Cell, Path] | None:
-    for cell in sorted(suite.cells, key=lambda cell: cell.row != suite.spec["against"].removesuffix(PRIOR)):
-        path = cell.folder / str(cell.result.get("sid"))
+def _cell_with_ids(suite: Suite) -> tuple[FinishedTrial, Path] | None:
+    for trial in sorted(suite.trials, key=lambda trial: trial.row != suite.spec["reference"].removesuffix(COOCCURRENCE)):
+        path = trial.folder / str(trial.result.get("sid"))
         if path.is_file():
-            return cell, path
+            return trial, path
     return None
 
 
 def environment(suite: Suite) -> Html:
-    """Machine, versions, revision and command; and by which revisions and machines the cells were made."""
+    """Machine, versions, revision and command; and by which revisions and machines the trials were made."""
     about = suite.about
-    made_by = Counter((str(cell.result.get("revision")), _machine(cell.result.get("machine") or {})) for cell in suite.cells)
+    made_by = Counter(
+        (str(trial.result.get("revision")), _machine(trial.result.get("machine") or {})) for trial in suite.trials
+    )
     known = {
         "command": tag("code", about["command"]) if about.get("command") else NOTHING,
         "table made with revision": about.get("revision"),
         "table made on": _machine(about.get("machine") or {}),
         "versions": about.get("versions") or {},
         **{
-            f"{count} cell{'s' * (count > 1)} by revision": f"{revision}, on {machine}"
+            f"{count} trial{'s' * (count > 1)} by revision": f"{revision}, on {machine}"
             for (revision, machine), count in made_by.items()
         },
-        "seeds": ", ".join(map(str, dict.fromkeys(cell.seed for cell in suite.cells))),
-        "settings of every row": (suite.spec.get("shared") or {}) | about.get("given", {}),
+        "seeds": ", ".join(map(str, dict.fromkeys(trial.seed for trial in suite.trials))),
+        "settings of every row": (suite.spec.get("shared") or {}) | about.get("overrides", {}),
     }
     return facts(known)
 
@@ -205,6 +207,6 @@ def _machine(known: Mapping[str, Any]) -> str:
     )
 
 
-def _code_sets(cell: Cell) -> list[Mapping[str, Any]]:
-    found = ((cell.result.get("identifiers") or {}).get("semantic_ids") or {}).get("code_sets")
+def _code_sets(trial: FinishedTrial) -> list[Mapping[str, Any]]:
+    found = ((trial.result.get("identifiers") or {}).get("semantic_ids") or {}).get("code_sets")
     return found or []

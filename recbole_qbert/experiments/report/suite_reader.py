@@ -1,4 +1,4 @@
-"""What lies in the folder of a suite and in its cells, as a report needs it."""
+"""What lies in the folder of a suite and in its trials, as a report needs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS = {"history_excluded": "history left out", "plain": "as RecBole evaluat
 
 
 @dataclass(frozen=True)
-class Cell:
+class FinishedTrial:
     """A finished training: its row's name, seed, folder and ``cell.json``."""
 
     row: str
@@ -32,7 +32,7 @@ class Suite:
         about: ``suite.json``.
         table: ``table.json``; empty where there is none.
         embedding: ``embedding.json`` (figure 6); empty where there is none.
-        cells: the finished ones, in the order of rows and seeds.
+        trials: the finished ones, in the order of rows and seeds.
         unfinished: what is expected and not there, one line each.
     """
 
@@ -40,7 +40,7 @@ class Suite:
     about: Mapping[str, Any]
     table: Mapping[str, Any]
     embedding: Mapping[str, Any]
-    cells: tuple[Cell, ...]
+    trials: tuple[FinishedTrial, ...]
     unfinished: tuple[str, ...]
 
     @property
@@ -54,19 +54,19 @@ class Suite:
         return str(self.about["dataset"])
 
     @property
-    def lines(self) -> list[Mapping[str, Any]]:
+    def rows(self) -> list[Mapping[str, Any]]:
         """Lines of a comparison; none of another kind of table."""
-        return self.table.get("lines") or []
+        return self.table.get("rows") or []
 
     @property
     def output(self) -> Path:
         """The folder of all results."""
         return self.folder.parents[2]
 
-    def by_row(self) -> Iterator[tuple[str, list[Cell]]]:
-        """Rows that have finished cells, with these."""
-        for row in dict.fromkeys(cell.row for cell in self.cells):
-            yield row, [cell for cell in self.cells if cell.row == row]
+    def by_row(self) -> Iterator[tuple[str, list[FinishedTrial]]]:
+        """Rows that have finished trials, with these."""
+        for row in dict.fromkeys(trial.row for trial in self.trials):
+            yield row, [trial for trial in self.trials if trial.row == row]
 
 
 def read(folder: Path) -> Suite:
@@ -82,22 +82,22 @@ def read(folder: Path) -> Suite:
         hint = f"it holds {', '.join(near)}: name one of these" if near else "run a benchmark suite first"
         raise FileNotFoundError(f"{folder} has no suite.json, so it is no folder of a suite's results; {hint}")
     about = _json(folder / "suite.json")
-    if not {"suite", "dataset", "cells"} <= set(about):
-        raise ValueError(f"{folder / 'suite.json'} lacks suite, dataset or cells; run the suite again to write it anew")
-    order = {row["name"]: number for number, row in enumerate(about["suite"].get("rows", ()))}
-    cells, unfinished = [], []
-    for known in sorted(about["cells"], key=lambda known: (order.get(known["row"], len(order)), known["seed"])):
+    if not {"suite", "dataset", "trials"} <= set(about):
+        raise ValueError(f"{folder / 'suite.json'} lacks suite, dataset or trials; run the suite again to write it anew")
+    order = {row["name"]: number for number, row in enumerate(about["suite"].get("models", ()))}
+    trials, unfinished = [], []
+    for known in sorted(about["trials"], key=lambda known: (order.get(known["model"], len(order)), known["seed"])):
         at = folder.parents[2] / known["path"]
         if (at / "cell.json").exists():
-            cells.append(Cell(known["row"], known["seed"], at, _json(at / "cell.json")))
+            trials.append(FinishedTrial(known["model"], known["seed"], at, _json(at / "cell.json")))
             continue
         failed = _json(at / "failed.json") if (at / "failed.json").exists() else None
         reason = f"failed: {failed['reason']} (log: {known['path']}/log.txt)" if failed else "not run yet"
-        unfinished.append(f"{known['row']}, seed {known['seed']}: {reason}")
+        unfinished.append(f"{known['model']}, seed {known['seed']}: {reason}")
     unfinished += [f"{row}: not possible on this data set: {reason}" for row, reason in about.get("impossible", {}).items()]
     optional = {name: folder / f"{name}.json" for name in ("table", "embedding")}
     found = {name: _json(path) if path.exists() else {} for name, path in optional.items()}
-    return Suite(folder, about, found["table"], found["embedding"], tuple(cells), tuple(unfinished))
+    return Suite(folder, about, found["table"], found["embedding"], tuple(trials), tuple(unfinished))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Rows against rows: means and spread over seeds, paired tests, the paper's figures beside."""
+"""Compare the models of a suite: means and spread over seeds, paired tests, the paper's figures beside them."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,44 +18,45 @@ from recbole_qbert.experiments.suites.trials import RunPlan, Trial
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        name: of ``spec.lines``: the row's, with ``+ prior`` behind it where the co-occurrence prior is added.
-        row: the suite's row.
-        model: its model.
-        tuned: where a file of the ``tune`` command was used, out of how many trials, on which data set, and of which row if
-            of another; else empty.
-        seeds: that have a result.
-        asked: that were asked for.
-        figures: setting -> metric -> spread; empty where no seed has a result.
-        tests: setting -> test against ``Comparison.against``; none of that row itself, or of other test users.
+        name: the model's name, with ``+ co-occurrence`` behind it where the prior is added.
+        spec: name of the suite's ``ModelSpec``.
+        model: its registered name.
+        tuned: how many trials of the ``tune`` command its settings were chosen from, on which data set, and for which model
+            if for another; empty if it was not tuned.
+        seeds: those that have a result.
+        planned: how many seeds were requested.
+        figures: evaluation -> metric -> spread; empty where no seed has a result.
+        tests: evaluation -> test against ``Comparison.reference``; none of that row itself, or of other test users.
         depth: share of items that end after each layer of stage 1, mean over seeds; ``None`` without stage 1.
-        parameters: of the model, frozen ones, too.
-        items: that were ranked.
-        users: that were tested.
+        parameters: of the model, with frozen ones.
+        items: how many were ranked.
+        users: how many were tested.
         epochs: mean over seeds, of the last stage.
-        revisions: of the code that its cells were run with, where known.
-        published: the paper's figures of the row, by metric.
+        revisions: of the code that the trials were run with, where they are recorded.
+        published: the paper's figures of this model, by metric.
         failed: seed -> reason.
-        impossible: why the row cannot be run on this data set.
+        impossible: why the model cannot be trained on this data set.
         note: of the suite file.
-        earlier: of an earlier table, which had more seeds than there are here.
-        as_asked: its cells have the configuration that is asked for now; of an earlier line that is not sure.
-        key: of its cells' configuration and data; empty in tables of before it was kept.
-        validated: of ``spec.EVALUATIONS``, by which epochs and prior were chosen; empty in such tables.
-        kept: properties that were given for all rows, and have the row's own value here, or in one of its stages.
-        without_prior: seeds whose results lack the prior that a line below this one is of.
-        unknown: properties that were given for all rows, and mean nothing to the row's model.
+        earlier: the row is of an earlier table, which had more seeds than there are here.
+        same_settings: its trials have the configuration that is requested now; not certain for a row of an earlier table.
+        key: hash of the trials' configuration and data; empty in tables of before it was recorded.
+        validated: the evaluation, of ``suite_spec.EVALUATIONS``, that chose epochs and prior; empty in such tables.
+        own_settings: properties that were given for all models, and have the model's own value here or in one of its stages.
+        without_prior: seeds whose results lack the prior that the next row shows.
+        unknown: properties that were given for all models, and that this model does not read.
         capped: seeds that ran all of the epochs, if several, that the property ``epochs`` allows.
+        other_features: with which features the trials were made, if not with those that the data set has now; else empty.
     """
 
     name: str
-    row: str
+    spec: str
     model: str
     tuned: str = ""
     seeds: tuple[int, ...] = ()
-    asked: int = 0
+    planned: int = 0
     figures: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict)
     tests: Mapping[str, Paired] = field(default_factory=dict)
     depth: Sequence[float] | None = None
@@ -68,165 +70,183 @@ class ResultRow:
     impossible: str | None = None
     note: str = ""
     earlier: bool = False
-    as_asked: bool = True
+    same_settings: bool = True
     key: str = ""
     validated: str = ""
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    own_settings: Mapping[str, Any] = field(default_factory=dict)
     without_prior: tuple[int, ...] = ()
     unknown: tuple[str, ...] = ()
     capped: tuple[int, ...] = ()
+    other_features: str = ""
 
     @classmethod
-    def of(cls, known: Mapping[str, Any]) -> ResultRow:
-        """A line of an earlier ``table.json``."""
+    def of(cls, row: Mapping[str, Any]) -> ResultRow:
+        """Read a row of an earlier ``table.json``."""
         figures = {
             setting: {metric: Spread(**spread) for metric, spread in metrics.items()}
-            for setting, metrics in known["figures"].items()
+            for setting, metrics in row["figures"].items()
         }
-        tests = {setting: Paired(**test) for setting, test in known["tests"].items()}
-        lists = {n: tuple(known.get(n, ())) for n in ("seeds", "revisions", "without_prior", "unknown", "capped")}
-        failed = {int(seed): reason for seed, reason in known["failed"].items()}
-        return cls(**{**known, **lists, "figures": figures, "tests": tests, "failed": failed, "earlier": True})
+        tests = {setting: Paired(**test) for setting, test in row["tests"].items()}
+        lists = {n: tuple(row.get(n, ())) for n in ("seeds", "revisions", "without_prior", "unknown", "capped")}
+        failed = {int(seed): reason for seed, reason in row["failed"].items()}
+        return cls(**{**row, **lists, "figures": figures, "tests": tests, "failed": failed, "earlier": True})
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table: what was run, ``copied``, the paper's rows that were not (row -> metric -> number), what was ``given``."""
+    """The table.
+
+    Attributes:
+        suite: name of the suite.
+        title: title of the table.
+        paper: the paper's table or figure.
+        dataset: name of the data set.
+        metrics: columns.
+        reference: the row that tests compare all others with.
+        sources: data sets that models were pretrained on.
+        rows: in order.
+        copied: figures that the paper prints and that have no row here: model -> metric -> number.
+        overrides: properties from the command line.
+    """
 
     suite: str
     title: str
     paper: str
     dataset: str
     metrics: tuple[str, ...]
-    against: str
+    reference: str
     sources: tuple[str, ...]
-    lines: tuple[ResultRow, ...]
+    rows: tuple[ResultRow, ...]
     copied: Mapping[str, Mapping[str, float]]
-    given: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compare(plan: RunPlan) -> Comparison:
-    """Read the finished cells of a suite; the same cells give the same comparison, whenever they were run."""
-    suite, known = plan.suite, suite_spec.published(plan.suite.name, plan.dataset)
-    cells: dict[str, list[Trial]] = {}
-    for cell in plan.shown:
-        cells.setdefault(cell.row.name, []).append(cell)
-    other, its_prefix = suite_spec.lines(suite.rows).get(suite.against, ("", ""))
-    opponents = {} if _earlier(plan, other, cells) else _users(cells.get(other, []), its_prefix)
-    lines: list[ResultRow] = []
-    for row in suite.rows:
-        kept = _kept(row, plan.given)
-        common: dict[str, Any] = {"row": row.name, "model": row.model, "note": row.note, "kept": kept}
-        common["published"] = known.get(row.name, {})
-        before = _earlier(plan, row.name, cells)
-        if row.name in plan.impossible:
-            lines.append(ResultRow(row.name, **common, impossible=plan.impossible[row.name]))
-        elif before:
-            lines += before
-        elif row.name in cells:
-            for name, (_, prefix) in suite_spec.lines([row]).items():
-                line = _line(name, cells[row.name], prefix, common, plan, {} if name == suite.against else opponents)
-                if line.seeds or not prefix:
-                    lines.append(line)
-    copied = {name: figures for name, figures in known.items() if name not in {line.row for line in lines}}
-    about = (suite.name, suite.title, suite.paper, plan.dataset, suite.metrics, suite.against, plan.sources)
-    return Comparison(*about, tuple(lines), copied, plan.given)
+    """Read the finished trials of a suite; the same trials give the same comparison, whenever they were run."""
+    suite, published = plan.suite, suite_spec.published(plan.suite.name, plan.dataset)
+    shown: dict[str, list[Trial]] = {}
+    for trial in plan.shown:
+        shown.setdefault(trial.spec.name, []).append(trial)
+    planned = Counter(trial.spec.name for trial in plan.trials)
+    reference, prefix = suite_spec.table_rows(suite.models).get(suite.reference, ("", ""))
+    opponents = {} if _earlier(plan, reference, shown) else _gains(shown.get(reference, []), prefix)
+    rows: list[ResultRow] = []
+    for spec in suite.models:
+        common: dict[str, Any] = {
+            "spec": spec.name, "model": spec.model, "note": spec.note, "published": published.get(spec.name, {}),
+            "own_settings": _own_settings(spec, plan.overrides),
+        }  # fmt: skip
+        earlier = _earlier(plan, spec.name, shown)
+        if spec.name in plan.impossible:
+            rows.append(ResultRow(spec.name, **common, impossible=plan.impossible[spec.name]))
+        elif earlier:
+            rows += earlier
+        elif spec.name in shown:
+            outdated = shown[spec.name][0] in plan.outdated and shown[spec.name][0].result()
+            common |= {"planned": planned[spec.name], "other_features": outdated["features"] if outdated else ""}
+            for name, (_, prefix) in suite_spec.table_rows([spec]).items():
+                row = _row(name, shown[spec.name], prefix, common, plan, {} if name == suite.reference else opponents)
+                if row.seeds or not prefix:
+                    rows.append(row)
+    copied = {name: figures for name, figures in published.items() if name not in {row.spec for row in rows}}
+    about = (suite.name, suite.title, suite.paper, plan.dataset, suite.metrics, suite.reference, plan.sources)
+    return Comparison(*about, tuple(rows), copied, plan.overrides)
 
 
-def _earlier(plan: RunPlan, row: str, cells: Mapping[str, Sequence[Trial]]) -> list[ResultRow]:
-    """Lines of a row in an earlier table, while seeds are missing here and there are more of them there."""
-    finished = sum(cell.result() is not None for cell in cells.get(row, []))
-    if finished and finished == len(cells[row]):
+def _earlier(plan: RunPlan, name: str, trials: Mapping[str, Sequence[Trial]]) -> list[ResultRow]:
+    """Return a model's rows of an earlier table, while seeds are missing here and there are more of them there."""
+    finished = sum(trial.result() is not None for trial in trials.get(name, []))
+    if finished and finished == len(trials[name]):
         return []
-    known = [line for line in plan.earlier.get("lines", []) if line["row"] == row and len(line["seeds"]) > finished]
-    same = plan.earlier.get("against") == plan.suite.against
-    now = {cell.asked["key"] for cell in plan.cells if cell.row.name == row} if known else set()
+    rows = [row for row in plan.previous_table.get("rows", []) if row["spec"] == name and len(row["seeds"]) > finished]
+    same = plan.previous_table.get("reference") == plan.suite.reference
+    now = {trial.request["key"] for trial in plan.trials if trial.spec.name == name} if rows else set()
     return [
-        replace(ResultRow.of(line if same else {**line, "tests": {}}), as_asked=line.get("key") in now) for line in known
+        replace(ResultRow.of(row if same else {**row, "tests": {}}), same_settings=row.get("key") in now) for row in rows
     ]
 
 
-def _kept(row: ModelSpec, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that a row, or one of its stages, has in place of those that are given for all."""
-    own = [("", row.settings), *((f" (stage {number})", stage) for number, stage in enumerate(row.stages, 1))]
+def _own_settings(spec: ModelSpec, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a model, or one of its stages, has in place of those that are given for all."""
+    own = [("", spec.settings), *((f" (stage {number})", stage) for number, stage in enumerate(spec.stages, 1))]
     return {
         f"{key}{where}": settings[key]
         for where, settings in own
-        for key, value in given.items()
+        for key, value in overrides.items()
         if key in settings and settings[key] != value
     }
 
 
-def _tuned(plan: RunPlan, cell: Trial) -> str:
-    """``4 trials on X``, ``4 trials of the row default on X, but for KEY``: settings of the ``tune`` command; or empty."""
-    if not cell.asked["tuned"]:
+def _tuned(plan: RunPlan, trial: Trial) -> str:
+    """Describe settings of the ``tune`` command: ``4 trials of QBERT4Rec on X, but for KEY``; empty without them."""
+    if not trial.request["tuned"]:
         return ""
-    path = plan.output / cell.asked["tuned"]
-    trials = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) if path.with_suffix(".json").exists() else []
-    done = sum(trial["ndcg@10"] is not None for trial in trials)
-    whose = "" if path.stem == cell.row.name else f" of the row {path.stem}"
-    but = f", but for {', '.join(cell.asked['overridden'])}" if cell.asked["overridden"] else ""
-    return f"{done or 'unknown'} trials{whose} on {path.parent.name}{but}"
+    path = plan.output / trial.request["tuned"]
+    tried = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) if path.with_suffix(".json").exists() else []
+    count = sum(each["ndcg@10"] is not None for each in tried)
+    whose = "" if path.stem == trial.spec.name else f" of {path.stem}"
+    but = f", but for {', '.join(trial.request['overridden'])}" if trial.request["overridden"] else ""
+    return f"{count or 'unknown'} trials{whose} on {path.parent.name}{but}"
 
 
-def _line(
-    name: str, cells: Sequence[Trial], prefix: str, common: Mapping[str, Any], plan: RunPlan, opponents: Mapping[str, Any]
+def _row(
+    name: str, trials: Sequence[Trial], prefix: str, common: Mapping[str, Any], plan: RunPlan, opponents: Mapping[str, Any]
 ) -> ResultRow:
-    """The line of a row, or of the row with its prior."""
-    results = [(cell, result) for cell in cells if (result := cell.result()) is not None]
-    failed = {cell.seed: found["reason"] for cell in cells if cell.result() is None and (found := cell.failure())}
+    """Make the row of a model, or, with a prefix, of the model with its prior."""
+    results = [(trial, result) for trial in trials if (result := trial.result()) is not None]
+    failed = {trial.seed: failure["reason"] for trial in trials if trial.result() is None and (failure := trial.failure())}
     if prefix:
-        results = [(cell, result) for cell, result in results if _has(cell, result, prefix)]
-        common, failed = {**common, "note": "", "published": {}, "kept": {}}, {}
+        results = [(trial, result) for trial, result in results if _has_prefix(trial, result, prefix)]
+        common, failed = {**common, "note": "", "published": {}, "own_settings": {}}, {}
     if not results:
-        return ResultRow(name, **common, asked=len(cells), failed=failed)
+        return ResultRow(name, **common, failed=failed)
     if not prefix:
-        common = {**common, **_remarkable(cells[0], results)}
+        common = {**common, **_peculiarities(trials[0], results)}
     figures = {
         setting: {
             metric: Spread.of(r["test"][prefix + setting][metric] for _, r in results) for metric in plan.suite.metrics
         }
         for setting in suite_spec.EVALUATIONS
     }
-    own = _users([cell for cell, _ in results], prefix)
+    own = _gains([trial for trial, _ in results], prefix)
     tests = {}
     if opponents and np.array_equal(own["users"], opponents["users"]):
         tests = {setting: paired(opponents[setting], own[setting]) for setting in suite_spec.EVALUATIONS}
     first = results[0][1]
-    depths = [found["depth"] for _, r in results if (found := (r["identifiers"] or {}).get("injection"))]
+    depths = [injection["depth"] for _, r in results if (injection := (r["identifiers"] or {}).get("injection"))]
     return ResultRow(
-        name, **common, tuned=_tuned(plan, cells[0]), seeds=tuple(cell.seed for cell, _ in results), asked=len(cells),
+        name, **common, tuned=_tuned(plan, trials[0]), seeds=tuple(trial.seed for trial, _ in results),
         figures=figures, tests=tests, depth=np.mean(depths, 0).tolist() if depths and not prefix else None, failed=failed,
         parameters=first["parameters"], items=first["items"], users=first["users"],
         epochs=float(np.mean([r["epochs"] for _, r in results])),
-        revisions=tuple(sorted({r["revision"] for _, r in results if r["revision"]})), key=cells[0].asked["key"],
-        validated=cells[0].asked["validated"],
+        revisions=tuple(sorted({r["revision"] for _, r in results if r["revision"]})), key=trials[0].request["key"],
+        validated=trials[0].request["validated"],
     )  # fmt: skip
 
 
-def _remarkable(first: Trial, results: Sequence[tuple[Trial, Mapping[str, Any]]]) -> dict[str, tuple[Any, ...]]:
-    """Of a row's line, what a reader must know besides its figures."""
-    lacks_prior = first.row.prior and not first.asked["prior_inside"]
+def _peculiarities(first: Trial, results: Sequence[tuple[Trial, Mapping[str, Any]]]) -> dict[str, tuple[Any, ...]]:
+    """Return what a reader must know of a model's row besides its figures."""
+    lacks_prior = first.spec.prior and not first.request["prior_inside"]
     return {
-        "unknown": tuple(first.asked["unknown"]),
-        "capped": tuple(cell.seed for cell, result in results if result["epochs"] >= first.asked["most_epochs"] > 1),
-        "without_prior": tuple(cell.seed for cell, r in results if lacks_prior and not _has(cell, r, "prior_")),
+        "unknown": tuple(first.request["unknown"]),
+        "capped": tuple(trial.seed for trial, result in results if result["epochs"] >= first.request["most_epochs"] > 1),
+        "without_prior": tuple(trial.seed for trial, r in results if lacks_prior and not _has_prefix(trial, r, "prior_")),
     }
 
 
-def _has(cell: Trial, result: Mapping[str, Any], prefix: str) -> bool:
-    """Whether a result has a line's figures: a prior counts if it was fitted under the rule of the row's validation.
+def _has_prefix(trial: Trial, result: Mapping[str, Any], prefix: str) -> bool:
+    """Tell whether a result has a row's figures; a prior counts if it was fitted under the protocol of validation.
 
-    Once all priors were fitted with the history in the ranking, and no rule was kept.
+    The first priors were fitted with the history in the ranking, and their results name no protocol (``rule``).
     """
     there = f"{prefix}plain" in result["test"]
-    return there and (not prefix or (result.get("prior") or {}).get("rule", "plain") == cell.asked["validated"])
+    return there and (not prefix or (result.get("prior") or {}).get("rule", "plain") == trial.request["validated"])
 
 
-def _users(cells: Sequence[Trial], prefix: str) -> dict[str, np.ndarray]:
-    """Gains by setting, ``[S, U]``, and the ``users``; empty without a result."""
-    ranks = [cell.ranks() for cell in cells if (result := cell.result()) is not None and _has(cell, result, prefix)]
+def _gains(trials: Sequence[Trial], prefix: str) -> dict[str, np.ndarray]:
+    """Return gains by evaluation, ``[S, U]``, and the ``users``; empty without a result."""
+    ranks = [trial.ranks() for trial in trials if (result := trial.result()) and _has_prefix(trial, result, prefix)]
     if not ranks:
         return {}
-    found = {setting: gains([one[prefix + setting].tolist() for one in ranks]) for setting in suite_spec.EVALUATIONS}
-    return found | {"users": ranks[0]["users"]}
+    by_evaluation = {name: gains([each[prefix + name] for each in ranks]) for name in suite_spec.EVALUATIONS}
+    return by_evaluation | {"users": ranks[0]["users"]}

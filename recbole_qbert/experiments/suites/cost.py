@@ -54,7 +54,7 @@ MODELS = (*OURS, *THEIRS)
 OPTIONS = ("models", "batches", "rounds", "device")  # of ``measure``
 
 # Parameters with an entry a catalog item, ours and RecBole's.
-_PER_ITEM = ("rows", "item_embedding.weight", "output_bias")
+_PER_ITEM = ("item_embedding", "item_embedding.weight", "output_bias")
 _TRAINING_BATCH = 256  # QBERT4Rec's train_batch_size; RecBole's models have no cost a batch
 _ROWS_COUNTED = 4  # operations are proportional to rows; a few keep the logits over a large catalog small
 _WARM_UP = 3

@@ -141,18 +141,20 @@ def plane(found: Mapping[str, np.ndarray], method: str = "pca", shown: int = SHO
     return {"method": method, "axes": axes, "points": points}
 
 
-def of_cell(cell: Path) -> dict[str, np.ndarray]:
-    """``vectors`` of a finished cell (``cell.json``, ``config.json``, the folder of its IDs).
+def of_cell(trial: Path) -> dict[str, np.ndarray]:
+    """``vectors`` of a finished trial (``cell.json``, ``config.json``, the folder of its IDs).
 
     Raises:
-        FileNotFoundError: the cell keeps no semantic IDs, or its features are gone.
+        FileNotFoundError: the trial keeps no semantic IDs, or its features are gone.
         ValueError: as ``vectors``.
     """
-    dataset = json.loads((cell / "config.json").read_text(encoding="utf-8"))["dataset"]
-    result = json.loads((cell / "cell.json").read_text(encoding="utf-8"))
-    made = (cell / str(result.get("sid"))).parent
+    dataset = json.loads((trial / "config.json").read_text(encoding="utf-8"))["dataset"]
+    result = json.loads((trial / "cell.json").read_text(encoding="utf-8"))
+    made = (trial / str(result.get("sid"))).parent
     if not (made / f"{dataset}.quantizer.safetensors").is_file():
-        raise FileNotFoundError(f"{cell.parent.name}/{cell.name} keeps no {dataset}.quantizer.safetensors: no semantic IDs")
+        raise FileNotFoundError(
+            f"{trial.parent.name}/{trial.name} keeps no {dataset}.quantizer.safetensors: no semantic IDs"
+        )
     folder = (result.get("identifiers") or {}).get("features", {}).get("folder")
     return vectors(made, Path(folder) if folder else made, dataset)
 
@@ -161,20 +163,20 @@ def measure(rows: Mapping[str, Sequence[Path]], method: str = "pca", shown: int 
     """Figure 6 of several rows of a suite.
 
     Args:
-        rows: row -> its finished cells, one a seed.
+        rows: row -> its finished trials, one a seed.
         method: as for ``plane``.
         shown: as for ``plane``.
 
     Returns:
-        row -> what ``plane`` gives of the first cell, ``seeds``, and ``distances``: pair -> ``mean`` and ``other_items``
+        row -> what ``plane`` gives of the first trial, ``seeds``, and ``distances``: pair -> ``mean`` and ``other_items``
         (over seeds), ``sd`` (of the mean, ``None`` of one seed), ``items``; of a row that cannot be measured its ``reason``.
     """
     result: dict[str, Any] = {}
-    for row, cells in rows.items():
+    for row, trials in rows.items():
         try:
-            found = [of_cell(cell) for cell in cells]
+            found = [of_cell(trial) for trial in trials]
             if not found:
-                raise ValueError("no finished cell")
+                raise ValueError("no finished trial")
             result[row] = {**plane(found[0], method, shown), "seeds": len(found), "distances": _over_seeds(found)}
         except (OSError, ValueError) as error:
             result[row] = {"reason": str(error)}
@@ -196,8 +198,8 @@ def table(measured: Mapping[str, Any]) -> str:
         if "reason" in known:
             lines.append(f"| {row} | " + " | ".join([f"not measured: {known['reason']}", *[""] * (len(pairs) - 1)]) + " |")
             continue
-        cells = [known["distances"].get(pair) for pair in pairs]
-        lines.append(f"| {row} | " + " | ".join(_cell(cell) if cell else "" for cell in cells) + " |")
+        trials = [known["distances"].get(pair) for pair in pairs]
+        lines.append(f"| {row} | " + " | ".join(_cell(trial) if trial else "" for trial in trials) + " |")
     return "\n".join(lines) + "\n"
 
 

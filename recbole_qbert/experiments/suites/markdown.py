@@ -1,168 +1,186 @@
-"""Comparisons as Markdown; no times and no paths in it, so that the same cells give the same bytes."""
+"""Write comparisons as Markdown, without times and paths, so that the same trials give the same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from recbole_qbert.experiments.statistics import Paired
 from recbole_qbert.experiments.suites.comparison import Comparison, ResultRow
 from recbole_qbert.utils.formatting import format_properties, format_share
 
 TITLES = {"plain": "As RecBole evaluates", "history_excluded": "Items of the history left out, for every model"}
+OTHER_FEATURES = " \N{DAGGER}"  # behind the name of a row
 
 
-def markdown(comparison: Comparison, said: Sequence[tuple[str, bool]], depth: bool) -> list[str]:
-    """Lines of both settings' tables and of what is ``said`` of them (``remarks``); ``depth``: also of stage 1's layers."""
+def markdown(comparison: Comparison, notes: Sequence[tuple[str, bool]], depth: bool) -> list[str]:
+    """Write the tables of both evaluations and their footnotes.
+
+    Args:
+        comparison: the tables' content.
+        notes: ``footnotes`` of it: text, and whether it is a warning.
+        depth: add a table of stage 1's layers.
+
+    Returns:
+        Lines of Markdown.
+    """
     lines: list[str] = []
-    for setting, title in TITLES.items():
-        lines += [f"## {title}", "", *_figures(comparison, setting), ""]
+    for evaluation, title in TITLES.items():
+        lines += [f"## {title}", "", *_results(comparison, evaluation), ""]
     if depth:
-        lines += ["## Layers of stage 1 that items use", "", *_depth(comparison.lines), ""]
-    return [*lines, *(f"- **{text}**" if grave else f"- {text}" for text, grave in said)]
+        lines += ["## Layers of stage 1 that items use", "", *_depth(comparison.rows), ""]
+    return [*lines, *(f"- **{text}**" if warning else f"- {text}" for text, warning in notes)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; the first row is its head."""
+    """Write a Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 
 
-def _figures(comparison: Comparison, setting: str) -> list[str]:
-    metrics, tested = comparison.metrics, [f"{comparison.against} - row, NDCG@10 [95 %]", "p"] if comparison.against else []
-    rows = [["", "seeds", *(name.replace("hit", "HR").replace("ndcg", "NDCG") for name in metrics), *tested]]
-    known = [line.figures[setting] for line in comparison.lines if line.figures]
-    best = {metric: max((figures[metric].mean for figures in known), default=0.0) for metric in metrics}
+def footnotes(comparison: Comparison) -> list[tuple[str, bool]]:
+    """Write what a reader must know of the figures, and what is missing.
+
+    Returns:
+        Texts, and whether each is a warning; warnings first.
+    """
+    rows, reference = comparison.rows, comparison.reference
+    finished = [row for row in rows if row.figures]
+    notes = ["Mean (standard deviation) over seeds; all items ranked, ties against the model."]
+    if comparison.overrides:
+        notes.append(of_every_row(comparison.overrides))
+    notes += [
+        f"{OTHER_FEATURES.strip()} {names}: made with the features {how}, not run again yet."
+        for how, names in _grouped(finished, lambda row: [row.other_features]).items()
+    ]
+    notes += [f"{row.spec} keeps its own {format_properties(row.own_settings)}." for row in rows if row.own_settings]
+    notes += [f"{row.spec} knows no {', '.join(row.unknown)}." for row in rows if row.unknown]
+    notes += [
+        f"{row.spec}: with the seeds {_list(row.capped)} all epochs were run that the property epochs allows."
+        for row in rows
+        if row.capped
+    ]
+    notes += [
+        f"{row.spec}: no prior with the seeds {_list(row.without_prior)}, whose trials are of another version."
+        for row in rows
+        if row.without_prior
+    ]
+    if comparison.sources:
+        notes.append(f"Pretrained on {', '.join(comparison.sources)}; one vocabulary over these and {comparison.dataset}.")
+    if reference:
+        notes.append(
+            f"{reference} - row: NDCG@10 of the same users; above 0 {reference} is ahead. [95 %] and p "
+            "(two-sided, not corrected for the number of rows): bootstrap over users and over the seeds of both; a row with "
+            "one seed adds no spread of seeds. n.s.: not significant at .05."
+        )
+    if comparison.copied or any(row.published for row in rows):
+        notes.append("Copied: printed in the paper, not run here; of other features and another machine.")
+    notes += _revisions(finished)
+    tuned = _grouped(finished, lambda row: [row.tuned])
+    notes += [f"Tuned by the command tune, {how}: {names}." for how, names in tuned.items()]
+    notes += [] if tuned else ["Tuned by the command tune: none."]
+    notes += _validated(finished)
+    if earlier := [row for row in finished if row.earlier]:
+        tested = f"; tests are against the {reference} of then" if any(row.tests for row in earlier) else ""
+        notes.append(f"Of an earlier table, which had more seeds{tested}: {_names(earlier)}.")
+        if other := [row for row in earlier if not row.same_settings]:
+            notes.append(f"Of these, maybe with other settings than are asked for now: {_names(other)}.")
+    warnings = []
+    for what in ("items", "users"):
+        if len({getattr(row, what) for row in finished}) > 1:
+            each = ", ".join(f"{row.name} {getattr(row, what)}" for row in finished)
+            warnings.append(f"Not the same {what} for all rows, which are not comparable: {each}.")
+    for row in rows:
+        notes += [f"{row.name}: {row.note}"] if row.note else []
+        notes += [f"{row.name}: not possible on this data set: {row.impossible}"] if row.impossible else []
+        warnings += [f"{row.name}, seed {seed}: failed: {reason}" for seed, reason in row.failed.items()]
+        if not (row.figures or row.impossible or row.failed):
+            notes.append(f"{row.name}: not run yet.")
+    return [*((text, True) for text in warnings), *((text, False) for text in notes)]
+
+
+def of_every_row(overrides: Mapping[str, object]) -> str:
+    """Say which properties the command line gave."""
+    return f"Given for every row: {format_properties(overrides)}."
+
+
+def _results(comparison: Comparison, evaluation: str) -> list[str]:
+    metrics, reference = comparison.metrics, comparison.reference
+    tested = [f"{reference} - row, NDCG@10 [95 %]", "p"] if reference else []
+    table_rows = [["", "seeds", *(name.replace("hit", "HR").replace("ndcg", "NDCG") for name in metrics), *tested]]
+    all_figures = [row.figures[evaluation] for row in comparison.rows if row.figures]
+    best = {metric: max((figures[metric].mean for figures in all_figures), default=0.0) for metric in metrics}
 
     def copied(name: str, figures: Mapping[str, float]) -> list[str]:
         shown = [f"*{format_share(figures[metric])}*" if metric in figures else "" for metric in metrics]
         return [f"*{name} (copied)*", "", *shown, *[""] * len(tested)]
 
-    for line in comparison.lines:
-        if line.figures:
-            spreads = [line.figures[setting][metric] for metric in metrics]
+    for row in comparison.rows:
+        if row.figures:
+            spreads = [row.figures[evaluation][metric] for metric in metrics]
             shown = [
                 format_share(s.mean) if s.sd is None else f"{format_share(s.mean)} ({format_share(s.sd)})" for s in spreads
             ]
             shown = [f"**{x}**" if s.mean == best[m] else x for m, s, x in zip(metrics, spreads, shown, strict=True)]
-            paired = _paired(line.tests[setting]) if setting in line.tests else [""] * len(tested)
-            rows.append([line.name, f"{len(line.seeds)}/{line.asked}", *shown, *paired])
-        if line.published and setting == "plain":
-            rows.append(copied(line.row, line.published))
-    if setting == "plain":
-        rows += [copied(name, figures) for name, figures in comparison.copied.items()]
-    return table(rows)
+            test = _paired(row.tests[evaluation]) if evaluation in row.tests else [""] * len(tested)
+            name = row.name + OTHER_FEATURES * bool(row.other_features)
+            table_rows.append([name, f"{len(row.seeds)}/{row.planned}", *shown, *test])
+        if row.published and evaluation == "plain":
+            table_rows.append(copied(row.spec, row.published))
+    if evaluation == "plain":
+        table_rows += [copied(name, figures) for name, figures in comparison.copied.items()]
+    return table(table_rows)
 
 
-def _paired(paired: Paired) -> list[str]:
-    p = "< .001" if paired.p < 1e-3 else f"{paired.p:.3f}".replace("0.", ".", 1)
+def _paired(test: Paired) -> list[str]:
+    p = "< .001" if test.p < 1e-3 else f"{test.p:.3f}".replace("0.", ".", 1)
     return [
-        f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]",
-        p if paired.significant else f"{p} *n.s.*",
+        f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]",
+        p if test.significant else f"{p} *n.s.*",
     ]
 
 
-def _depth(lines: Sequence[ResultRow]) -> list[str]:
-    known = {line.name: line.depth for line in lines if line.depth is not None}
-    width = max(map(len, known.values()), default=0)
-    rows = [["", *map(str, range(1, width + 1)), "mean"]]
-    for name, depth in known.items():
-        mean = sum(layers * part for layers, part in enumerate(depth, 1))
-        rows.append([name, *(f"{part:.1%}" for part in depth), *[""] * (width - len(depth)), f"{mean:.2f}"])
-    return table(rows)
-
-
-def footnotes(comparison: Comparison) -> list[tuple[str, bool]]:
-    """What a reader must know of the figures, and what is missing: text, and whether it is grave."""
-    notes = ["Mean (standard deviation) over seeds; all items ranked, ties against the model."]
-    known = [line for line in comparison.lines if line.figures]
-    if comparison.given:
-        notes.append(of_every_row(comparison.given))
-    notes += [f"{line.row} keeps its own {format_properties(line.kept)}." for line in comparison.lines if line.kept]
-    notes += [f"{line.row} knows no {', '.join(line.unknown)}." for line in comparison.lines if line.unknown]
-    notes += [
-        f"{line.row}: with the seeds {_list(line.capped)} all epochs were run that the property epochs allows."
-        for line in comparison.lines
-        if line.capped
-    ]
-    notes += [
-        f"{line.row}: no prior with the seeds {_list(line.without_prior)}, whose cells are of another version."
-        for line in comparison.lines
-        if line.without_prior
-    ]
-    if comparison.sources:
-        notes.append(f"Pretrained on {', '.join(comparison.sources)}; one vocabulary over these and {comparison.dataset}.")
-    if comparison.against:
-        notes.append(
-            f"{comparison.against} - row: NDCG@10 of the same users; above 0 {comparison.against} is ahead. [95 %] and p "
-            "(two-sided, not corrected for the number of rows): bootstrap over users and over the seeds of both; a row with "
-            "one seed adds no spread of seeds. n.s.: not significant at .05."
-        )
-    if comparison.copied or any(line.published for line in comparison.lines):
-        notes.append("Copied: printed in the paper, not run here; of other features and another machine.")
-    notes += _revisions(known)
-    notes += _tuned(known)
-    notes += _validated(known)
-    if before := [line for line in known if line.earlier]:
-        tested = f"; tests are against the {comparison.against} of then" if any(line.tests for line in before) else ""
-        notes.append(f"Of an earlier table, which had more seeds{tested}: {_names(before)}.")
-        if other := [line for line in before if not line.as_asked]:
-            notes.append(f"Of these, maybe with other settings than are asked for now: {_names(other)}.")
-    graves = []
-    for what in ("items", "users"):
-        if len({getattr(line, what) for line in known}) > 1:
-            each = ", ".join(f"{line.name} {getattr(line, what)}" for line in known)
-            graves.append(f"Not the same {what} for all rows, which are not comparable: {each}.")
-    for line in comparison.lines:
-        notes += [f"{line.name}: {line.note}"] if line.note else []
-        notes += [f"{line.name}: not possible on this data set: {line.impossible}"] if line.impossible else []
-        graves += [f"{line.name}, seed {seed}: failed: {reason}" for seed, reason in line.failed.items()]
-        if not (line.figures or line.impossible or line.failed):
-            notes.append(f"{line.name}: not run yet.")
-    return [*((text, True) for text in graves), *((text, False) for text in notes)]
-
-
-def of_every_row(given: Mapping[str, object]) -> str:
-    """Which properties the command line gave."""
-    return f"Given for every row: {format_properties(given)}."
+def _depth(rows: Sequence[ResultRow]) -> list[str]:
+    depths = {row.name: row.depth for row in rows if row.depth is not None}
+    width = max(map(len, depths.values()), default=0)
+    table_rows = [["", *map(str, range(1, width + 1)), "mean"]]
+    for name, depth in depths.items():
+        mean = sum(layers * share for layers, share in enumerate(depth, 1))
+        table_rows.append([name, *(f"{share:.1%}" for share in depth), *[""] * (width - len(depth)), f"{mean:.2f}"])
+    return table(table_rows)
 
 
 def _list(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _names(lines: Iterable[ResultRow]) -> str:
-    return ", ".join(line.name for line in lines)
+def _names(rows: Iterable[ResultRow]) -> str:
+    return ", ".join(row.name for row in rows)
 
 
-def _tuned(lines: Sequence[ResultRow]) -> list[str]:
-    """How many trials the command ``tune`` had for which rows."""
-    rows: dict[str, list[ResultRow]] = {}
-    for line in lines:
-        if line.tuned:
-            rows.setdefault(line.tuned, []).append(line)
-    if not rows:
-        return ["Tuned by the command tune: none."]
-    return [f"Tuned by the command tune, {how}: {_names(some)}." for how, some in rows.items()]
+def _grouped(rows: Sequence[ResultRow], values: Callable[[ResultRow], Iterable[str]]) -> dict[str, str]:
+    """Map each value, in the order of the rows, to the names of the rows that have it; empty values are left out."""
+    groups: dict[str, list[ResultRow]] = {}
+    for row in rows:
+        for value in filter(None, values(row)):
+            groups.setdefault(value, []).append(row)
+    return {value: _names(group) for value, group in groups.items()}
 
 
-def _validated(lines: Sequence[ResultRow]) -> list[str]:
-    """By which evaluation epochs and priors were chosen."""
-    rows = {way: [line for line in lines if line.validated == way] for way in TITLES}
+def _validated(rows: Sequence[ResultRow]) -> list[str]:
+    """Say which evaluation chose epochs and priors."""
+    groups = _grouped(rows, lambda row: [row.validated])
     how = {
         "history_excluded": "with the history left out",
         "plain": "as the model ranks, for it can learn that users do not repeat items",
     }
-    each = "; ".join(f"{text}: {_names(rows[way])}" for way, text in how.items() if rows[way])
+    each = "; ".join(f"{text}: {groups[name]}" for name, text in how.items() if name in groups)
     return [f"Epochs, trials and priors were chosen on validation, {each}."] if each else []
 
 
-def _revisions(lines: Sequence[ResultRow]) -> list[str]:
-    """With which code the cells were run: a cell's folder does not tell, and results that are there are not run again."""
-    rows: dict[str, list[str]] = {}
-    for line in lines:
-        for revision in line.revisions:
-            rows.setdefault(revision, []).append(line.name)
-    if len(rows) < 2:
-        return [f"Revision of the code: {revision}." for revision in rows]
-    each = "; ".join(f"{revision} ({', '.join(names)})" for revision, names in rows.items())
-    return [f"Revisions of the code, not the same for all cells: {each}."]
+def _revisions(rows: Sequence[ResultRow]) -> list[str]:
+    """Say with which code the trials were run; a trial's key does not tell, and finished trials are not run again."""
+    groups = _grouped(rows, lambda row: row.revisions)
+    if len(groups) < 2:
+        return [f"Revision of the code: {revision}." for revision in groups]
+    each = "; ".join(f"{revision} ({names})" for revision, names in groups.items())
+    return [f"Revisions of the code, not the same for all trials: {each}."]

@@ -1,4 +1,4 @@
-"""What a person sees of cells that run for hours: on a terminal a line that is kept true, in a log one now and then."""
+"""What a person sees of trials that run for hours: on a terminal a line that is kept true, in a log one now and then."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ REDRAW = 1.0  # the same on a terminal
 
 
 class Status:
-    """How many cells are done, and where those that run are.
+    """How many trials are done, and where those that run are.
 
     Args:
-        total: cells to run.
+        total: trials to run.
     """
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.drawn = total, 0, time.monotonic()
         self.bar = tqdm(
             total=total, disable=not progress_bars_wanted(), leave=False, dynamic_ncols=True,
-            bar_format="{n}/{total} cells [{elapsed}] {desc}",
+            bar_format="{n}/{total} trials [{elapsed}] {desc}",
         )  # fmt: skip
 
     def __enter__(self) -> Status:
@@ -39,7 +39,7 @@ class Status:
         """Draw, if it is time to.
 
         Args:
-            running: name and folder of every cell that runs.
+            running: name and folder of every trial that runs.
         """
         if not running or time.monotonic() - self.drawn < (PULSE if self.bar.disable else REDRAW):
             return
@@ -51,7 +51,7 @@ class Status:
             self.bar.set_description_str(text)
 
     def end(self, text: str) -> None:
-        """A cell has ended; says so."""
+        """A trial has ended; says so."""
         self.done += 1
         self.bar.clear()
         say(f"[{self.done}/{self.total}] {text}")

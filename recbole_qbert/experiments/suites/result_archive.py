@@ -1,124 +1,225 @@
-"""An archive of finished cells, small enough for a repository: with it a suite goes on, and tables are made, anywhere.
+"""The results cache: finished trials, tuned settings and tables, small enough for a repository.
 
-A cell is there with its result and its ranks, without logs and weights; a table with its Markdown; and what ``tune`` chose::
+With it a suite goes on, and its tables are made, on any machine::
 
-    <archive>/cells/<data set>/<model>-<key>/seed-<seed>/cell.json, ranks.npz
-    <archive>/tuned/<data set>/<row>.yaml, .json
-    <archive>/<suite>-<data set>.json, .md
+    <cache>/<data set>.parquet                  finished trials of a data set: every user's rank, every trial's record
+    <cache>/tuned/<data set>/<model>.yaml, .json
+    <cache>/<suite>-<data set>.json, .md        tables
+
+A row of the Parquet file is one rank: ``trial`` (the folder's name), ``seed``, ``evaluation``, ``user`` (RecBole's id),
+``rank`` and ``record`` (the trial's ``cell.json``, the same in all rows of a trial). Ranks above ``EXACT_RANKS`` are stored
+as ``EXACT_RANKS + 1``: no metric here looks further, and exact ranks of the tail take four fifths of the space.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
 from recbole_qbert.config.property_files import read_yaml
-from recbole_qbert.experiments.suites.trials import RunPlan, Trial
+from recbole_qbert.experiments.suites.trials import RunPlan, Trial, folder_name
 from recbole_qbert.utils.console import say
-from recbole_qbert.utils.io import atomic_write, read_json, write_json
+from recbole_qbert.utils.io import atomic_write, folder_lock, read_json, write_json
 
 RESULT, RANKS = "cell.json", "ranks.npz"
+EXACT_RANKS = 100
+_ORDER = ["user", "trial", "seed", "evaluation"]  # found by trying: in this order zstd makes the smallest file
+_REPEATED = ["trial", "seed", "evaluation", "record"]
+_LARGE_PAGE = 2**26  # bytes; a file of one page a column is the smallest
 
 
-def restore(archive: Path, output: Path, dataset: str) -> int:
-    """Copy what the output lacks of a data set's cells and of all tuned settings; returns the number of cells.
+def restore_tuned(cache: Path, output: Path) -> None:
+    """Copy the tuned settings of all data sets that the output lacks."""
+    for source in sorted((cache / "tuned").glob("*/*")):
+        if not (target := output / source.relative_to(cache)).exists():
+            _copy(source, target)
 
-    Settings may have been tuned on another data set than the one they are used on.
+
+def restore(cache: Path, dataset: str, trials: Sequence[Trial]) -> tuple[int, list[Trial]]:
+    """Write the results of finished trials into the folders of those trials that have none.
+
+    A trial is found by its key, the hash of data and settings. A trial that reads no item features is also found when only
+    the features of its data set have changed since.
+
+    Args:
+        cache: folder of the results cache.
+        dataset: name of the data set.
+        trials: those that are needed.
+
+    Returns:
+        How many results were written, and the finished trials that were made with other item features than the data set
+        has now; these lie in the folders of their own keys.
     """
-    taken = 0
-    for known in sorted((archive / "cells" / dataset).glob(f"*/*/{RESULT}")):
-        folder = output / known.parent.relative_to(archive)
-        if not (folder / RESULT).exists():
-            _copy(known.with_name(RANKS), folder / RANKS)
-            _copy(known, folder / RESULT)  # last: with it the cell is done
-            taken += 1
-    for known in sorted((archive / "tuned").glob("*/*")):
-        if not (chosen := output / known.relative_to(archive)).exists():
-            _copy(known, chosen)
-    return taken
+    count, outdated = 0, []
+    table = _read(cache / f"{dataset}.parquet")
+    by_key, by_settings = {}, {}
+    for (_, seed), text in table.groupby(["trial", "seed"], observed=True).record.first().items():
+        record = json.loads(text)
+        by_key[record["key"], seed] = record
+        by_settings[record["settings_key"], record["interactions"], seed] = record
+    for trial in trials:
+        request = trial.request
+        record = by_key.get((request["key"], trial.seed))
+        changed = by_settings.get((request["settings_key"], request["interactions"], trial.seed)) if record is None else None
+        folder = trial.folder
+        if changed and changed["features"]:
+            folder = folder.parent.parent / folder_name(changed) / folder.name
+            outdated.append(replace(trial, folder=folder, request={**request, "key": changed["key"]}))
+        record = record or changed
+        if record and not (folder / RESULT).exists():
+            rows = table[(table.trial == folder_name(record)) & (table.seed == trial.seed)]
+            ranks = {name: part["rank"].to_numpy() for name, part in rows.groupby("evaluation", observed=True)}
+            users = rows.user[rows.evaluation == next(iter(ranks))].to_numpy()
+            with atomic_write(folder / RANKS) as temporary, open(temporary, "wb") as handle:
+                np.savez_compressed(handle, users=users, **ranks)
+            write_json(folder / RESULT, record)  # last: with it the trial is finished
+            count += 1
+    return count, outdated
 
 
-def store(archive: Path, output: Path, cells: Iterable[Trial], tuned: Iterable[Path] = ()) -> None:
-    """Put the cells that have a result into the archive, and the tuned settings (``.yaml``, ``.json``) that they name.
+def store(cache: Path, output: Path, trials: Iterable[Trial], tuned: Iterable[Path] = ()) -> None:
+    """Add finished trials to the results cache, and the tuned settings (``.yaml``, ``.json``) that they name.
 
-    What is there stays as it is: to have another cell in its place, delete it. Only ``tuned``, what was chosen just now, is
-    written over what was chosen before.
+    What the cache has stays as it is: to replace a trial, remove its rows. Only ``tuned`` overwrites.
+
+    Args:
+        cache: folder of the results cache.
+        output: folder of all results.
+        trials: those without a result are left out.
+        tuned: settings that were chosen just now.
     """
-    output, new = output.resolve(), {file.resolve() for file in tuned}
-    settings = set(new)
-    for cell in cells:
-        result = cell.result()
-        folder = archive / cell.folder.relative_to(output)
-        if result is None or not (cell.folder / RANKS).exists():
+    output, new_settings = output.resolve(), {file.resolve() for file in tuned}
+    settings = set(new_settings)
+    by_dataset: dict[str, list[tuple[Trial, dict[str, Any]]]] = {}
+    for trial in trials:
+        result = trial.result()
+        if result is None or not (trial.folder / RANKS).exists():
             continue
-        if cell.asked["tuned"]:
-            settings.add(output / cell.asked["tuned"])
-        if not (folder / RESULT).exists():
-            _copy(cell.folder / RANKS, folder / RANKS)
-            write_json(folder / RESULT, _portable(result) | {"sid": None, "checkpoint": None, "archived": True})
+        by_dataset.setdefault(result["dataset"], []).append((trial, result))
+        if trial.request["tuned"]:
+            settings.add(output / trial.request["tuned"])
+    for dataset, finished in by_dataset.items():
+        _add(cache, dataset, finished)
     for file in sorted(settings):
-        there = archive / file.relative_to(output)
-        if file not in new and there.exists():
-            if read_yaml(there, "property") != read_yaml(file, "property"):
-                say(f"{there} stays as it is, and cells were run with other settings: those of {file}")
+        target = cache / file.relative_to(output)
+        if file not in new_settings and target.exists():
+            if read_yaml(target, "property") != read_yaml(file, "property"):
+                say(f"{target} stays as it is, and trials were run with other settings: those of {file}")
             continue
         for part in filter(Path.exists, (file, file.with_suffix(".json"))):
-            _copy(part, archive / part.relative_to(output))
+            _copy(part, cache / part.relative_to(output))
 
 
-def store_table(archive: Path, plan: RunPlan, command: str) -> None:
-    """Put a suite's table into the archive, under the command that makes it."""
-    for end, head in ((".json", ""), (".md", f"<!-- {command} -->\n")):
-        table = (plan.folder / f"table{end}").read_text(encoding="utf-8")
-        for place in (plan.output, plan.data_path):  # which reasons of failures may name
-            table = table.replace(f"{place}/", "")
-        with atomic_write(archive / f"{plan.suite.name}-{plan.dataset}{end}") as temporary:
+def store_table(cache: Path, plan: RunPlan, command: str) -> None:
+    """Put a suite's table into the results cache, under the command that makes it."""
+    for ending, head in ((".json", ""), (".md", f"<!-- {command} -->\n")):
+        table = (plan.folder / f"table{ending}").read_text(encoding="utf-8")
+        for folder in (plan.output, plan.data_path):  # which reasons of failures may name
+            table = table.replace(f"{folder}/", "")
+        with atomic_write(cache / f"{plan.suite.name}-{plan.dataset}{ending}") as temporary:
             temporary.write_text(head + table, encoding="utf-8")
 
 
-def refuse(archive: Path, output: Path, kinds: Iterable[str]) -> None:
-    """Refuse what an archive cannot serve, before anything runs.
+def refuse(cache: Path, output: Path, kinds: Iterable[str]) -> None:
+    """Refuse what a results cache cannot serve, before anything runs.
+
+    Args:
+        cache: folder of the results cache.
+        output: folder of all results.
+        kinds: of the suites.
 
     Raises:
-        ValueError: the archive is the output, or a suite is not made of cells alone.
+        ValueError: the cache is the output, or a suite needs more than results and ranks.
     """
-    if archive.resolve() == output.resolve():
-        raise ValueError(
-            f"--archive and --output are both {archive}: an archive keeps less than the output, so it is another folder"
-        )
+    if cache.resolve() == output.resolve():
+        raise ValueError(f"--results_cache and --output are both {cache}: the cache holds less, so it is another folder")
     for kind in kinds:
         if kind != "quality":
-            raise ValueError(
-                f"--archive serves suites of kind quality; one of kind {kind} needs more than results and ranks"
-            )
+            raise ValueError(f"--results_cache serves suites of kind quality; kind {kind} needs more than results and ranks")
 
 
-def earlier(archive: Path, plan: RunPlan) -> dict[str, Any]:
-    """The archive's table of a suite; empty where there is none.
+def previous_table(cache: Path, plan: RunPlan) -> dict[str, Any]:
+    """Read the cache's table of a suite; empty where there is none.
 
     Raises:
         ValueError: the file is damaged, or of other properties or sources, or lacks one of the metrics.
     """
-    path = archive / f"{plan.suite.name}-{plan.dataset}.json"
+    path = cache / f"{plan.suite.name}-{plan.dataset}.json"
     if not path.exists():
         return {}
-    known = read_json(path, "delete it, and the same command writes it anew")
-    now: dict[str, Any] = {"given": dict(plan.given), "sources": list(plan.sources), "metrics": list(plan.suite.metrics)}
-    if set(now["metrics"]) <= set(known.get("metrics") or ()):
-        del now["metrics"]  # it may have more of them
+    table = read_json(path, "delete it, and the same command writes it anew")
+    now: dict[str, Any] = {
+        "overrides": dict(plan.overrides), "sources": list(plan.sources), "metrics": list(plan.suite.metrics)
+    }  # fmt: skip
+    if set(now["metrics"]) <= set(table.get("metrics") or ()):
+        del now["metrics"]  # the table may have more of them
     for name, value in now.items():
-        if known.get(name) != value:
+        if table.get(name) != value:
             raise ValueError(
-                f"{path} was made with {name} {known.get(name)}, and this is {value}: its lines cannot stand beside these. "
-                "Ask as then, or use another --archive"
+                f"{path} was made with {name} {table.get(name)}, and this is {value}: its rows cannot stand beside these. "
+                "Use the same again, or another --results_cache"
             )
-    return known
+    return table
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Read the trials of a data set; no rows where there is no file."""
+    if path.exists():
+        return pq.read_table(path, read_dictionary=_REPEATED).to_pandas()
+    return pd.DataFrame({"trial": [], "seed": [], "evaluation": [], "user": [], "rank": [], "record": []})
+
+
+def _add(cache: Path, dataset: str, finished: Iterable[tuple[Trial, dict[str, Any]]]) -> None:
+    """Write trials behind those that the file of a data set has; the file is replaced at once."""
+    path = cache / f"{dataset}.parquet"
+    with folder_lock(cache):
+        table = _read(path)
+        known = set(table.groupby(["trial", "seed"], observed=True).groups)
+        parts = [table]
+        for trial, result in finished:
+            name = folder_name(result)
+            if (name, trial.seed) in known:
+                continue
+            known.add((name, trial.seed))
+            record = json.dumps(_portable(result) | {"sid": None, "checkpoint": None, "archived": True})
+            ranks = trial.ranks()
+            users = ranks.pop("users")
+            parts += [
+                pd.DataFrame(
+                    {"trial": name, "seed": trial.seed, "evaluation": evaluation, "user": users,
+                     "rank": values.clip(max=EXACT_RANKS + 1), "record": record}
+                )
+                for evaluation, values in ranks.items()
+            ]  # fmt: skip
+        if len(parts) > 1:
+            _write(path, pd.concat([part.astype({key: object for key in _REPEATED}) for part in parts if len(part)]))
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    types = {"seed": "int32", "user": "int32", "rank": "int32"} | dict.fromkeys(
+        ("trial", "evaluation", "record"), "category"
+    )
+    table = table.astype(types).sort_values(_ORDER, ignore_index=True)
+    with atomic_write(path) as temporary:
+        pq.write_table(
+            pa.Table.from_pandas(table, preserve_index=False), temporary, compression="zstd", compression_level=22,
+            use_dictionary=_REPEATED, column_encoding={"user": "DELTA_BINARY_PACKED", "rank": "BYTE_STREAM_SPLIT"},
+            dictionary_pagesize_limit=_LARGE_PAGE, data_page_size=_LARGE_PAGE, row_group_size=_LARGE_PAGE,
+            write_statistics=False,
+        )  # fmt: skip
 
 
 def _portable(value: Any) -> Any:
-    """JSON without the folders of the machine that wrote it: of a whole path the name is left."""
+    """Return JSON without the folders of the machine that wrote it: of a whole path the name is left."""
     if isinstance(value, dict):
         return {key: _portable(part) for key, part in value.items()}
     if isinstance(value, list):

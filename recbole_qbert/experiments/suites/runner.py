@@ -1,4 +1,4 @@
-"""Runs cells that have no result yet, a child process each; stops in good order and goes on with the same command."""
+"""Runs trials that have no result yet, a child process each; stops in good order and goes on with the same command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recbole_qbert.utils.console import say
 from recbole_qbert.utils.io import write_json
 
 WORKER = (sys.executable, "-m", "recbole_qbert.experiments.suites.worker")
-_LOOK = 0.1  # seconds between looks at the children: cells take seconds to hours
+_LOOK = 0.1  # seconds between looks at the children: trials take seconds to hours
 _UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
@@ -29,13 +29,13 @@ class Interrupted(Exception):
 
 @dataclass
 class Outcome:
-    """What became of the cells of one call.
+    """What became of the trials of one call.
 
     Attributes:
-        ran: cells that got a result now.
-        kept: cells that had one.
-        failed: cell -> reason; also those that failed before and were not tried again.
-        left: cells that the budget did not reach.
+        ran: trials that got a result now.
+        kept: trials that had one.
+        failed: trial -> reason; also those that failed before and were not tried again.
+        left: trials that the time_limit did not reach.
     """
 
     ran: list[Trial] = field(default_factory=list)
@@ -46,67 +46,67 @@ class Outcome:
 
 @dataclass
 class _Child:
-    cell: Trial
+    trial: Trial
     process: subprocess.Popen[bytes]
     started: float
 
 
 def run(
-    cells: Iterable[Trial],
+    trials: Iterable[Trial],
     *,
     jobs: int = 1,
     threads: int | None = None,
     retry: bool = False,
-    budget: float | None = None,
+    time_limit: float | None = None,
     worker: Sequence[str] = WORKER,
 ) -> Outcome:
-    """Run every cell once that has no result; one that fails does not stop the others.
+    """Run every trial once that has no result; one that fails does not stop the others.
 
     Args:
-        cells: in the order of running; one that is there twice is run once.
-        jobs: cells at a time.
+        trials: in the order of running; one that is there twice is run once.
+        jobs: trials at a time.
         threads: of each; by default the cores divided by ``jobs``, or what ``OMP_NUM_THREADS`` says.
         retry: try again what failed before.
-        budget: seconds after which no further cell is started; what runs is finished.
-        worker: command that runs the cell of the folder behind it.
+        time_limit: seconds after which no further trial is started; what runs is finished.
+        worker: command that runs the trial of the folder behind it.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the children are stopped.
     """
     outcome, waiting = Outcome(), []
-    for cell in _once(cells):
-        failure = cell.failure()
-        if cell.result() is not None:
-            outcome.kept.append(cell)
+    for trial in _once(trials):
+        failure = trial.failure()
+        if trial.result() is not None:
+            outcome.kept.append(trial)
         elif failure and not retry:
-            outcome.failed[cell.folder] = failure["reason"]
+            outcome.failed[trial.folder] = failure["reason"]
         else:
-            waiting.append(cell)
+            waiting.append(trial)
     earlier = f", {len(outcome.failed)} failed before (--retry tries them again)" if outcome.failed else ""
-    say(f"{len(waiting)} cells to run, {len(outcome.kept)} done{earlier}")
+    say(f"{len(waiting)} trials to run, {len(outcome.kept)} done{earlier}")
     threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // jobs)
-    end = time.monotonic() + budget if budget is not None else float("inf")
+    end = time.monotonic() + time_limit if time_limit is not None else float("inf")
     children: list[_Child] = []
     with _stoppable(children) as received, Status(len(waiting)) as status:
         while (waiting or children) and not received:
             while waiting and len(children) < jobs and time.monotonic() < end:
-                cell = waiting.pop(0)
-                if cell.result() is None:
-                    children.append(_start(cell, threads, worker))
+                trial = waiting.pop(0)
+                if trial.result() is None:
+                    children.append(_start(trial, threads, worker))
                 else:  # of another command that runs at the same time
-                    outcome.kept.append(cell)
+                    outcome.kept.append(trial)
             if not children and time.monotonic() >= end:
                 break
             time.sleep(_LOOK)
             for child in [child for child in children if child.process.poll() is not None]:
                 children.remove(child)
                 status.end(_end(child, outcome))
-            status.show([(name_of(child.cell), child.cell.folder) for child in children])
+            status.show([(name_of(child.trial), child.trial.folder) for child in children])
         if received:
             raise Interrupted(signal.Signals(received[0]).name)
     outcome.left = waiting
     if waiting:
-        say(f"budget spent: {len(waiting)} cells left; the same command goes on with them")
+        say(f"time_limit spent: {len(waiting)} trials left; the same command goes on with them")
     return outcome
 
 
@@ -125,64 +125,64 @@ def duration(text: str) -> float:
             raise ValueError
         return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
     except ValueError:
-        raise ValueError(f"budget is {text!r}; write it as 2h, 30m or 1h30m") from None
+        raise ValueError(f"time_limit is {text!r}; write it as 2h, 30m or 1h30m") from None
 
 
-def name_of(cell: Trial) -> str:
+def name_of(trial: Trial) -> str:
     """For a person."""
-    return f"{cell.row.name}, seed {cell.seed}"
+    return f"{trial.spec.name}, seed {trial.seed}"
 
 
-def _once(cells: Iterable[Trial]) -> Iterable[Trial]:
-    """Of rows that share a cell, one that asks for all that any of them does: its checkpoint, its IDs."""
+def _once(trials: Iterable[Trial]) -> Iterable[Trial]:
+    """Of rows that share a trial, one that asks for all that any of them does: its checkpoint, its IDs."""
     found: dict[Path, Trial] = {}
-    for cell in cells:
-        same = found.setdefault(cell.folder, cell)
-        more = cell if cell.row.keep and not same.row.keep else same
-        found[cell.folder] = replace(more, with_ids=cell.with_ids or same.with_ids)
+    for trial in trials:
+        same = found.setdefault(trial.folder, trial)
+        more = trial if trial.spec.keep and not same.spec.keep else same
+        found[trial.folder] = replace(more, with_ids=trial.with_ids or same.with_ids)
     return found.values()
 
 
-def _start(cell: Trial, threads: int, worker: Sequence[str]) -> _Child:
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    (cell.folder / "failed.json").unlink(missing_ok=True)
-    write_json(cell.folder / "config.json", {**cell.asked, "with_ids": cell.with_ids})
+def _start(trial: Trial, threads: int, worker: Sequence[str]) -> _Child:
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    (trial.folder / "failed.json").unlink(missing_ok=True)
+    write_json(trial.folder / "config.json", {**trial.request, "with_ids": trial.with_ids})
     environment = dict(os.environ)
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     # The same code wherever the child stands; the same order of sets in every run.
     package = str(Path(__file__).resolve().parents[3])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment["PYTHONHASHSEED"] = "0"
-    with open(cell.folder / "log.txt", "ab") as log:  # another command may be at this cell: its log stays
+    with open(trial.folder / "log.txt", "ab") as log:  # another command may be at this trial: its log stays
         process = subprocess.Popen(
-            [*worker, str(cell.folder), "--with_parent"], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+            [*worker, str(trial.folder), "--with_parent"], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             env=environment, start_new_session=True,  # Ctrl-C comes here, not there
         )  # fmt: skip
-    return _Child(cell, process, time.monotonic())
+    return _Child(trial, process, time.monotonic())
 
 
 def _end(child: _Child, outcome: Outcome) -> str:
     """Books what a child that has ended leaves; the line to print."""
-    cell, code = child.cell, child.process.returncode
+    trial, code = child.trial, child.process.returncode
     assert child.process.stdin is not None
     child.process.stdin.close()
     took = f"{time.monotonic() - child.started:.0f} s"
-    result = cell.result()
+    result = trial.result()
     if result is not None:
-        outcome.ran.append(cell)
+        outcome.ran.append(trial)
         test = result["test"]
         figures = f"{test['plain']['ndcg@10']:.4f}, history excluded {test['history_excluded']['ndcg@10']:.4f}"
-        return f"{name_of(cell)}: NDCG@10 {figures}; {result['epochs']} epochs, {took}"
-    failure = cell.failure()
+        return f"{name_of(trial)}: NDCG@10 {figures}; {result['epochs']} epochs, {took}"
+    failure = trial.failure()
     if failure:
         reason = failure["reason"]
     elif code < 0:  # no failed.json: the same command tries it again
         reason = f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
     else:
         reason = f"ended with status {code} and without a result"
-        write_json(cell.folder / "failed.json", {"reason": reason, "log": []})
-    outcome.failed[cell.folder] = reason
-    return f"{name_of(cell)}: FAILED after {took}: {reason} (log: {cell.folder / 'log.txt'})"
+        write_json(trial.folder / "failed.json", {"reason": reason, "log": []})
+    outcome.failed[trial.folder] = reason
+    return f"{name_of(trial)}: FAILED after {took}: {reason} (log: {trial.folder / 'log.txt'})"
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def make(plan: RunPlan) -> str:
     """Write ``suite.json``, ``table.json`` and ``table.md`` into the suite's folder; returns the Markdown."""
     content, lines = KINDS[plan.suite.kind](plan)
     paper = f" ({plan.suite.paper} of the paper)" if plan.suite.paper else ""
-    given = [] if plan.suite.kind == "quality" or not plan.given else ["", f"- {markdown.of_every_row(plan.given)}"]
+    given = [] if plan.suite.kind == "quality" or not plan.overrides else ["", f"- {markdown.of_every_row(plan.overrides)}"]
     text = "\n".join([f"# {plan.suite.title}: {plan.dataset}{paper}", "", *lines, *given]) + "\n"
     write_json(plan.folder / "suite.json", _about(plan))
     write_json(plan.folder / "table.json", content)
@@ -43,9 +43,9 @@ def make(plan: RunPlan) -> str:
 def quality(plan: RunPlan) -> Made:
     """Rows against rows."""
     comparison = compare(plan)
-    said = markdown.footnotes(comparison)
-    lines = markdown.markdown(comparison, said, depth=bool(plan.suite.options.get("depth")))
-    return asdict(comparison) | {"remarks": said}, lines
+    notes = markdown.footnotes(comparison)
+    lines = markdown.markdown(comparison, notes, depth=bool(plan.suite.options.get("depth")))
+    return asdict(comparison) | {"footnotes": notes}, lines
 
 
 def statistics(plan: RunPlan) -> Made:
@@ -61,10 +61,10 @@ def embedding(plan: RunPlan) -> Made:
     """Text, image and fused vectors of every row's items: their distances, and one plane to draw them in."""
     from recbole_qbert.experiments.suites import embedding as module
 
-    rows: dict[str, list[Any]] = {row.name: [] for row in plan.suite.rows}
-    for cell in plan.cells:
-        if cell.result() is not None:
-            rows[cell.row.name].append(cell.folder)
+    rows: dict[str, list[Any]] = {spec.name: [] for spec in plan.suite.models}
+    for trial in plan.trials:
+        if trial.result() is not None:
+            rows[trial.spec.name].append(trial.folder)
     measured = module.write(plan.folder, rows)
     wanted = ("seeds", "distances", "reason")
     distances = {row: {key: known[key] for key in wanted if key in known} for row, known in measured.items()}
@@ -79,7 +79,7 @@ def cost(plan: RunPlan) -> Made:
     """
     from recbole_qbert.experiments.suites import cost as module
 
-    options, given = dict(plan.suite.options), {_SIZES[key]: value for key, value in plan.given.items() if key in _SIZES}
+    options, given = dict(plan.suite.options), {_SIZES[key]: value for key, value in plan.overrides.items() if key in _SIZES}
     sizes = {**options.pop("sizes", {}), **given}
     for names, chosen in ((module.OPTIONS, options), (_SIZES.values(), sizes)):
         if strange := [key for key in chosen if key not in names]:
@@ -103,20 +103,21 @@ KINDS: Mapping[str, Callable[[RunPlan], Made]] = {
 
 
 def _about(plan: RunPlan) -> dict[str, Any]:
-    """``suite.json``: what was asked, where the cells are, and with what."""
-    cells = [
-        {"row": cell.row.name, "seed": cell.seed, "path": str(cell.folder.relative_to(plan.output))} for cell in plan.shown
+    """``suite.json``: what was requested, where the trials are, and with what."""
+    trials = [
+        {"model": trial.spec.name, "seed": trial.seed, "path": str(trial.folder.relative_to(plan.output))}
+        for trial in plan.shown
     ]
     return {
-        "suite": asdict(plan.suite), "given": dict(plan.given), "dataset": plan.dataset, "data_path": str(plan.data_path),
-        "cells": cells,
+        "suite": asdict(plan.suite), "overrides": dict(plan.overrides), "dataset": plan.dataset,
+        "data_path": str(plan.data_path), "trials": trials,
         "impossible": dict(plan.impossible), "command": shlex.join(sys.argv), "versions": environment.versions(),
         "revision": environment.revision(), "machine": environment.machine(),
     }  # fmt: skip
 
 
 def _statistics(plan: RunPlan) -> dict[str, Any]:
-    config = experiment.configure(MODEL, plan.dataset, plan.data_path, {**plan.suite.shared, **plan.given})
+    config = experiment.configure(MODEL, plan.dataset, plan.data_path, {**plan.suite.shared, **plan.overrides})
     with experiment.working_directory(plan.folder):
         data = patches.quick_start.create_dataset(config)
     users, items, interactions = data.user_num - 1, data.item_num - 1, data.inter_num  # RecBole counts the padding

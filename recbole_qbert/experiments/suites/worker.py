@@ -1,7 +1,7 @@
-"""Runs one cell: ``python -m recbole_qbert.experiments.suites.worker CELLDIR``, a process of its own.
+"""Runs one trial: ``python -m recbole_qbert.experiments.suites.worker CELLDIR``, a process of its own.
 
-RecBole's global state, the peak of memory and crashes stay in it. What is asked stands in ``config.json``; ``cell.json`` is
-written last, so that a cell which is killed is simply run again; it goes on from its last validation, if ``runs.train`` can.
+RecBole's global state, the peak of memory and crashes stay in that process. ``config.json`` is the request. ``cell.json`` is
+written last, so a trial that was killed is run again; it resumes after its last validation where ``experiment.train`` can.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ A_MB = 2**20 if sys.platform == "darwin" else 2**10  # what getrusage counts in:
 
 
 def main() -> int:
-    """Run the cell of the command line; 0, or 1 with the reason in ``failed.json``."""
+    """Run the trial of the command line; 0, or 1 with the reason in ``failed.json``."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="CELLDIR")
     parser.add_argument("--with_parent", action="store_true", help="end when standard input does")
@@ -69,19 +69,19 @@ def main() -> int:
 
 def run(folder: Path) -> None:
     """Train and test what ``config.json`` asks for; writes ``ranks.npz`` and ``cell.json``."""
-    asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    request = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with folder_lock(folder):
         done = folder / "cell.json"
         if done.exists() and is_reusable(
-            json.loads(done.read_text(encoding="utf-8")), asked["keep"], asked.get("with_ids", False)
+            json.loads(done.read_text(encoding="utf-8")), request["keep"], request.get("with_ids", False)
         ):
             return  # another process was quicker
         with experiment.working_directory(folder / "work"):
-            result, ranks = _run(asked)
+            result, ranks = _run(request)
         done.unlink(missing_ok=True)  # one that did not serve: its figures are not those of the new ranks
         with atomic_write(folder / "ranks.npz") as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, **ranks)
-        checkpoint = Path(result["checkpoint"]) if asked["keep"] else None
+        checkpoint = Path(result["checkpoint"]) if request["keep"] else None
         write_json(done, result | {"checkpoint": checkpoint and str(checkpoint.relative_to(folder))})
         for path in (folder / "work").rglob("*"):  # only now: whoever is killed before goes on from them
             if path.suffix in (".pth", ".progress") and path != checkpoint:
@@ -90,7 +90,7 @@ def run(folder: Path) -> None:
 
 @dataclass
 class Stage:
-    """One training of a cell: pretraining, fine-tuning, or all there is."""
+    """One training of a trial: pretraining, fine-tuning, or all there is."""
 
     name: str
     dataset: str
@@ -99,22 +99,30 @@ class Stage:
     checkpoint_as: str | None = None
 
 
-def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """``cell.json`` and the ranks."""
     here = Path.cwd()
     revision = _revision(here / "revisions.txt")
-    files = [str(resolve_property_file(file)) for file in asked["files"]]
-    base = {**asked["settings"], "seed": asked["seed"], "checkpoint_dir": str(here), "show_progress": False, "state": "INFO"}
-    config = experiment.configure(asked["model"], asked["dataset"], asked["data_path"], base, files)
-    base |= _identifiers(asked, config)
+    files = [str(resolve_property_file(file)) for file in request["files"]]
+    base = {
+        **request["settings"],
+        "seed": request["seed"],
+        "checkpoint_dir": str(here),
+        "show_progress": False,
+        "state": "INFO",
+    }
+    config = experiment.configure(request["model"], request["dataset"], request["data_path"], base, files)
+    base |= _identifiers(request, config)
     seconds = {"data": 0.0, "model": 0.0}
     epochs: list[dict[str, Any]] = []
     carried: dict[str, Any] = {}
     identifiers, peak = None, 0
-    for stage in _stages(asked, config, base):
-        config = experiment.configure(asked["model"], stage.dataset, stage.data_path, base | stage.settings | carried, files)
-        if stage.checkpoint_as and asked["model"] != MODEL:
-            said = _shared(asked, stage, config)
+    for stage in _stages(request, config, base):
+        config = experiment.configure(
+            request["model"], stage.dataset, stage.data_path, base | stage.settings | carried, files
+        )
+        if stage.checkpoint_as and request["model"] != MODEL:
+            said = _shared(request, stage, config)
             revision = _then(said["revision"], revision)
         else:  # QBERT4Rec's trainer knows by itself that it has ended, and whether it would start from the same
             trained, said = _train(here, stage, config)
@@ -122,7 +130,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         peak = max(peak, said["peak_memory_mb"])
         for name in seconds:
             seconds[name] += said["seconds"][name]
-        if identifiers is None or asked["sources"]:  # a later stage finds built what the first one has built
+        if identifiers is None or request["sources"]:  # a later stage finds built what the first one has built
             identifiers = said["identifiers"]
         carried = {stage.checkpoint_as: said["checkpoint"]} if stage.checkpoint_as else {}
     take_history_back(trained.model)  # the tests do their own excluding
@@ -142,7 +150,8 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     ranks["users"] = np.sort(rows.inter_feat[config["USER_ID_FIELD"]].numpy()).astype(np.int32)
     result = {
         "format": FORMAT,
-        **{key: asked[key] for key in ("key", "dataset", "sources", "model", "seed", "settings", "tuned")},
+        **{key: request[key] for key in ("key", "dataset", "sources", "model", "seed", "settings", "tuned")},
+        **{key: request.get(key) for key in ("settings_key", "interactions", "features")},
         "valid": trained.valid,
         "test": test,
         "curve": epochs,
@@ -153,7 +162,7 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
         "items": rows.item_num - 1,
         "users": len(ranks["users"]),
         "identifiers": identifiers,
-        "sid": os.path.relpath(path, here.parent) if asked["model"] == MODEL and (path := existing_file(config)) else None,
+        "sid": os.path.relpath(path, here.parent) if request["model"] == MODEL and (path := existing_file(config)) else None,
         "prior": prior,
         "checkpoint": trained.trainer.saved_model_file,
         "versions": environment.versions(),
@@ -163,13 +172,13 @@ def _run(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray
     return result, ranks
 
 
-def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, Any]:
+def _shared(request: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, Any]:
     """What ``_train`` says of a stage that another one goes on from.
 
-    Cells of the same data, seed and settings in this stage share it. The first one trains it and has its log.
+    Trials of the same data, seed and settings in this stage share it. The first one trains it and has its log.
     """
     key = digest([fingerprint(Path(stage.data_path), stage.dataset), identity(config)])
-    folder = Path(asked["pretrained"]) / f"{asked['model']}-{key[:12]}" / f"seed-{asked['seed']}"
+    folder = Path(request["pretrained"]) / f"{request['model']}-{key[:12]}" / f"seed-{request['seed']}"
     done = folder / "stage.json"
     with folder_lock(folder):
         if done.exists():
@@ -186,7 +195,7 @@ def _shared(asked: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, An
 
 
 def _train(here: Path, stage: Stage, config: Any) -> tuple[experiment.Run, dict[str, Any]]:
-    """Run a stage, and say what the cell must know of it."""
+    """Run a stage, and say what the trial must know of it."""
     with learning_curve.watched(stage.name) as seen:
         prepare = partial(set_rule, config)
         trained = experiment.train(config, prepare=prepare, checkpoint_file=here / f"{stage.name}.pth")
@@ -221,18 +230,18 @@ def _then(*revisions: str | None) -> str | None:
     return " then ".join(dict.fromkeys(part for known in revisions if known for part in known.split(" then "))) or None
 
 
-def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> list[Stage]:
-    """The trainings of a cell in their order."""
-    place = (asked["dataset"], asked["data_path"])
-    if asked["stages"]:
-        named = [(f"stage-{number}", dict(given)) for number, given in enumerate(asked["stages"], 1)]
+def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> list[Stage]:
+    """The trainings of a trial in their order."""
+    place = (request["dataset"], request["data_path"])
+    if request["stages"]:
+        named = [(f"stage-{number}", dict(given)) for number, given in enumerate(request["stages"], 1)]
         return [Stage(name, *place, given, given.pop("checkpoint_as", None)) for name, given in named]
-    if asked["model"] != MODEL:
+    if request["model"] != MODEL:
         return [Stage("train", *place)]
     last = Stage("finetune", *place)
     before = Stage("pretrain", *place, experiment.pretraining_settings(config), "pretrained")
-    if asked["sources"]:
-        union, ids = _vocabulary(asked, config, base)
+    if request["sources"]:
+        union, ids = _vocabulary(request, config, base)
         before.dataset, before.data_path = union.dataset, str(union.data_path)
         before.settings |= {key: union.properties[key] for key in ("semantic_id_file", "domains")}
         last.settings["semantic_id_file"] = str(ids)
@@ -240,26 +249,26 @@ def _stages(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> l
     return [before, last] if pretrained else [last]
 
 
-def _identifiers(asked: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Where the semantic IDs of a cell lie; cells of the same data, seed and settings of stages 1 and 2 share them."""
-    if asked["model"] != MODEL or asked["sources"]:
+def _identifiers(request: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Where the semantic IDs of a trial lie; trials of the same data, seed and settings of stages 1 and 2 share them."""
+    if request["model"] != MODEL or request["sources"]:
         return {}
     settings = asdict(stage_settings(patches.ConfigValues(config)))
-    data = fingerprint(Path(asked["data_path"]), asked["dataset"])
-    return {"semantic_id_dir": str(Path(asked["vocabularies"]) / digest([data, settings])[:12])}
+    data = fingerprint(Path(request["data_path"]), request["dataset"])
+    return {"semantic_id_dir": str(Path(request["vocabularies"]) / digest([data, settings])[:12])}
 
 
-def _vocabulary(asked: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> tuple[Job, Path]:
+def _vocabulary(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> tuple[Job, Path]:
     """The sources as one data set, and the target's semantic IDs, from one quantizer over sources and target.
 
     Cells of the same data, seed and settings of stages 1 and 2 share it; the first one builds it.
     """
-    sources, target = asked["sources"], asked["dataset"]
-    data = [fingerprint(Path(asked["data_path"]), name) for name in (*sources, target)]
+    sources, target = request["sources"], request["dataset"]
+    data = [fingerprint(Path(request["data_path"]), name) for name in (*sources, target)]
     settings = asdict(stage_settings(patches.ConfigValues(config)))
-    folder = Path(asked["vocabularies"]) / digest([sources, data, settings])[:12]
-    files = [resolve_property_file(file) for file in asked["files"]]
-    job = Job.of("", asked["data_path"], folder, base, files)
+    folder = Path(request["vocabularies"]) / digest([sources, data, settings])[:12]
+    files = [resolve_property_file(file) for file in request["files"]]
+    job = Job.of("", request["data_path"], folder, base, files)
     with folder_lock(folder):
         vocabulary = build_vocabulary(job, sources, [target])
     return vocabulary.pretraining, vocabulary.folder / f"{target}.sid"
@@ -275,7 +284,7 @@ def tested(trained: experiment.Run) -> tuple[dict[str, np.ndarray], dict[str, di
 
 
 def set_rule(config: Any, model: Any) -> None:
-    """Make a model's validation that of ``cells.validated``."""
+    """Make a model's validation that of ``trials.validated``."""
     if validation_protocol(config) == "history_excluded":
         leave_history_out(model)
 
@@ -300,7 +309,7 @@ def take_history_back(model: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A runner that is killed takes its cells with it: its end of the pipe closes, whatever it died of."""
+    """A runner that is killed takes its trials with it: its end of the pipe closes, whatever it died of."""
     while os.read(0, 1):  # not sys.stdin: its lock, held here, aborts an interpreter that ends
         pass
     os._exit(1)
