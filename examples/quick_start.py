@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from recbole.quick_start import run_recbole
 
-import recbole_qbert  # noqa: F401  registers QBERT4Rec; without it RecBole says: No module named 'lightgbm'
+import recbole_qbert  # noqa: F401  first: it registers QBERT4Rec; without it RecBole says: No module named 'lightgbm'
 
 if __name__ == "__main__":
     settings = {"epochs": 10, "train_batch_size": 32, "learning_rate": 0.003, "show_progress": False}
