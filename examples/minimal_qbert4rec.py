@@ -92,9 +92,9 @@ class DynamicInjection(nn.Module):
     def forward(self, query_rows: Tensor, vectors: dict[str, Tensor], present: dict[str, Tensor]) -> dict:
         query = self.query(query_rows)
         aligned = {name: self.align(query, name, vectors[name], present[name]) for name in self.project}
-        there = {name: present[name].any(1) for name in self.project}
-        source, mask = torch.stack(list(aligned.values()), 1), torch.stack(list(there.values()), 1)
-        depth, chance, weight = torch.zeros(len(query), dtype=torch.int64), torch.zeros(()), None
+        has_modality = {name: present[name].any(1) for name in self.project}
+        source, mask = torch.stack(list(aligned.values()), 1), torch.stack(list(has_modality.values()), 1)
+        depth, expected_gates, weight = torch.zeros(len(query), dtype=torch.int64), torch.zeros(()), None
         hidden, active = query, torch.arange(len(query))
         for number, block in enumerate(self.blocks):
             before = hidden[active]
@@ -106,15 +106,22 @@ class DynamicInjection(nn.Module):
             if number == len(self.blocks) - 1:
                 break
             probability = torch.sigmoid(self.gates[number](after)[:, 0])
-            chance = chance + probability.sum() / len(query)
+            expected_gates = expected_gates + probability.sum() / len(query)
             # In training the decision is drawn, afterwards the likelier one is taken. Items that stop are not computed on.
             going = torch.rand_like(probability) < probability if self.training else probability > 0.5
             active, probability = active[going], probability[going]
             if not len(active):
                 break
             fixed = probability.detach()
-            weight = 1.0 + (probability - fixed) / fixed.clamp(min=0.05)  # straight-through, by the inverse chance
-        return {"query": query, "vector": hidden, "aligned": aligned, "there": there, "depth": depth, "chance": chance}
+            weight = 1.0 + (probability - fixed) / fixed.clamp(min=0.05)  # straight-through, by the inverse probability
+        return {
+            "query": query,
+            "vector": hidden,
+            "aligned": aligned,
+            "has_modality": has_modality,
+            "depth": depth,
+            "expected_gates": expected_gates,
+        }
 
     def infonce(self, left: Tensor, right: Tensor, real: Tensor) -> Tensor:
         """Contrast matching rows with all others, in both directions."""
@@ -126,17 +133,22 @@ class DynamicInjection(nn.Module):
 
     def contrast(self, fused: dict) -> Tensor:
         """Sum the InfoNCE terms of Eq. 5: fused-text, fused-image and text-image."""
-        aligned, there, total, names = fused["aligned"], fused["there"], torch.zeros(()), list(fused["aligned"])
+        aligned, has_modality, total, names = (
+            fused["aligned"],
+            fused["has_modality"],
+            torch.zeros(()),
+            list(fused["aligned"]),
+        )
         for number, name in enumerate(names):
-            total = total + self.infonce(fused["vector"], aligned[name], there[name])
+            total = total + self.infonce(fused["vector"], aligned[name], has_modality[name])
             for other in names[number + 1 :]:
-                total = total + self.infonce(aligned[name], aligned[other], there[name] & there[other])
+                total = total + self.infonce(aligned[name], aligned[other], has_modality[name] & has_modality[other])
         return total
 
     def loss(self, fused: dict) -> Tensor:
         """Add the consistency term of Eq. 5, and a small cost of depth, of which the paper says nothing."""
         consistency = (fused["vector"] - fused["query"].detach()).square().sum(1).mean()
-        cost = self.settings.injection_depth_cost * fused["chance"]
+        cost = self.settings.injection_depth_cost * fused["expected_gates"]
         return self.contrast(fused) + self.settings.injection_consistency * consistency + cost
 
 
@@ -233,22 +245,22 @@ class RQVAE(nn.Module):
 
 @torch.no_grad()
 def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
-    """Run Lloyd's algorithm from a k-means++ start; an empty cluster takes the point farthest from its centre."""
-    centres = points[torch.randint(len(points), (1,))]
-    distance = (points - centres).square().sum(1)
+    """Run Lloyd's algorithm from a k-means++ start; an empty cluster takes the point farthest from its center."""
+    centers = points[torch.randint(len(points), (1,))]
+    distance = (points - centers).square().sum(1)
     for _ in range(clusters - 1):
-        centres = torch.cat([centres, points[torch.multinomial(distance, 1)]])
-        distance = torch.minimum(distance, (points - centres[-1]).square().sum(1))
+        centers = torch.cat([centers, points[torch.multinomial(distance, 1)]])
+        distance = torch.minimum(distance, (points - centers[-1]).square().sum(1))
     for _ in range(iterations):
-        owner = torch.cdist(points, centres).argmin(1)
+        owner = torch.cdist(points, centers).argmin(1)
         count = torch.bincount(owner, minlength=clusters)
-        moved = torch.zeros_like(centres).index_add_(0, owner, points) / count.clamp(min=1)[:, None]
+        moved = torch.zeros_like(centers).index_add_(0, owner, points) / count.clamp(min=1)[:, None]
         empty = (count == 0).nonzero()[:, 0]
-        moved[empty] = points[(points - centres[owner]).square().sum(1).topk(len(empty)).indices]
-        if torch.allclose(moved, centres, rtol=0, atol=1e-6):
+        moved[empty] = points[(points - centers[owner]).square().sum(1).topk(len(empty)).indices]
+        if torch.allclose(moved, centers, rtol=0, atol=1e-6):
             break
-        centres = moved
-    return centres
+        centers = moved
+    return centers
 
 
 @torch.no_grad()

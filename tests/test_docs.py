@@ -66,12 +66,14 @@ def _run(path: Path, change: tuple[str, str] = ("", "")) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=lambda path: path.name)
 def test_python_runs(path):
     assert "ndcg@10" in _run(path, ('"epochs": 10', '"epochs": 1'))
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_the_readmes_example_prints_what_the_readme_shows():
     shown = [text for _, text in blocks(ROOT / "README.md", "text") if "ndcg@10" in text]
     number = re.compile(r"'ndcg@10': ([\d.]+)")
@@ -152,6 +154,7 @@ def test_the_menu_names_pages_that_exist(pages):
     assert flat <= set(names(nav)), "a page that the menu does not name"
 
 
+@pytest.mark.process
 def test_the_site_builds_strictly(tmp_path):
     pytest.importorskip("mkdocs", reason="pip install mkdocs-material 'mkdocstrings[python]'")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

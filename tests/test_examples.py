@@ -11,6 +11,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 QUICK = {"minimal_qbert4rec.py", "own_features.py", "new_items.py", "serve_without_recbole.py"}
+pytestmark = pytest.mark.process
 NUMBER = r"(\d\.\d+)"
 
 

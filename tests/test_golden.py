@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_qbert.injection import network as injection_network
+from recbole_qbert.injection import training as injection_training
 from recbole_qbert.quantization import collision_resolution, rqvae, semantic_ids
 from recbole_qbert.sequence import masking, scoring
 from recbole_qbert.sequence.model import SemanticSequenceModel
@@ -51,11 +52,6 @@ def _with_prefix(prefix: str) -> dict[str, Any]:
 
 def _injection_config() -> Any:
     return injection_config(**_with_prefix("injection_"), modalities=("text", "image"), query="random", dropout=0.0)
-
-
-def _fit_injection() -> Any:
-    module = "training" if importlib.util.find_spec("recbole_qbert.injection.training") else "network"
-    return importlib.import_module(f"recbole_qbert.injection.{module}").fit
 
 
 def _close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> None:
@@ -153,7 +149,7 @@ def test_colliding_ids_are_reallocated_alike(seed):
 def test_stages_1_and_2_give_the_committed_ids(data, expected):
     network, fused, depth = minimal.fuse(data.vectors, data.present, minimal.SETTINGS, SEED)
     vectors, present = ({n: m.numpy() for n, m in group.items()} for group in (data.vectors, data.present))
-    product, product_fused, product_depth, _ = _fit_injection()(vectors, present, _injection_config(), SEED)
+    product, product_fused, product_depth, _ = injection_training.fit(vectors, present, _injection_config(), SEED)
     _close(torch.from_numpy(product_fused), fused, 1e-4)
     assert product_depth.tolist() == depth.tolist()
     _close(product.query.weight, network.query.weight, 1e-4)
@@ -288,12 +284,14 @@ def run_minimal(data: Any, ids: dict[str, list[int]]) -> float:
     return minimal.ndcg_at_10(model, data.histories)
 
 
+@pytest.mark.pipeline
 def test_the_products_run_gives_the_committed_ids_and_ndcg(tmp_path, expected):
     ids, ndcg = run_product(tmp_path)
     assert ids == expected["ids"]
     assert ndcg == pytest.approx(expected["product_ndcg"], abs=0.02)  # one rank of 64 users may differ on another CPU
 
 
+@pytest.mark.pipeline
 def test_the_minimal_run_gives_the_committed_ndcg(data, expected):
     assert run_minimal(data, expected["ids"]) == pytest.approx(expected["minimal_ndcg"], abs=0.02)
 
