@@ -114,14 +114,8 @@ class DynamicInjection(nn.Module):
                 break
             fixed = probability.detach()
             weight = 1.0 + (probability - fixed) / fixed.clamp(min=0.05)  # straight-through, by the inverse probability
-        return {
-            "query": query,
-            "vector": hidden,
-            "aligned": aligned,
-            "has_modality": has_modality,
-            "depth": depth,
-            "expected_gates": expected_gates,
-        }
+        gates = {"depth": depth, "expected_gates": expected_gates}
+        return {"query": query, "vector": hidden, "aligned": aligned, "has_modality": has_modality, **gates}
 
     def infonce(self, left: Tensor, right: Tensor, real: Tensor) -> Tensor:
         """Contrast matching rows with all others, in both directions."""
@@ -133,12 +127,8 @@ class DynamicInjection(nn.Module):
 
     def contrast(self, fused: dict) -> Tensor:
         """Sum the InfoNCE terms of Eq. 5: fused-text, fused-image and text-image."""
-        aligned, has_modality, total, names = (
-            fused["aligned"],
-            fused["has_modality"],
-            torch.zeros(()),
-            list(fused["aligned"]),
-        )
+        aligned, has_modality, total = fused["aligned"], fused["has_modality"], torch.zeros(())
+        names = list(aligned)
         for number, name in enumerate(names):
             total = total + self.infonce(fused["vector"], aligned[name], has_modality[name])
             for other in names[number + 1 :]:
