@@ -1,4 +1,4 @@
-"""``images.jsonl``: the outcome of every image. During a download it is a log; afterwards it is in the order of the items.
+"""Record the outcome of every image in ``images.jsonl``: a log during a download, afterwards in the order of the items.
 
 Each line is one JSON object. Of several lines of one image the last one counts, and an incomplete last line is ignored. A
 row is written once its image is on disk, so that no other state is needed to resume.

@@ -1,4 +1,4 @@
-"""Partially downloaded files: response metadata plus the bytes received so far.
+"""Store partially downloaded files: response metadata plus the bytes received so far.
 
 A file begins with one line of JSON (`Origin`); the bytes of the body follow. It is named ``.part`` while bytes are missing
 and ``.full`` when it is complete, so that it describes itself after a kill at any moment.

@@ -1,4 +1,4 @@
-"""Parts shared by all imports: the report, and a builder whose new files appear together or are marked unfinished."""
+"""Build an imported data set folder whose new files appear together or are marked unfinished; report the import."""
 
 from __future__ import annotations
 

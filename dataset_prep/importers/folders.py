@@ -1,4 +1,4 @@
-"""Parts shared by the published folders: users and items are indexes, and small files map indexes to tokens."""
+"""Read published folders, in which users and items are indexes and small files map indexes to tokens."""
 
 from __future__ import annotations
 

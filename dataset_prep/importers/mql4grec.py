@@ -165,7 +165,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _text_rows(path: Path, items: Sequence[str], used: np.ndarray) -> Iterator[tuple[str, str, str, str, str]]:
-    """Rows of ``X.item``; items without an entry get empty cells."""
+    """Yield the rows of ``X.item``; items without an entry get empty cells."""
     content = _read_json(path)
     _check_within(path, content, items)
     for index in np.flatnonzero(used):
