@@ -59,14 +59,12 @@ def check_id(key: str, value: str) -> None:
     if not value or value in NA_WORDS:
         raise BadIdError(
             f"{key} {value!r} is read as a missing value by pandas, so RecBole would drop its rows; rename the id in the "
-            "input "
-            "files, for example with a prefix, or remove the line"
+            "input files, for example with a prefix, or remove the line"
         )
     if UNSAFE_IN_ID.search(value) or value == "[PAD]":
         raise BadIdError(
             f"{key} {value!r} holds a space, tab, line break, quote or control character, or is RecBole's padding token; "
-            "rename "
-            "the id in the input files, or remove the line"
+            "rename the id in the input files, or remove the line"
         )
 
 

@@ -103,22 +103,19 @@ def convert(
     The steps, in this order:
 
     * Read the lines. Lines that cannot be read (not JSON, a key missing or of the wrong kind, longer than 16 MiB) are left
-    out
-      and listed, up to `max_bad_lines`. Damaged gzip data are always an error, and so are ids that RecBole would read as
+      out and listed, up to `max_bad_lines`. Damaged gzip data are always an error, and so are ids that RecBole would read as
       missing or split, because dropping them would silently change the data.
     * Apply the time window; later steps do not see interactions outside it.
     * Of several reviews of one item by one user keep the first in time, of equal times the first in the file.
     * With `require_image`, drop items without an image.
     * Drop users and items with too few interactions, repeatedly, until all others have enough (k-core).
     * Write the rows in the order of time, equal times in file order. Times are written exactly (2023: milliseconds as
-    fractions
-      of a second). RecBole rounds them to float32, which makes times within 128 s equal; but rounding never reverses two
-      times and RecBole's sort is stable (`np.argsort(kind="stable")` in `Interaction.sort`), so the order of rows is
-      preserved. Only `rm_dup_inter` would first sort with an unstable sort; it is off by default, and no duplicates are
-      left for it.
+      fractions of a second). RecBole rounds them to float32, which makes times within 128 s equal; but rounding never
+      reverses two times and RecBole's sort is stable (`np.argsort(kind="stable")` in `Interaction.sort`), so the order of
+      rows is preserved. Only `rm_dup_inter` would first sort with an unstable sort; it is off by default, and no duplicates
+      are left for it.
     * Write exactly one `.item` row per item, an empty one without metadata: RecBole would drop the interactions of items
-    without
-      a row, and would rank items that have only a row. Text is cleaned by `cleaning.clean_text`, categories by
+      without a row, and would rank items that have only a row. Text is cleaned by `cleaning.clean_text`, categories by
       `cleaning.clean_categories`. Of several metadata records of an item the first is used.
 
     A killed run can be resumed: files that were read completely are not read again, and the result is the same.

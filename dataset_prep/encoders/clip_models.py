@@ -79,8 +79,7 @@ def find(model: str, pretrained: str) -> Source:
     if name not in open_clip.list_models():
         raise ValueError(
             f"model {model!r} is not an architecture of open_clip{did_you_mean(name, open_clip.list_models(), 3)}; for a "
-            "folder "
-            "or a hub model write local-dir:FOLDER or hf-hub:OWNER/NAME"
+            "folder or a hub model write local-dir:FOLDER or hf-hub:OWNER/NAME"
         )
     path, tag = _weights(name, pretrained)
     quick_gelu = bool(tag.get("quick_gelu", False) or open_clip.get_model_config(name).get("quick_gelu", False))

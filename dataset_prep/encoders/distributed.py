@@ -63,8 +63,7 @@ class ProcessGroup:
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"process {rank} of {world} could not join the others ({error}); start them with torchrun, or unset RANK "
-                "and "
-                "WORLD_SIZE for one process"
+                "and WORLD_SIZE for one process"
             ) from error
 
     def run_on_first(self, work: Callable[[], T]) -> T:

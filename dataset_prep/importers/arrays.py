@@ -200,8 +200,7 @@ def _check_missing(dataset: str, ids: Path, items: list[str], rows: np.ndarray, 
     if unnamed and missing == "error":
         raise ValueError(
             f"{ids} has no row for {len(unnamed)} of {len(items)} items of {dataset} (first: {', '.join(unnamed[:3])}); "
-            "make "
-            "features for them, or set missing to mask"
+            "make features for them, or set missing to mask"
         )
 
 
