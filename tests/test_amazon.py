@@ -237,7 +237,7 @@ def test_of_duplicates_the_first_in_time_is_kept(shop: Shop) -> None:
 
 
 def k_core(folder: Path, pairs: list[tuple[int, int]], min_user: int, min_item: int) -> tuple[set[Any], list[int]]:
-    """The pairs left by `tables.k_core`, and how many each round left."""
+    """The pairs left by `interaction_steps.k_core`, and how many each round left."""
     table = pa.table({"user_code": [u for u, _ in pairs], "item_code": [i for _, i in pairs]})
     pq.write_table(table.cast(pa.schema([("user_code", pa.int64()), ("item_code", pa.int64())])), folder / "pairs.parquet")
     engine = DuckDB(folder / "tables", threads=1)
@@ -323,12 +323,11 @@ def test_ids_that_recbole_would_lose_are_refused(shop: Shop, word: str, key: str
         shop.convert([review(), {**review("U2", "I2"), key: word}], max_bad_lines=100)
     message = str(error.value)
     assert f"{shop.reviews}:2: {key} {word!r}" in message
-    assert "Rename the id" in message
     assert not (shop.folder / "out").exists()
 
 
 def test_item_ids_that_cannot_name_a_folder_are_refused(shop: Shop) -> None:
-    with pytest.raises(AmazonFormatError, match=r"r\.json:1: asin '\.\./x' cannot name an image folder"):
+    with pytest.raises(AmazonFormatError, match=r"r\.json:1: asin '\.\./x'"):
         shop.convert([review(item="../x")])
 
 
@@ -357,7 +356,7 @@ def test_bad_lines_are_left_out_and_listed_or_refused(shop: Shop, bad: Any, reas
         shop.convert(records, max_bad_lines=1)
     assert f"{shop.reviews}:5: " in str(error.value)
     assert reason in str(error.value)
-    assert "This is bad line 2, and max_bad_lines is 1" in str(error.value)
+    assert "bad line 2, and max_bad_lines is 1" in str(error.value)
 
 
 def test_the_list_of_an_earlier_run_goes_when_no_line_is_bad(shop: Shop) -> None:
@@ -380,9 +379,9 @@ def test_the_share_of_bad_lines_has_a_limit(shop: Shop, good: int, bad: int, all
 
 
 def test_a_file_without_any_good_line_is_refused(shop: Shop) -> None:
-    with pytest.raises(AmazonFormatError, match=r"r\.json:1: no key 'reviewerID'.*No line of the file"):
+    with pytest.raises(AmazonFormatError, match=r"r\.json:1: .*'reviewerID'.* 2018 "):
         shop.convert([{"asin": "I1", "title": "x"}])
-    with pytest.raises(AmazonFormatError, match=r"m\.json:1: a review .* where a product is expected"):
+    with pytest.raises(AmazonFormatError, match=r"m\.json:1: a review"):
         shop.convert([review()], [review()])
 
 
@@ -403,14 +402,14 @@ def test_a_line_longer_than_the_limit_is_a_bad_one(shop: Shop, monkeypatch: pyte
 
 
 def test_malformed_metadata_names_its_own_file(shop: Shop) -> None:
-    with pytest.raises(AmazonFormatError, match=r"m\.json:2: no key 'asin'; the line begins"):
+    with pytest.raises(AmazonFormatError, match=r"m\.json:2: .*'asin'"):
         shop.convert([review()], [{"asin": "I1"}, {"title": "x"}], max_bad_lines=0)
 
 
 def test_bytes_that_are_not_utf8(shop: Shop) -> None:
     for bad in (b'{"reviewerID": "\xff"}\n', json.dumps(review(text="?")).replace("?", "\xff").encode("latin-1") + b"\n"):
         shop.reviews.write_bytes(json_lines([review()]) + bad)
-        with pytest.raises(AmazonFormatError, match=r"r\.json:2: 'utf-8' codec"):
+        with pytest.raises(AmazonFormatError, match=r"r\.json:2: 'utf-8'"):
             shop.run(max_bad_lines=0)
 
 
@@ -429,24 +428,24 @@ def test_damaged_gzip(shop: Shop, damage: str) -> None:
         shop.run()
     assert str(error.value).startswith(f"{shop.reviews}:")
     if damage != "flip":  # flipped bits may also come out as broken JSON
-        assert "Download the file again" in str(error.value)
+        assert "gzip" in str(error.value)
 
 
 def test_missing_files_and_wrong_options(shop: Shop) -> None:
-    with pytest.raises(FileNotFoundError, match=r"r\.json: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"r\.json"):
         shop.run()
     shop.reviews.write_bytes(json_lines([review()]))
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         shop.run(images=shop.folder / "nowhere")
-    with pytest.raises(ValueError, match="min_item_interactions is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="min_item_interactions is 0"):
         shop.run(min_item_interactions=0)
-    with pytest.raises(ValueError, match="names a folder"):
+    with pytest.raises(ValueError, match=r"'\.\./up'"):
         convert(shop.reviews, shop.metadata, "../up", shop.folder)
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"engine": "dask"}, "engine is 'dask'; it must be local or spark"),
-        ({"edition": "2019"}, "edition is '2019'; it must be one of 2014, 2018, 2023, recbole"),
-        ({"after": "soon"}, "after is 'soon'; give seconds, or a date"),
-        ({"after": 5, "before": 5}, "must be earlier"),
+        ({"engine": "dask"}, "engine is 'dask'.*local or spark"),
+        ({"edition": "2019"}, "edition is '2019'.*2014, 2018, 2023, recbole"),
+        ({"after": "soon"}, "after is 'soon'"),
+        ({"after": 5, "before": 5}, "after .*before"),
         ({"max_bad_lines": -1}, "max_bad_lines is -1"),
         ({"max_bad_lines": float("nan")}, "max_bad_lines is nan"),
         ({"threads": 0}, "threads is 0"),
@@ -454,17 +453,17 @@ def test_missing_files_and_wrong_options(shop: Shop) -> None:
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             shop.run(**options)
-    with pytest.raises(ValueError, match="require_image needs metadata or a folder of images"):
+    with pytest.raises(ValueError, match=r"require_image.*images"):
         convert(shop.reviews, None, "Shop", shop.folder, require_image=True)
     assert not (shop.folder / "out").exists()
     shop.metadata.unlink()
-    with pytest.raises(FileNotFoundError, match=r"m\.json: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"m\.json"):
         shop.run()
 
 
 @pytest.mark.parametrize("records", [[], [review()]])
 def test_nothing_left_is_an_error(shop: Shop, records: list[Any]) -> None:
-    with pytest.raises(AmazonFormatError, match=rf"of {len(records)} interactions none is left.*Lower"):
+    with pytest.raises(AmazonFormatError, match=rf"r\.json: .*\b{len(records)} interactions.*min_user_interactions"):
         shop.convert(records, min_user_interactions=2)
 
 
@@ -526,7 +525,7 @@ def test_an_error_while_publishing_leaves_nothing_that_looks_complete(
 def test_an_error_before_publishing_leaves_what_was_there(shop: Shop) -> None:
     shop.convert([review()])
     before = {p: p.read_bytes() for p in (shop.folder / "out").rglob("*") if p.is_file()}
-    with pytest.raises(AmazonFormatError, match="none is left"):
+    with pytest.raises(AmazonFormatError, match="min_user_interactions"):
         shop.run(min_user_interactions=2)
     assert {p: p.read_bytes() for p in (shop.folder / "out").rglob("*") if p.is_file()} == before
 
@@ -534,7 +533,7 @@ def test_an_error_before_publishing_leaves_what_was_there(shop: Shop) -> None:
 def test_two_processes_do_not_write_the_same_data_set(shop: Shop) -> None:
     with (
         work_directory.work_directory(shop.folder / "out", "Shop"),
-        pytest.raises(ValueError, match="another preparation in"),
+        pytest.raises(ValueError, match=r"\.Shop\.preparing"),
     ):
         shop.convert([review()])
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dataset_prep.amazon.cleaning import clean_text
 from dataset_prep.amazon.convert import AmazonFormatError, PrepareReport, convert
 from dataset_prep.amazon.editions import detect, parse_metadata
-from dataset_prep.amazon.record_parser import record_of
+from dataset_prep.amazon.record_parser import parse_record
 
 REVIEWS_2014 = """\
 {"reviewerID": "A1", "asin": "0001", "reviewerName": "\\"Q\\" Mü", "helpful": [2, 3], "overall": 5.0, "unixReviewTime": 30}
@@ -176,10 +176,10 @@ def test_what_this_project_writes_can_be_read_again(files: Files) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("user_id:token\titem_id:token\ttimestamp:float\nU\tI\t1\n", "r:1: the header has no column 'rating:float'"),
-        (f"{HEADER}U\tI\n", "r:2: 2 cells, but the header has more"),
-        (f"{HEADER}U\tI\tx\t1\n", "r:2: could not convert string to float"),
-        (f"{HEADER}U\tnull\t1\t1\n", "r:2: item_id 'null' is read as a missing"),
+        ("user_id:token\titem_id:token\ttimestamp:float\nU\tI\t1\n", "r:1: .*'rating:float'"),
+        (f"{HEADER}U\tI\n", "r:2: 2 cells"),
+        (f"{HEADER}U\tI\tx\t1\n", "r:2: .*'x'"),
+        (f"{HEADER}U\tnull\t1\t1\n", "r:2: item_id 'null'"),
     ],
 )
 def test_atomic_files_that_do_not_fit(files: Files, content: str, message: str) -> None:
@@ -195,9 +195,7 @@ def test_the_edition_can_be_given(files: Files) -> None:
     )
     assert files.convert(reviews, None).reviews.bad == 1
     assert files.convert(reviews, None, edition="2014").users == 2
-    with pytest.raises(
-        AmazonFormatError, match=r"r\.json:1: no key 'user_id'.*No line of the file can be read as one of the 2023"
-    ):
+    with pytest.raises(AmazonFormatError, match=r"r\.json:1: .*'user_id'.* 2023 "):
         files.convert(reviews, None, edition="2023")
 
 
@@ -221,14 +219,14 @@ VALUES = st.recursive(
 @given(st.dictionaries(TEXT, VALUES, min_size=1, max_size=4))
 def test_python_text_is_read_as_python_reads_it(record: dict[str, Any]) -> None:
     text = repr(record)
-    assert record_of(text.encode(), python_text=True) == ast.literal_eval(text) == record
+    assert parse_record(text.encode(), python_text=True) == ast.literal_eval(text) == record
 
 
 @pytest.mark.parametrize(
     "text", ["{'a': 1, 'b': 'x' 'y'}", "{'a': (1, 2)}", "{'a': 'nul\\x00'}", "{'a': u'x', 'b': 0x10}", "{'a': 'null'}"]
 )
 def test_less_usual_python_text(text: str) -> None:
-    assert record_of(text.encode(), python_text=True) == ast.literal_eval(text)
+    assert parse_record(text.encode(), python_text=True) == ast.literal_eval(text)
 
 
 @pytest.mark.parametrize(
@@ -249,8 +247,8 @@ def test_less_usual_python_text(text: str) -> None:
     ],
 )
 def test_what_is_no_python_literal_is_refused_and_never_run(text: str) -> None:
-    with pytest.raises(ValueError, match=r"neither JSON nor|nested too deeply"):
-        record_of(text.encode(), python_text=True)
+    with pytest.raises(ValueError, match=r"JSON|nested"):
+        parse_record(text.encode(), python_text=True)
 
 
 def test_plain_python_text_goes_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +259,8 @@ def test_plain_python_text_goes_the_fast_way(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(ast, "literal_eval", refuse)
     record = {"asin": "I", "title": "it's", "price": 1.5, "brand": None, "x": [True, 'a "b" \'c'[:5]]}
-    assert record_of(repr(record).encode(), python_text=True) == record
-    assert record_of(b"{'asin': 'I', 'categories': [['a', 'b']], 'n': -3e5}", python_text=True)["n"] == -3e5
+    assert parse_record(repr(record).encode(), python_text=True) == record
+    assert parse_record(b"{'asin': 'I', 'categories': [['a', 'b']], 'n': -3e5}", python_text=True)["n"] == -3e5
 
 
 FIELDS = "title brand price category categories description features images details store imUrl imageURL".split()

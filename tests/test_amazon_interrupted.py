@@ -88,13 +88,13 @@ def test_killed_and_run_again(
     kept = {path.parent.name for path in (out / ".X.preparing").glob("*/done.json")}
     assert bool(kept) == (share > 0.4)
     read: list[str] = []
-    original = staging._spill
+    original = staging._stage
 
     def noted(task: staging.Task, *rest: Any) -> line_reader.LineCount:
         read.append(task.folder.name)
         return original(task, *rest)
 
-    monkeypatch.setattr(staging, "_spill", noted)
+    monkeypatch.setattr(staging, "_stage", noted)
     monkeypatch.setattr(line_reader, "BLOCK", 5000)
     options: dict[str, Any] = {"min_user_interactions": 4, "min_item_interactions": 6, "progress": False}
     convert(tmp_path / "r.json", tmp_path / "m.json", "X", out, **options)

@@ -70,7 +70,7 @@ def test_the_same_bytes_and_refusals_on_odd_data(session: Any, tmp_path: Path) -
     assert written[0] == written[1]
     assert reports[0].steps == reports[1].steps
     assert (reports[0].reviews, reports[0].metadata) == (reports[1].reviews, reports[1].metadata)
-    with pytest.raises(AmazonFormatError, match=r"r\.jsonl:401: Expecting value"):
+    with pytest.raises(AmazonFormatError, match=r"r\.jsonl:401: "):
         convert(tmp_path / "r.jsonl", None, "X", tmp_path / "no", engine="spark", max_bad_lines=0, progress=False)
     assert not (tmp_path / "no").exists()
 
@@ -84,7 +84,7 @@ def test_without_pyspark_the_message_says_what_to_install(tmp_path: Path, monkey
         return plain_import(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ValueError, match=r"needs PySpark \(No module named 'pyspark'\): pip install 'pyspark>=4,<4\.1'"):
+    with pytest.raises(ValueError, match=r"No module named 'pyspark'.*'pyspark>=4,<4\.1'"):
         Spark(tmp_path)
 
 
@@ -93,5 +93,5 @@ def test_without_java_the_message_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     if pyspark.SparkContext._active_spark_context is not None:
         pytest.skip("a Spark is running already")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "no java"))
-    with pytest.raises(ValueError, match=r"could not start Spark. It needs Java 17: install it, and set JAVA_HOME"):
+    with pytest.raises(ValueError, match=r"Java 17.*JAVA_HOME"):
         Spark(tmp_path / "tables")

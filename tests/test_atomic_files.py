@@ -61,7 +61,8 @@ def test_columns_of_odd_headers(line: str, columns: tuple[Column, ...]) -> None:
         (HEADER + "a\tb\tc\td\n", r"toy\.item:2: 4 cells.* 3 "),
         (HEADER + "a\tb\tc\n" + "a" * 140_000 + "\t\t\n", r"toy\.item:3: field larger"),
         (HEADER + "a\tb\tc\n\udcff\t\t\n", r"toy\.item:\d: .*utf-8"),
-        (HEADER + 'a\tb\t"c\nd\te\tf\n', r"toy\.item:3: .*quote"),
+        (HEADER + 'a\tb\t"c\nd\te\tf\n', r"toy\.item:3: unexpected end"),
+        (HEADER + 'a\t"b" c\td\n', r"toy\.item:2: .*expected after '\"'"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused_by_line(tmp_path: Path, text: str, message: str) -> None:

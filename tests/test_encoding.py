@@ -224,7 +224,7 @@ def test_a_process_that_dies_stops_the_others_and_loses_nothing(tmp_path: Path) 
     folder = tmp_path / "out"
 
     def survivor() -> None:
-        with pytest.raises(ValueError, match="another process of this run stopped"):
+        with pytest.raises(ValueError, match="another process"):
             make(make_job(folder), Table(journals[0]))
 
     def dies() -> None:
@@ -242,7 +242,7 @@ def test_a_process_that_dies_stops_the_others_and_loses_nothing(tmp_path: Path) 
 def test_processes_that_would_make_different_things_refuse(tmp_path: Path) -> None:
     def refuse(weights: str) -> Callable[[], None]:
         def inside() -> None:
-            with pytest.raises(ValueError, match="processes 0 and 1 of this run differ"):
+            with pytest.raises(ValueError, match=r"processes 0 and 1 .*toy\.text\.npy"):
                 make(make_job(tmp_path, weights=weights))
 
         return inside
@@ -255,7 +255,7 @@ def test_a_refusal_reaches_every_process(tmp_path: Path) -> None:
     (tmp_path / "toy.text.npy").write_bytes(b"mine")
 
     def refused() -> None:
-        with pytest.raises(ValueError, match=r"toy.text.npy is there, not described in toy.features.json"):
+        with pytest.raises(ValueError, match=r"toy\.text\.npy.*toy\.features\.json"):
             make(make_job(tmp_path))
 
     assert [end(process) for process in together(refused, refused)] == [0, 0]
@@ -266,9 +266,7 @@ def test_another_configuration_is_refused_and_nothing_touched(tmp_path: Path) ->
     make(make_job(tmp_path))
     before = files(tmp_path)
     for job in (make_job(tmp_path, kind="other"), make_job(tmp_path, weights="1" * 64)):
-        with pytest.raises(
-            ValueError, match=r"made by a table, and not what .*\((kind|weights): .+ before, .+ now\).* rebuild"
-        ):
+        with pytest.raises(ValueError, match=r"toy\.text\.npy.* a table.*\((kind|weights): .+ before, .+ now\).* rebuild"):
             make(job)
     assert files(tmp_path) == before
     make(make_job(tmp_path, kind="other"), Table(truth=TRUTH * 2), rebuild=True)
@@ -278,7 +276,7 @@ def test_another_configuration_is_refused_and_nothing_touched(tmp_path: Path) ->
 def test_a_matrix_that_is_not_what_was_written_is_refused(tmp_path: Path) -> None:
     make(make_job(tmp_path))
     np.save(tmp_path / "toy.text.npy", TRUTH + 1)
-    with pytest.raises(ValueError, match="the file has changed since"):
+    with pytest.raises(ValueError, match=r"toy\.text\.npy.*changed"):
         make(make_job(tmp_path))
 
 
@@ -297,7 +295,7 @@ def test_unfinished_shards_of_another_configuration_are_never_mixed(tmp_path: Pa
     assert run(doomed) == -9
     versions = change.pop("versions", {"torch": "1"})
     other = Job(**{**vars(make_job(tmp_path, **change)), "versions": versions})
-    with pytest.raises(ValueError, match="unfinished shards of another configuration"):
+    with pytest.raises(ValueError, match=r"\.toy\.text\.shards.* before, .* now"):
         make(other)
     make(other, rebuild=True)
     np.testing.assert_array_equal(np.load(tmp_path / "toy.text.npy"), TRUTH)
@@ -328,11 +326,9 @@ def test_text_and_image_share_the_item_list_and_the_record(tmp_path: Path) -> No
 def test_items_in_another_order_are_refused(tmp_path: Path) -> None:
     make(make_job(tmp_path, "text"))
     turned = ITEMS[:6] + ITEMS[:5:-1]
-    with pytest.raises(
-        ValueError, match=r"lists 10 items and the data set has 10, different from line 7 on; toy.text.npy go"
-    ):
+    with pytest.raises(ValueError, match=r"toy\.items\.txt.* 10 .* 10.* line 7 .*toy\.text\.npy"):
         make(make_job(tmp_path, "image", turned), rebuild=True)
-    with pytest.raises(ValueError, match="to write it anew: rebuild"):
+    with pytest.raises(ValueError, match=r"toy\.items\.txt.*rebuild"):
         make(make_job(tmp_path, "text", turned))
     make(make_job(tmp_path, "text", turned), rebuild=True)
     assert (tmp_path / "toy.items.txt").read_text().split() == list(turned)
@@ -340,7 +336,7 @@ def test_items_in_another_order_are_refused(tmp_path: Path) -> None:
 
 def test_a_broken_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "toy.features.json").write_text("[1")
-    with pytest.raises(ValueError, match=r"toy.features.json is not JSON .*; repair it"):
+    with pytest.raises(ValueError, match=r"toy\.features\.json.*JSON"):
         make(make_job(tmp_path))
 
 
@@ -365,7 +361,7 @@ def test_a_vector_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     for bad in (np.inf, np.nan):
         truth = TRUTH.copy()
         truth[5, 1] = bad
-        with pytest.raises(ValueError, match="the vector of item i5 is not finite"):
+        with pytest.raises(ValueError, match=r"item i5\b"):
             make(make_job(tmp_path), Table(truth=truth), rebuild=True)
 
 
@@ -373,7 +369,7 @@ def test_too_little_memory_says_what_to_do(tmp_path: Path) -> None:
     def full(rows: range, advance: Callable[[int], object]) -> Shard:
         raise torch.OutOfMemoryError("CUDA out of memory.\nand more")
 
-    with pytest.raises(ValueError, match=r"make the batches smaller .* finished shards are kept"):
+    with pytest.raises(ValueError, match=r"CUDA out of memory.*batches"):
         encode(make_job(tmp_path), lambda: full, progress=False)
 
 
@@ -396,16 +392,16 @@ def test_joining_holds_one_shard_at_a_time(tmp_path: Path) -> None:
 
 
 def test_shards_that_do_not_appear_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"4 of 4 shards cannot be seen .* must share that folder"):
+    with pytest.raises(ValueError, match=f"4 of 4 shards.*{tmp_path}"):
         Shards(tmp_path, 10, 3, {}).wait_for_all(0)
 
 
 def test_bad_options_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="shard_size is 0"):
         make(make_job(tmp_path, size=0))
-    with pytest.raises(ValueError, match="device 'gpu' cannot be used here"):
+    with pytest.raises(ValueError, match="device 'gpu'"):
         pick_device("gpu")
-    for rank, world, why in (("2", "2", "RANK is 2"), ("x", "2", "RANK is 'x'"), ("0", "2", "could not meet the others")):
+    for rank, world, why in (("2", "2", "RANK is 2"), ("x", "2", "RANK is 'x'"), ("0", "2", "process 0 of 2")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", world)
         monkeypatch.delenv("MASTER_ADDR", raising=False)
@@ -416,16 +412,16 @@ def test_bad_options_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_process_alone_needs_no_others() -> None:
     journal: list[str] = []
     process = start(lambda: ProcessGroup.join().wait())
-    assert ProcessGroup.join().first(lambda: journal.append("done")) is None and journal == ["done"]
+    assert ProcessGroup.join().run_on_first(lambda: journal.append("done")) is None and journal == ["done"]
     assert end(process) == 0
 
 
 def test_the_process_group_is_closed_before_the_interpreter_ends() -> None:
     """Left open, gloo's threads abort one finished process in eight."""
     script = (
-        "import atexit, torch.distributed as dist\nfrom recbole_qbert.utils.distributed import open_group\n"
+        "import atexit, torch.distributed as dist\nfrom recbole_qbert.utils.distributed import init_group\n"
         "atexit.register(lambda: print('open' if dist.is_initialized() else 'closed'))\n"
-        "open_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\nassert dist.is_initialized()\n"
+        "init_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\nassert dist.is_initialized()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "closed"), done.stderr

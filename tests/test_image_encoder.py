@@ -190,7 +190,7 @@ def test_weights_and_preprocessing_are_recorded_and_never_mixed(tmp_path: Path, 
     before = files(folder)
     torch.manual_seed(6)
     torch.save(open_clip.create_model("tiny").state_dict(), tmp_path / "other.pt")
-    refused = pytest.raises(ValueError, match=r"toy.image.npy is there, made by open_clip tiny .* and not what this command")
+    refused = pytest.raises(ValueError, match=r"toy\.image\.npy.* open_clip tiny")
     with refused:
         make(folder, tmp_path / "other.pt")
     for options in ({"precision": "bf16"}, {"max_images": 2}):
@@ -221,7 +221,7 @@ def test_text_first_then_images(tmp_path: Path, weights: Path) -> None:
     assert make(folder, weights) == record
     (folder / "toy.items.txt").write_text("".join(f"i{n}\n" for n in range(5, -1, -1)))
     (folder / "toy.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"i{n}\tx\n" for n in range(6)))
-    with pytest.raises(ValueError, match=r"different from line 1 on; toy.text.npy go by it"):
+    with pytest.raises(ValueError, match=r"line 1 .*toy\.text\.npy"):
         make(folder, weights, rebuild=True)
 
 
@@ -283,7 +283,7 @@ def test_a_tag_brings_preprocessing_and_activation(tmp_path: Path, weights: Path
         np.testing.assert_allclose(np.load(folder / "toy.image.npy")[0], expected, atol=1e-5)
         assert record["settings"]["quick_gelu"] is True and record["settings"]["preprocessing"]["mean"] == [0.5] * 3
     assert make(folder, "plain", rebuild=True)["settings"]["quick_gelu"] is False
-    with pytest.raises(ValueError, match=r"a file does not say how pictures are prepared .* TAG=.*sharp, plain"):
+    with pytest.raises(ValueError, match=r"TAG=.*sharp, plain"):
         make(folder, weights, rebuild=True)
     publish(monkeypatch, sharp=SHARP, same=SHARP)
     assert make(folder, weights, rebuild=True)["settings"]["quick_gelu"] is True  # no doubt about this one
@@ -292,10 +292,10 @@ def test_a_tag_brings_preprocessing_and_activation(tmp_path: Path, weights: Path
 def test_the_papers_weights_get_their_activation(weights: Path) -> None:
     """open_clip only warns that OpenAI's weights, under the plain name of the architecture, want QuickGELU."""
     source = clip_models.find("ViT-L-14", f"openai={weights}")
-    assert source.quick_gelu is True and dict(source.preparation)["mean"] == open_clip.OPENAI_DATASET_MEAN
+    assert source.quick_gelu is True and dict(source.preprocessing)["mean"] == open_clip.OPENAI_DATASET_MEAN
     assert clip_models.find("ViT-L-14-quickgelu", f"openai={weights}").quick_gelu is True
     assert clip_models.find("ViT-L-14", f"laion2b_s32b_b82k={weights}").quick_gelu is False
-    with pytest.raises(ValueError, match="a file does not say"):
+    with pytest.raises(ValueError, match=f"TAG={weights}"):
         clip_models.find("ViT-L-14", str(weights))
 
 
@@ -304,7 +304,7 @@ def test_a_folder_of_its_own(tmp_path: Path, weights: Path) -> None:
     model.mkdir()
     (model / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": PLAIN}))
     folder = shop(tmp_path / "data", (1, 1))
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match=r"\*\.safetensors"):
         make(folder, "", model=f"local-dir:{model}")
     torch.save(torch.load(weights), model / "open_clip_pytorch_model.bin")
     record = make(folder, "", model=f"local-dir:{model}")
@@ -313,7 +313,7 @@ def test_a_folder_of_its_own(tmp_path: Path, weights: Path) -> None:
     np.testing.assert_allclose(np.load(folder / "toy.image.npy")[1], expected, atol=1e-5)
     assert record["settings"]["weights"] == {path.name: sha256(path) for path in sorted(model.iterdir(), reverse=False)}
     assert record["pretrained"] is None and record["settings"]["preprocessing"]["std"] == [1.0] * 3
-    with pytest.raises(ValueError, match=r"holds no open_clip_config.json"):
+    with pytest.raises(ValueError, match=r"open_clip_config\.json"):
         make(folder, "", model=f"local-dir:{tmp_path}")
 
 
@@ -322,7 +322,7 @@ def test_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise FileNotFoundError("Failed to download file. Last error: no route")
 
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
-    said = r"'openai' of ViT-L-14 could not be fetched \(Failed to .*download_pretrained.*ViT-L-14.* write openai=FILE"
+    said = r"'openai' of ViT-L-14 .*Failed to .*download_pretrained.*ViT-L-14.* openai=FILE"
     with pytest.raises(ValueError, match=said):
         make(shop(tmp_path), "openai", model="ViT-L-14")
 
@@ -335,10 +335,10 @@ def test_weights_that_cannot_be_loaded(tmp_path: Path, weights: Path) -> None:
     torch.save(part, tmp_path / "part.pt")
     (tmp_path / "junk.pt").write_bytes(b"junk")
     for name in ("part.pt", "junk.pt"):
-        with pytest.raises(ValueError, match=f"{name}: open_clip cannot load this .* damaged or of another architecture"):
+        with pytest.raises(ValueError, match=f"{name}: open_clip"):
             make(folder, tmp_path / name)
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
-    with pytest.raises(ValueError, match=r"program.pt: .* TorchScript.* convert it: torch.save\("):
+    with pytest.raises(ValueError, match=r"program\.pt: .* TorchScript.* torch\.save\("):
         make(folder, tmp_path / "program.pt")
     assert not (folder / "toy.image.npy").exists()
 
@@ -358,7 +358,7 @@ def test_openais_archives_can_be_converted_as_the_message_says(tmp_path: Path, w
             return 0
 
     torch.jit.save(torch.jit.script(Archive()), tmp_path / "program.pt")
-    line = clip_models.UNSCRIPT.replace("FILE", repr(str(tmp_path / "program.pt")))
+    line = clip_models.CONVERT_TORCHSCRIPT.replace("FILE", repr(str(tmp_path / "program.pt")))
     exec(line.replace("'weights.pt'", repr(str(tmp_path / "weights.pt"))), {"torch": torch})
     converted = torch.load(tmp_path / "weights.pt")
     assert {name.replace("__", ".") for name in converted} == set(torch.load(weights))
@@ -369,12 +369,12 @@ def test_openais_archives_can_be_converted_as_the_message_says(tmp_path: Path, w
     [
         ({"max_images": 0}, "max_images is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"precision": "int8"}, "precision is 'int8'; it must be fp32, bf16, fp16"),
-        ({"model": "ViT-L-41"}, "'ViT-L-41' is no architecture of open_clip .near: .*ViT-L-14"),
-        ({"model": "ViT-L-14", "pretrained": "openia"}, "is no file here, and ViT-L-14 has no weights of the tag 'openia'"),
-        ({"model": "ViT-L-14", "pretrained": "openai=/no/file"}, "there is no file /no/file"),
-        ({"pretrained": "/no/file"}, "is no file here, and tiny has no weights"),
-        ({"model": "hf-hub:../x"}, "no name of a hub model"),
+        ({"precision": "int8"}, "precision is 'int8'.*fp32, bf16, fp16"),
+        ({"model": "ViT-L-41"}, "'ViT-L-41'.*'ViT-L-14'"),
+        ({"model": "ViT-L-14", "pretrained": "openia"}, "ViT-L-14 .*'openia'"),
+        ({"model": "ViT-L-14", "pretrained": "openai=/no/file"}, "/no/file"),
+        ({"pretrained": "/no/file"}, "/no/file.*tiny"),
+        ({"model": "hf-hub:../x"}, "'../x'"),
     ],
 )
 def test_bad_options(tmp_path: Path, weights: Path, options: dict[str, Any], message: str) -> None:
@@ -386,9 +386,9 @@ def test_bad_options(tmp_path: Path, weights: Path, options: dict[str, Any], mes
 
 
 def test_no_image_at_all(tmp_path: Path, weights: Path) -> None:
-    with pytest.raises(ValueError, match=r"images holds no image of an item of toy; put them at images/<item>/<name>"):
+    with pytest.raises(ValueError, match=r"images .*toy"):
         make(shop(tmp_path, (0, 0)), weights)
-    with pytest.raises(FileNotFoundError, match=r"toy.item is missing"):
+    with pytest.raises(FileNotFoundError, match=r"toy\.item"):
         make(tmp_path / "nowhere", weights)
 
 

@@ -246,7 +246,7 @@ def test_rows_of_zeros_become_missing_and_repeated_images_are_told(mql, tmp_path
         ("item2id", "B1\t0\nB2 1\n", [":2", "'B2 1'"]),
         ("item2id", "B1\t0\nB1\t1\n", [":2", "earlier line"]),
         ("item2id", "B1\t0\nB2\t0\n", [":2", "earlier line"]),
-        ("item2id", "B1\t0\nB2\t2\n", ["index 1 is left out"]),
+        ("item2id", "B1\t0\nB2\t2\n", ["index 1 "]),
         ("item2id", "B1\t0\nNA\t1\n", [":2", "'NA'", "missing value"]),
         ("item2id", "B1\t0\nB 2\t1\n", [":2", "'B 2'", "space"]),
         ("user2id", 'ann\t0\n"b\t1\n', [":2", "quote"]),
@@ -290,7 +290,7 @@ def test_float64_becomes_float32(mql, tmp_path):
 
 
 def test_a_folder_that_is_not_there_says_what_is(mql, tmp_path):
-    with pytest.raises(FileNotFoundError, match="data sets that are there: Toys"):
+    with pytest.raises(FileNotFoundError, match=r"Games.*\bToys\b"):
         importers.mql4grec(mql, "Games", tmp_path / "data", progress=False)
 
 
@@ -349,12 +349,12 @@ def test_users_without_a_test_row_are_told(uni, tmp_path):
         ("train.inter", f"{HEADER}0\t\t1\n", [":2"]),
         ("train.inter", f"{HEADER}0\tB1\t1\n", [":2", "B1"]),
         ("train.inter", f"{HEADER}1\t2\t3\n", []),  # the validation file says 2, 1
-        ("valid.inter", f"{HEADER}1\t2 1\t0\n0\t0\t1\n1\t2 1\t3\n", [":4", "stand apart"]),
-        ("test.inter", f"{HEADER}0\t0 2\t1\n", [":2", "user 0", "do not continue"]),
+        ("valid.inter", f"{HEADER}1\t2 1\t0\n0\t0\t1\n1\t2 1\t3\n", [":4", "user 1"]),
+        ("test.inter", f"{HEADER}0\t0 2\t1\n", [":2", "user 0"]),
         ("test.inter", f"{HEADER}0\t0 1\t77\n", []),
         ("item2index", "B1\t0\n", []),
         ("pt_datasets", "Food,Home\n", []),
-        ("text", "B7\tx\n", ["no text of any item"]),
+        ("text", "B7\tx\n", ["Toys.text"]),
         ("text", "B1\tx\nB1\ty\n", [":2", "B1"]),
     ],
 )
@@ -368,17 +368,17 @@ def test_unisrec_refuses_what_does_not_fit(uni, tmp_path, ending, text, words):
 
 def test_a_line_that_is_not_utf8_is_named(uni, tmp_path):
     (uni / "Toys.user2index").write_bytes(b"ann\t0\n\xff\t1\n")
-    with pytest.raises(ValueError, match=r"Toys\.user2index:2: not UTF-8"):
+    with pytest.raises(ValueError, match=r"Toys\.user2index:2: .*UTF-8"):
         bring_uni(uni, tmp_path)
 
 
 def test_a_wrong_width_names_the_one_that_fits(uni, tmp_path):
-    with pytest.raises(ValueError, match="a width of 3 would fit"):
+    with pytest.raises(ValueError, match=r"Toys\.feat1CLS.* 768 .*width of 3\b"):
         bring_uni(uni, tmp_path, width=768)
-    with pytest.raises(ValueError, match="makes no sense"):
+    with pytest.raises(ValueError, match="width is 0"):
         bring_uni(uni, tmp_path, width=0)
     np.ones(7, dtype=np.float32).tofile(uni / "Toys.feat3CLS")
-    with pytest.raises(ValueError, match="no width fits"):
+    with pytest.raises(ValueError, match=r"Toys\.feat3CLS has 28 bytes"):
         bring_uni(uni, tmp_path)
     np.ones(10, dtype=np.float32).tofile(uni / "Toys.feat3CLS")
     assert bring_uni(uni, tmp_path, image_width=2).features["image"].shape == (5, 2)
@@ -425,7 +425,7 @@ def test_a_failed_import_leaves_the_earlier_one_as_it_was(mql, tmp_path):
 
 @pytest.mark.parametrize("name", ["../Toys", "a b", ".hidden", "a/b"])
 def test_a_name_is_no_path(mql, tmp_path, name):
-    with pytest.raises(ValueError, match="names a folder"):
+    with pytest.raises(ValueError, match=r"data set '"):
         bring_mql(mql, tmp_path, name=name)
 
 
@@ -503,13 +503,13 @@ def test_ids_come_as_a_list_or_as_a_table(dataset, name, text):
 def test_items_without_a_row_need_a_policy(dataset):
     np.save(dataset.parent.parent / "text.npy", TEXT[:3])
     (dataset.parent.parent / "ids.txt").write_text("B1\nB2\nB3\n")
-    with pytest.raises(ValueError, match=r"no row for 1 of 4 items of Toys \(first: B4\)"):
+    with pytest.raises(ValueError, match=r"1 of 4 items .*B4"):
         bring(dataset)
     assert set(files(dataset)) == {"Toys.inter"}
     report = bring(dataset, missing="mask")
     assert np.isnan(np.load(dataset / "Toys.text.npy")[3]).all()
     assert report.features["text"].coverage == 0.75
-    with pytest.raises(ValueError, match="error or mask"):
+    with pytest.raises(ValueError, match=r"error.*mask"):
         bring(dataset, missing="zero")
 
 
@@ -520,11 +520,11 @@ def test_a_second_modality_follows_the_first(dataset):
     bring(dataset, modality="image")
     assert np.array_equal(np.load(dataset / "Toys.image.npy"), TEXT[3::-1])
     assert (dataset / "Toys.text.npy").read_bytes() == before
-    with pytest.raises(ValueError, match=r"Toys\.text\.npy is there and came another way"):
+    with pytest.raises(ValueError, match=r"Toys\.text\.npy"):
         bring(dataset, modality="text")
     (dataset / "Toys.items.txt").write_text("B4\nB3\nB2\n")
     np.save(dataset / "Toys.text.npy", TEXT[3:0:-1])
-    with pytest.raises(ValueError, match=r"lacks 1 items of Toys \(first: B1\)"):
+    with pytest.raises(ValueError, match=r" 1 items of Toys .*B1"):
         bring(dataset, modality="image")
 
 
@@ -558,10 +558,10 @@ def test_arrays_join_an_imported_folder_and_its_manifest(mql, tmp_path):
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ("B1\nB2\n", "has 5 rows, but .* names 2 items"),
+        ("B1\nB2\n", r"text\.npy has 5 rows.* 2 items"),
         ("B1\nB2\nB1\nB4\nB5\n", "txt:3: item 'B1'"),
         ("B1\nB2\n\nB4\nB5\n", "txt:3: item token ''"),
-        ("C1\nC2\nC3\nC4\nC5\n", "another data set"),
+        ("C1\nC2\nC3\nC4\nC5\n", r"ids\.txt .*Toys"),
     ],
 )
 def test_ids_that_do_not_fit_are_refused(dataset, ids, words):
@@ -573,7 +573,7 @@ def test_ids_that_do_not_fit_are_refused(dataset, ids, words):
 
 def test_a_table_without_an_id_column_is_refused(dataset):
     (dataset.parent.parent / "ids.csv").write_text("name,brand\nB1,x\n")
-    with pytest.raises(ValueError, match=r"no column item_id.*found 'name, brand'"):
+    with pytest.raises(ValueError, match=r"ids\.csv:1: no column item_id.*'name, brand'"):
         bring(dataset, "ids.csv")
 
 
@@ -590,7 +590,7 @@ def test_nothing_comes_on_top_of_an_unfinished_import(mql, tmp_path):
     manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
     np.save(tmp_path / "text.npy", TEXT)
     (tmp_path / "ids.txt").write_text("".join(f"{item}\n" for item in ITEMS))
-    with pytest.raises(ValueError, match="interrupted"):
+    with pytest.raises(ValueError, match=r"import\.json"):
         bring(manifest.parent, modality="sound")
     bring_mql(mql, tmp_path)
     bring(manifest.parent, modality="sound")
@@ -605,7 +605,7 @@ def test_a_modality_is_a_plain_word(dataset, modality):
 def test_arrays_need_a_data_set(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Toys\.inter"):
         importers.arrays(tmp_path, "Toys", {"text": (tmp_path / "a.npy", tmp_path / "b")})
-    with pytest.raises(ValueError, match="no matrices"):
+    with pytest.raises(ValueError, match="files is empty"):
         importers.arrays(tmp_path, "Toys", {})
 
 
@@ -664,7 +664,7 @@ def test_detect_tells_folders_apart(mql, tmp_path):
     prefix_files(tmp_path / "uni", "Toys", HISTORIES)
     assert importers.detect(tmp_path / "uni") == "unisrec"
     (tmp_path / "plain").mkdir()
-    with pytest.raises(ValueError, match="no known kind"):
+    with pytest.raises(ValueError, match=r"mql4grec|MQL4GRec"):
         importers.detect(tmp_path / "plain")
     np.save(tmp_path / "plain" / "x.npy", TEXT)
     assert importers.detect(tmp_path / "plain") == "arrays"

@@ -1,1 +1,1 @@
-"""Raw Amazon reviews and metadata to RecBole atomic files."""
+"""Convert raw Amazon reviews and metadata to RecBole's atomic files."""

@@ -1,16 +1,17 @@
-"""Raw Amazon reviews and metadata to RecBole atomic files.
+"""Convert raw Amazon reviews and metadata to RecBole's atomic files.
 
-`convert` reads the files of one category as users download them, of the 2014, 2018 or 2023 edition or RecBole's own, and
-writes a dataset folder::
+`convert` reads the files of one category as they are downloaded (2014, 2018 or 2023 edition, or RecBole's own) and writes a
+dataset folder::
 
     <output>/<dataset>/<dataset>.inter          user_id:token item_id:token rating:float timestamp:float
     <output>/<dataset>/<dataset>.item           item_id:token title:token_seq brand:token categories:token_seq
                                                 description:token_seq price:float image_urls:token_seq
-    <output>/<dataset>/prepare.rejected.jsonl   the lines that were left out; only if there are any
-    <output>/<dataset>/prepare.json             what was read, dropped and written, and from which files
+    <output>/<dataset>/prepare.rejected.jsonl   the lines that were left out, if any
+    <output>/<dataset>/prepare.json             counts of what was read, dropped and written, and the source files
 
-Memory is bounded whatever the size of the files: lines are read in blocks (`lines`, `editions`) and spilled as Parquet
-(`spill`); what is done to the tables (`tables`) is SQL that works on disk where it must (`engines`).
+Memory is bounded for files of any size: lines are read in blocks (`line_reader`, `editions`) and staged as Parquet
+(`staging`). The steps on the tables (`interaction_steps`) are SQL, whose engines work on disk where necessary
+(`sql_engines`).
 """
 
 from __future__ import annotations
@@ -46,20 +47,20 @@ FORMAT_VERSION = 2  # of the written files; raise it when the same input gives o
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `convert` did; `prepare.json` holds the same.
+    """Counts and sources of a conversion; `prepare.json` holds the same.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the data set.
         format_version: `FORMAT_VERSION`.
-        options: what `convert` was asked for.
-        versions: of Python and the engine.
-        reviews: what the review file held.
-        metadata: what each metadata file held; those first in the list come first.
+        options: options of `convert`.
+        versions: versions of Python and the engine.
+        reviews: line counts of the review file.
+        metadata: line counts of each metadata file, in the order of precedence.
         steps: the size of the data after each step, with the columns of the usual table of data sets.
-        metadata_duplicates: further metadata records of the items written; the first of each was taken.
-        items_without: how many items lack what.
-        cells_cut: cells that were longer than RecBole's reader accepts.
-        users, items, interactions, sparsity, average_length: of what was written, as in the last step.
+        metadata_duplicates: number of further metadata records of the items written; the first of each was used.
+        items_without: name of a field -> number of items without it.
+        cells_cut: number of cells that were longer than RecBole's reader accepts.
+        users, items, interactions, sparsity, average_length: size of the written data, as in the last step.
     """
 
     dataset: str
@@ -99,57 +100,58 @@ def convert(
 ) -> PrepareReport:
     """Convert one category of the Amazon data to `<output>/<dataset>/`.
 
-    In this order:
+    The steps, in this order:
 
-    * Lines that cannot be read (not JSON, a key missing or of the wrong kind, longer than 16 MiB) are left out and listed,
-      up to `max_bad_lines`. Damaged gzip data are always an error, and so are ids that RecBole would read as missing or
-      take apart: dropping these would change the data unseen.
-    * The time window is cut out first: what lies outside of it does not count for anything that follows.
-    * Of several reviews of one item by one user the first in time is kept, of equal times the first in the file.
-    * With `require_image`, items without an image go.
-    * Users and items with too few interactions go, repeatedly, until all left have enough (k-core).
-    * Rows stand in the order of time, equal times in file order, and times are written as they are (2023: milliseconds as
-      fractions of a second). RecBole narrows them to float32, which makes times within 128 s equal, but rounding never
-      reverses two times and its sort is stable (`np.argsort(kind="stable")` in `Interaction.sort`), so the order of rows
-      survives. Only `rm_dup_inter` would sort with an unstable sort first; it is off by default and there is nothing left
-      for it to remove.
-    * Each item left has exactly one `.item` row, without metadata an empty one: RecBole would drop the interactions of
-      items without a row, and rank items with a row that nobody can choose. Text is cleaned by `cleaning.clean_text`,
-      categories by `cleaning.clean_categories`. Of several metadata records of an item the first is kept.
+    * Read the lines. Lines that cannot be read (not JSON, a key missing or of the wrong kind, longer than 16 MiB) are left
+      out and listed, up to `max_bad_lines`. Damaged gzip data are always an error, and so are ids that RecBole would read as
+      missing or split, because dropping them would silently change the data.
+    * Apply the time window; later steps do not see interactions outside it.
+    * Of several reviews of one item by one user keep the first in time, of equal times the first in the file.
+    * With `require_image`, drop items without an image.
+    * Drop users and items with too few interactions, repeatedly, until all others have enough (k-core).
+    * Write the rows in the order of time, equal times in file order. Times are written exactly (2023: milliseconds as
+      fractions of a second). RecBole rounds them to float32, which makes times within 128 s equal; but rounding never
+      reverses two times and RecBole's sort is stable (`np.argsort(kind="stable")` in `Interaction.sort`), so the order of
+      rows is preserved. Only `rm_dup_inter` would first sort with an unstable sort; it is off by default, and no duplicates
+      are left for it.
+    * Write exactly one `.item` row per item, an empty one without metadata: RecBole would drop the interactions of items
+      without a row, and would rank items that have only a row. Text is cleaned by `cleaning.clean_text`, categories by
+      `cleaning.clean_categories`. Of several metadata records of an item the first is used.
 
-    A run that was killed is taken up where it was: files that were read are not read again, and the result is the same.
+    A killed run can be resumed: files that were read completely are not read again, and the result is the same.
 
     Args:
-        reviews: plain or gzip; what a line means is in `editions`. Of a RecBole `X.inter`, an `X.item` beside it gives the
+        reviews: plain or gzip file; `editions` describes its lines. For a RecBole `X.inter`, an `X.item` beside it gives the
             rows of items that `metadata` does not have.
-        metadata: likewise; None leaves all cells but the id empty.
+        metadata: plain or gzip file; None leaves all cells but the id empty.
         dataset: name of the dataset, its folder and its files.
         output: folder of datasets (RecBole's `data_path`).
-        engine: ``local`` (DuckDB) or ``spark`` (PySpark 4.0; its workers must see the files under the same paths, and a file
-            is read by one task). The same bytes either way.
-        edition: 2014, 2018, 2023 or recbole, for both files; None to tell each by its content.
-        min_user_interactions: interactions a user must have (1 keeps all).
-        min_item_interactions: interactions an item must have (1 keeps all).
+        engine: ``local`` (DuckDB) or ``spark`` (PySpark 4.0; its workers must see the files under the same paths, and one
+            task reads a file). Both write the same bytes.
+        edition: 2014, 2018, 2023 or recbole, for both files; None detects the edition of each file.
+        min_user_interactions: least interactions per user (1 keeps all).
+        min_item_interactions: least interactions per item (1 keeps all).
         require_image: drop items without an image before the k-core.
-        images: folder with `<item>/<any file>`; an item then has an image if it has a file there, otherwise
-            if the metadata list an image URL.
-        after: keep interactions at or after this time: seconds, or an ISO date or time (UTC unless it says otherwise).
+        images: folder with `<item>/<any file>`: an item has an image if it has a file there. Without it, an item has an
+            image if the metadata list an image URL.
+        after: keep interactions at or after this time: seconds, or an ISO date or time (UTC without a time zone).
         before: keep interactions before this time.
-        max_bad_lines: of each file. Below 1: their largest share among the lines read so far, ten being let pass in any
-            case; from 1 on: their number. 0 stops at the first.
-        threads: of the local engine; None for as many as there are cores.
+        max_bad_lines: limit of bad lines per file. Below 1 it is a share of the lines read so far, and ten lines are always
+            accepted; from 1 on it is a number. 0 accepts none.
+        threads: threads of the local engine; None for one per core.
         progress: show a bar over the bytes read.
 
     Returns:
-        What was read, dropped and written; also in `prepare.json`.
+        Counts of what was read, dropped and written; also in `prepare.json`.
 
     Raises:
-        FileNotFoundError: an input file or the `images` folder is not there.
-        AmazonFormatError: a damaged gzip, too many bad lines, an id RecBole cannot read, or nothing is left.
-        ValueError: `dataset` is no plain name, an option makes no sense, PySpark or Java is missing for `engine="spark"`, or
-            another process is preparing the same data set.
+        FileNotFoundError: an input file or the `images` folder does not exist.
+        AmazonFormatError: gzip data are damaged, there are too many bad lines, RecBole cannot read an id, or no
+            interactions are left.
+        ValueError: `dataset` cannot name a folder, an option is out of range, PySpark or Java is missing for
+            `engine="spark"`, or another process prepares the same data set.
     """
-    plan = ConvertOptions(
+    options = ConvertOptions(
         reviews=Path(reviews),
         metadata=metadata_files(Path(reviews), metadata),
         dataset=dataset,
@@ -165,15 +167,15 @@ def convert(
         threads=threads,
     )
     with work_directory(Path(output), dataset) as work:
-        tasks, files = plan.tasks(work), work / "files"
-        with closing(Spark(work / "tables") if engine == "spark" else DuckDB(work / "tables", threads)) as running:
-            counts = running.spill(tasks, progress)
-            result = _transform(running, plan, [task.folder for task in tasks], files, progress)
+        tasks, files = options.tasks(work), work / "files"
+        with closing(Spark(work / "tables") if engine == "spark" else DuckDB(work / "tables", threads)) as sql_engine:
+            counts = sql_engine.stage(tasks, progress)
+            result = _transform(sql_engine, options, [task.folder for task in tasks], files, progress)
         report = PrepareReport(
             dataset=dataset,
             format_version=FORMAT_VERSION,
-            options=plan.options(),
-            versions={"python": platform.python_version(), **running.version},
+            options=options.as_dict(),
+            versions={"python": platform.python_version(), **sql_engine.version},
             reviews=counts[0],
             metadata=counts[1:],
             **result,
@@ -188,9 +190,9 @@ def convert(
     return report
 
 
-def _transform(engine: Engine, plan: ConvertOptions, spilled: list[Path], files: Path, progress: bool) -> dict[str, Any]:
-    """Every step after reading; writes `.inter` and `.item` into `files` and returns what the report says about them."""
-    shutil.rmtree(files, ignore_errors=True)  # of a run that was killed
+def _transform(engine: Engine, options: ConvertOptions, staged: list[Path], files: Path, progress: bool) -> dict[str, Any]:
+    """Carry out the steps after reading, write `.inter` and `.item` into `files`, and return fields of the report."""
+    shutil.rmtree(files, ignore_errors=True)  # files of a run that was killed
     files.mkdir()
     with tqdm(desc="numbering ids", unit=" steps", disable=not progress) as bar:
 
@@ -198,55 +200,56 @@ def _transform(engine: Engine, plan: ConvertOptions, spilled: list[Path], files:
             bar.update()
             bar.set_description(name)
 
-        engine.view("reviews", spilled[0] / "part.parquet")
-        if plan.metadata:
-            engine.view("metadata", *(folder / "part.parquet" for folder in spilled[1:]))
+        engine.view("reviews", staged[0] / "part.parquet")
+        if options.metadata:
+            engine.view("metadata", *(folder / "part.parquet" for folder in staged[1:]))
         steps = [interaction_steps.code_ids(engine)]
         table = "coded"
-        if plan.windowed:
+        if options.windowed:
             phase("cutting the time window")
-            table = interaction_steps.in_window(engine, table, plan.after, plan.before)
+            table = interaction_steps.apply_window(engine, table, options.after, options.before)
             steps.append(interaction_steps.count(engine, "window", table))
         phase("removing repeats")
-        table, repeats = interaction_steps.without_repeats(engine, table)
+        table, repeats = interaction_steps.drop_repeats(engine, table)
         steps.append(interaction_steps.size("distinct", steps[-1].users, steps[-1].items, steps[-1].interactions - repeats))
-        if plan.images is not None:
-            _list_pictured(plan.images, files.parent / "pictured.parquet")
+        if options.images is not None:
+            _list_pictured(options.images, files.parent / "pictured.parquet")
             engine.view("pictured", files.parent / "pictured.parquet")
-        elif plan.require_image:
+        elif options.require_image:
             interaction_steps.find_pictured(engine)
-        if plan.require_image:
+        if options.require_image:
             phase("removing items without image")
-            table = interaction_steps.with_image(engine, table)
+            table = interaction_steps.drop_without_image(engine, table)
             steps.append(interaction_steps.count(engine, "image", table))
         phase("k-core")
-        table, rounds = interaction_steps.k_core(engine, table, plan.min_user, plan.min_item)
+        table, rounds = interaction_steps.k_core(engine, table, options.min_user, options.min_item)
         steps += rounds
         if not steps[-1].interactions:
-            raise AmazonFormatError(_nothing_left(plan, steps))
+            raise AmazonFormatError(_nothing_left(options, steps))
         phase("writing interactions")
-        interaction_steps.write_interactions(engine, table, files / f"{plan.dataset}.inter")
+        interaction_steps.write_interactions(engine, table, files / f"{options.dataset}.inter")
         phase("writing items")
         interaction_steps.order_items(engine, table)
-        repeated = interaction_steps.join_metadata(engine) if plan.metadata else 0
-        rows = engine.rows(interaction_steps.item_rows(engine, bool(plan.metadata), plan.images is not None))
-        without, cut = _write_items(rows, files / f"{plan.dataset}.item", plan.images is not None)
+        repeated = interaction_steps.join_metadata(engine) if options.metadata else 0
+        rows = engine.rows(interaction_steps.item_rows(engine, bool(options.metadata), options.images is not None))
+        without, cut = _write_items(rows, files / f"{options.dataset}.item", options.images is not None)
     final = {key: value for key, value in asdict(steps[-1]).items() if key != "step"}
     return {"steps": steps, "metadata_duplicates": repeated, "items_without": without, "cells_cut": cut, **final}
 
 
-def _nothing_left(plan: ConvertOptions, steps: list[Size]) -> str:
-    told = ", ".join(f"{step.interactions:,} after '{step.step}'" for step in steps[1:])
+def _nothing_left(options: ConvertOptions, steps: list[Size]) -> str:
+    counts = ", ".join(f"{step.interactions:,} after '{step.step}'" for step in steps[1:])
     return (
-        f"{plan.reviews}: of {steps[0].interactions:,} interactions none is left ({told}). "
-        "Lower min_user_interactions or min_item_interactions"
-        + (", widen the time window" if plan.windowed else "")
-        + (", or drop require_image." if plan.require_image else ".")
+        f"{options.reviews}: none of {steps[0].interactions:,} interactions is left ({counts}); lower "
+        "min_user_interactions or "
+        "min_item_interactions"
+        + (", widen the time window" if options.windowed else "")
+        + (", or omit require_image" if options.require_image else "")
     )
 
 
 def _list_pictured(images: Path, path: Path) -> None:
-    """The names of the folders in `images` with a file in them. The folders say which items, never an id which folder."""
+    """Write the names of the folders in `images` that hold a file. Folders give the ids; no path is made from an id."""
     names = []
     with os.scandir(images) as folders:
         for folder in folders:
@@ -258,21 +261,21 @@ def _list_pictured(images: Path, path: Path) -> None:
 
 
 def _write_items(rows: Iterator[tuple[Any, ...]], path: Path, by_folder: bool) -> tuple[dict[str, int], int]:
-    """The `.item` file from (item, JSON of its metadata, whether it has an image file).
+    """Write the `.item` file from rows of (item, JSON of its metadata, whether it has an image file).
 
     Returns:
-        How many items lack what, and how many cells were cut.
+        Name of a field -> number of items without it, and the number of cells that were cut.
     """
     columns = [name.split(":")[0] for name in ITEM_HEADER]
     without = dict.fromkeys(["metadata", *columns[1:6], "image"], 0)
-    read = msgspec.json.Decoder(Metadata).decode
+    decode = msgspec.json.Decoder(Metadata).decode
     cut = 0
     with open(path, "w", encoding="utf-8", newline="\n") as out:
         out.write("\t".join(ITEM_HEADER) + "\n")
         for item, fields, has_file in rows:
-            cells, long = item_cells(item, Metadata() if fields is None else read(fields))
+            cells, cut_here = item_cells(item, Metadata() if fields is None else decode(fields))
             out.write("\t".join(cells) + "\n")
-            cut += long
+            cut += cut_here
             without["metadata"] += fields is None
             without["image"] += not (has_file if by_folder else cells[6])
             for name, cell in zip(columns[1:6], cells[1:6], strict=True):

@@ -1,4 +1,4 @@
-"""What one line of each edition of the Amazon data means.
+"""Interpret the lines of each edition of the Amazon data.
 
 =========  =================================================  ==========================================================
 edition    reviews                                            metadata
@@ -13,7 +13,7 @@ recbole    `.inter`: user_id, item_id, rating, timestamp      `.item`: item_id, 
                                                               price, image_urls
 =========  =================================================  ==========================================================
 
-Only the keys that are used are judged; everything else on a line has to be well-formed and no more.
+Only the values of the keys that are used are checked; the rest of a line must only be well-formed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from typing import Any
 
 import msgspec
 
-from dataset_prep.amazon.cleaning import ID_TRAP, SURROGATE, Metadata, check_id, check_item_id, clean_url
-from dataset_prep.amazon.record_parser import record_of
+from dataset_prep.amazon.cleaning import SURROGATE, UNSAFE_IN_ID, Metadata, check_id, check_item_id, clean_url
+from dataset_prep.amazon.record_parser import parse_record
 
 EDITIONS = ("2014", "2018", "2023", "recbole")
-MAX_SECONDS = 1e11  # the year 5138 in seconds, 1973 in milliseconds: beyond it are milliseconds, below it seconds
-PROBED = 100  # lines that say which edition a file is
+MAX_SECONDS = 1e11  # the year 5138 in seconds, 1973 in milliseconds; larger times are milliseconds, smaller ones seconds
+PROBED = 100  # lines from which the edition of a file is detected
 Review = tuple[str, str, float, float]  # user, item, rating, seconds
 
 
@@ -69,14 +69,15 @@ class _Review2023(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True)
 class ReviewLines:
-    """How to read the lines of one review file.
+    """Parsers of the lines of one review file.
 
     Attributes:
-        parse: one line to a review; the definition. ValueError for a bad line, `BadIdError` for an id RecBole cannot read.
-        quick: the same for well-formed lines, without checks on the values (`user`, `item`, `rating`, `time` in the file's
-            own unit); any `msgspec.MsgspecError`, UnicodeDecodeError or RecursionError means that `parse` must decide.
-        per_second: the unit of `quick`'s times.
-        header: the first line is no review.
+        parse: converts a line to a review, with all checks. Raises ValueError for a bad line, `BadIdError` for an id that
+            RecBole cannot read.
+        quick: the same for well-formed lines, without checks on the values (`user`, `item`, `rating`, and `time` in the
+            file's own unit). After a `msgspec.MsgspecError`, UnicodeDecodeError or RecursionError, `parse` must decide.
+        per_second: unit of `quick`'s times.
+        header: the first line is not a review.
     """
 
     parse: Callable[[bytes], Review]
@@ -86,10 +87,10 @@ class ReviewLines:
 
 
 def review_lines(edition: str, first_line: bytes) -> ReviewLines:
-    """How to read a review file of the given edition, which begins with `first_line`.
+    """Choose the parsers of a review file of the given edition, which begins with `first_line`.
 
     Raises:
-        ValueError: a RecBole file without the columns needed.
+        ValueError: a RecBole file lacks a required column.
     """
     if edition == "recbole":
         columns = _columns(first_line, ("user_id:token", "item_id:token", "rating:float", "timestamp:float"))
@@ -97,15 +98,15 @@ def review_lines(edition: str, first_line: bytes) -> ReviewLines:
     keys = KEYS[edition]
     kind = _Review2023 if edition == "2023" else _Review
     quick = msgspec.json.Decoder(kind).decode
-    return ReviewLines(lambda line: parse_review(record_of(line, edition == "2014"), keys), quick, keys.per_second)
+    return ReviewLines(lambda line: parse_review(parse_record(line, edition == "2014"), keys), quick, keys.per_second)
 
 
 def parse_review(record: dict[str, Any], keys: _Keys = _AMAZON) -> Review:
-    """User, item, rating and unix seconds of one record.
+    """Extract user, item, rating and unix seconds from one record.
 
     Raises:
         ValueError: a key is missing or its value is of the wrong kind.
-        BadIdError: an id RecBole would lose.
+        BadIdError: RecBole would lose an id.
     """
     user, item = _text(record, keys.user), _text(record, keys.item)
     check_id(keys.user, user)
@@ -139,13 +140,16 @@ def _number(record: dict[str, Any], key: str) -> float:
     raise ValueError(f"{key} must be a finite number, found {repr(value)[:100]}")
 
 
-def _columns(header: bytes, wanted: Sequence[str]) -> tuple[int, ...]:
-    """Where the wanted columns stand in the header of an atomic file."""
+def _columns(header: bytes, required: Sequence[str]) -> tuple[int, ...]:
+    """Return the positions of columns in the header of an atomic file.
+
+    `recbole_qbert.data.atomic_files` is not used here, so that workers of Spark need only this package.
+    """
     names = header.decode("utf-8-sig").rstrip("\r").split("\t")
-    missing = [name for name in wanted if name not in names]
+    missing = [name for name in required if name not in names]
     if missing:
         raise ValueError(f"the header has no column {missing[0]!r}, only {', '.join(names)[:200]}")
-    return tuple(names.index(name) for name in wanted)
+    return tuple(names.index(name) for name in required)
 
 
 def _atomic_review(line: bytes, columns: tuple[int, ...]) -> Review:
@@ -162,31 +166,31 @@ def _atomic_review(line: bytes, columns: tuple[int, ...]) -> Review:
 
 
 def metadata_lines(edition: str, first_line: bytes) -> Callable[[bytes], tuple[str, Metadata]]:
-    """A function from one line to (item, fields); it raises ValueError for a bad line."""
+    """Choose the function that converts a line to (item, fields) and raises ValueError for a bad line."""
     if edition == "recbole":
         names = first_line.decode("utf-8-sig").rstrip("\r").split("\t")
         _columns(first_line, ("item_id:token",))
         return lambda line: _atomic_item(line, names)
-    return lambda line: parse_metadata(record_of(line, edition == "2014"), edition)
+    return lambda line: parse_metadata(parse_record(line, edition == "2014"), edition)
 
 
 def parse_metadata(record: dict[str, Any], edition: str = "2018") -> tuple[str, Metadata]:
-    """(item, fields) of one product. Only the id must be there: any other field may be absent or of another kind.
+    """Extract (item, fields) of one product; every field but the id may be missing or of another kind.
 
     Raises:
-        ValueError: no id that a review could name, or the record is a review.
+        ValueError: there is no id that a review could name, or the record is a review.
     """
     for review in ("reviewerID", "user_id"):
         if review in record:
             raise ValueError(f"a review (it has {review!r}) where a product is expected")
     key = KEYS[edition].item
     item = _text(record, key)
-    if not item or ID_TRAP.search(item):
+    if not item or UNSAFE_IN_ID.search(item):
         raise ValueError(f"{key} {item!r} is no id")
     title = " ".join(_strings(record.get("title")))
     fields = {"2014": _fields_2014, "2018": _fields_2018, "2023": _fields_2023}[edition](record)
     return item, Metadata(
-        # Some pages of 2018 were scraped unformatted; the edition's own notebook tells them by this JavaScript.
+        # Some pages of 2018 were scraped unformatted; the edition's own notebook detects them by this JavaScript.
         title="" if "getTime" in title else title,
         brand=" ".join(fields["brand"]),
         categories=fields["categories"],
@@ -217,7 +221,7 @@ def _fields_2018(record: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _fields_2023(record: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The bullet points follow the description: half of the products have nothing else to say."""
+    """Read the fields; the bullet points follow the description, because half of the products have nothing else."""
     details, images = record.get("details"), record.get("images")
     urls = []
     for image in images if isinstance(images, list) else ():
@@ -232,7 +236,7 @@ def _fields_2023(record: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _strings(value: object) -> tuple[str, ...]:
-    """The strings in a field that may be absent, a string, a number or a list of these."""
+    """Return the strings in a field that may be missing, a string, a number or a list of these."""
     values = value if isinstance(value, list) else [value]
     return tuple(SURROGATE.sub(" ", str(v)) for v in values if type(v) in (str, int, float) and v != "")
 
@@ -240,7 +244,7 @@ def _strings(value: object) -> tuple[str, ...]:
 def _atomic_item(line: bytes, names: Sequence[str]) -> tuple[str, Metadata]:
     cells = dict(zip((name.split(":")[0] for name in names), line.decode().rstrip("\r").split("\t"), strict=False))
     item = cells.get("item_id", "")
-    if not item or ID_TRAP.search(item):
+    if not item or UNSAFE_IN_ID.search(item):
         raise ValueError(f"item_id {item!r} is no id")
     return item, Metadata(
         title=cells.get("title", ""),
@@ -253,7 +257,7 @@ def _atomic_item(line: bytes, names: Sequence[str]) -> tuple[str, Metadata]:
 
 
 def _atomic_categories(cell: str) -> tuple[str, ...]:
-    """RecBole's own converter wrote the inside of a Python set, `'Skin Care', 'Beauty'`; ours writes tokens."""
+    """Split categories: our converter writes tokens, RecBole's wrote the inside of a Python set, `'Skin Care', 'Beauty'`."""
     if cell.startswith(("'", '"')):
         try:
             return tuple(map(str, ast.literal_eval(f"[{cell}]")))
@@ -262,11 +266,11 @@ def _atomic_categories(cell: str) -> tuple[str, ...]:
     return tuple(cell.split())
 
 
-# ------------------------------------------------------------------------------------------------ telling them apart
+# ------------------------------------------------------------------------------------------------ detection
 
 
 def detect(lines: Sequence[bytes]) -> str:
-    """The edition that most of the first lines of a review or metadata file are of; 2018 where nothing tells.
+    """Detect the edition of most of the first lines of a review or metadata file; 2018 if there is no evidence.
 
     Args:
         lines: the file's first lines.
@@ -276,7 +280,7 @@ def detect(lines: Sequence[bytes]) -> str:
     votes: Counter[str] = Counter()
     for line in lines[:PROBED]:
         try:
-            record = record_of(line, python_text=True)
+            record = parse_record(line, python_text=True)
         except ValueError:
             continue
         if "parent_asin" in record:

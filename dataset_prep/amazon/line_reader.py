@@ -1,4 +1,4 @@
-"""Lines of a plain or gzip file: read ahead in blocks, damage found and named, bad lines counted and listed."""
+"""Read the lines of a plain or gzip file in blocks, report damage, and count and list bad lines."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
-from isal import isal_zlib  # three times as fast as zlib, and unpacking is what bounds the speed of the whole
+from isal import isal_zlib  # three times as fast as zlib; decompression limits the speed of the conversion
 from tqdm import tqdm
 
-MAX_LINE = 1 << 24  # bytes; a longer line is a bad one and is never held in memory
-BLOCK = 1 << 22  # bytes of lines handled at a time
-LISTED = 20  # bad lines that the manifest lists; prepare.rejected.jsonl has all
-FREE_BAD_LINES = 10  # accepted whatever their share, so that a small file is not refused for one line
+MAX_LINE = 1 << 24  # bytes; a longer line is bad and is never completely in memory
+BLOCK = 1 << 22  # bytes of lines processed at a time
+LISTED = 20  # bad lines listed in the manifest; prepare.rejected.jsonl has all
+FREE_BAD_LINES = 10  # accepted whatever their share, so that one line does not refuse a small file
 T = TypeVar("T")
 
 
 class AmazonFormatError(ValueError):
-    """The input cannot be used; the message names file, line, value and a way out."""
+    """The input cannot be used; the message names the file, the line, the value and a way out."""
 
 
 @dataclass
 class LineCount:
-    """What was seen in one input file.
+    """Line counts of one input file.
 
     Attributes:
-        file: its name.
-        edition: as which edition it was read.
-        sha256: of its bytes as they lie on disk.
-        lines: all lines.
-        blank: lines with white space only.
-        bad: lines that were left out.
-        bad_lines: the first of them, each with ``line``, ``reason`` and how it ``begins``.
+        file: name of the file.
+        edition: edition as which it was read.
+        sha256: hash of its bytes on disk.
+        lines: number of lines.
+        blank: number of lines with white space only.
+        bad: number of lines that were left out.
+        bad_lines: the first of these, each with ``line``, ``reason`` and its beginning, ``begins``.
     """
 
     file: str
@@ -51,12 +51,12 @@ class LineCount:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines. Of a line in ``overlong`` only the beginning is there.
+    """Complete lines; of a line in ``overlong`` only the beginning.
 
     Attributes:
         first: number of the first line, from 1.
-        lines: without their line feeds.
-        text: whether they are all UTF-8.
+        lines: the lines without their line feeds.
+        text: whether all lines are UTF-8.
         overlong: numbers of the lines that are longer than `MAX_LINE`.
     """
 
@@ -66,36 +66,38 @@ class Block:
     overlong: tuple[int, ...] = ()
 
     def halves(self) -> tuple[Block, Block]:
-        """The block as two."""
+        """Split the block into two."""
         middle = len(self.lines) // 2
         parts = (self.first, self.lines[:middle]), (self.first + middle, self.lines[middle:])
-        one, two = (Block(first, lines, self.text or _is_text(b"\n".join(lines)), self.overlong) for first, lines in parts)
-        return one, two
+        left, right = (
+            Block(first, lines, self.text or _is_text(b"\n".join(lines)), self.overlong) for first, lines in parts
+        )
+        return left, right
 
 
 def read_blocks(path: Path, count: LineCount, bar: tqdm | None = None) -> Generator[Block, None, None]:
-    """All lines of a file in blocks; of a large file the next is read and unpacked by a thread while one is worked on.
+    """Yield all lines of a file in blocks; for a large file a thread reads and unpacks the next block meanwhile.
 
     Args:
-        path: plain or gzip, told apart by content: downloads often carry the wrong suffix.
+        path: plain or gzip file, distinguished by content because downloads often have the wrong suffix.
         count: receives ``lines`` and, at the end, ``sha256``.
-        bar: moves with the bytes read from disk.
+        bar: shows the bytes read from disk.
 
     Raises:
         FileNotFoundError: there is no such file.
-        AmazonFormatError: the gzip data are damaged or cut short.
+        AmazonFormatError: the gzip data are damaged or incomplete.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: no such file; check the path")
     digest = hashlib.sha256()
 
-    def tap(raw: bytes) -> None:
+    def observe(raw: bytes) -> None:
         digest.update(raw)
         if bar is not None:
             bar.update(len(raw))
 
-    with open(path, "rb") as handle, _quick_turns():
-        source = _cut_at_lines(path, _unpacked(handle, tap))
+    with open(path, "rb") as handle, _short_thread_switches():
+        source = _cut_at_lines(path, _unpacked(handle, observe))
         for block in _read_ahead(source) if path.stat().st_size > BLOCK else source:
             count.lines = block.first - 1 + len(block.lines)
             yield block
@@ -103,44 +105,45 @@ def read_blocks(path: Path, count: LineCount, bar: tqdm | None = None) -> Genera
 
 
 @contextmanager
-def _quick_turns() -> Iterator[None]:
-    """Let threads take turns sooner than after Python's 5 ms.
+def _short_thread_switches() -> Iterator[None]:
+    """Let threads switch sooner than after Python's 5 ms.
 
-    To unpack 4 MB takes 6 ms in a few calls, and after each the thread waits for its turn: waiting took most of the time.
+    Unpacking 4 MB takes 6 ms in a few calls, after each of which the thread waits for its turn; waiting took most of the
+    time.
     """
-    usual = sys.getswitchinterval()
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(2e-4)
     try:
         yield
     finally:
-        sys.setswitchinterval(usual)
+        sys.setswitchinterval(interval)
 
 
 def _read_ahead(source: Generator[T, None, None]) -> Iterator[T]:
-    """`source`, one step ahead in a thread (unpacking lets other threads run)."""
+    """Run `source` one step ahead in a thread (unpacking releases the interpreter lock)."""
     with ThreadPoolExecutor(1, "read-ahead") as pool:
         try:
-            coming = pool.submit(next, source, None)
-            while (item := coming.result()) is not None:
-                coming = pool.submit(next, source, None)
+            upcoming = pool.submit(next, source, None)
+            while (item := upcoming.result()) is not None:
+                upcoming = pool.submit(next, source, None)
                 yield item
         finally:
             pool.shutdown()
             source.close()
 
 
-def _unpacked(handle: BinaryIO, tap: Callable[[bytes], None]) -> Iterator[bytes]:
-    """Unpacked pieces of at most `BLOCK` bytes; EOFError and `isal_zlib.error` for damaged data."""
+def _unpacked(handle: BinaryIO, observe: Callable[[bytes], None]) -> Iterator[bytes]:
+    """Yield unpacked pieces of at most `BLOCK` bytes; raise EOFError or `isal_zlib.error` for damaged data."""
     packed = handle.read(2) == b"\x1f\x8b"
     handle.seek(0)
     member = isal_zlib.decompressobj(31) if packed else None
     while raw := handle.read(BLOCK // 2):
-        tap(raw)
+        observe(raw)
         if member is None:
             yield raw
             continue
         while raw:
-            if member.eof:  # a gzip file is one or several members, perhaps with zeros behind them
+            if member.eof:  # a gzip file has one or several members, perhaps followed by zeros
                 raw = raw.lstrip(b"\0")
                 if not raw:
                     break
@@ -151,12 +154,12 @@ def _unpacked(handle: BinaryIO, tap: Callable[[bytes], None]) -> Iterator[bytes]
     while member is not None and not member.eof:
         piece = member.decompress(b"", BLOCK)
         if not piece:
-            raise EOFError("the file ends before the data do")
+            raise EOFError("the file ends before the data")
         yield piece
 
 
 def _cut_at_lines(path: Path, pieces: Iterator[bytes]) -> Generator[Block, None, None]:
-    """Blocks of whole lines; a line that outgrows `MAX_LINE` is dropped while it is read."""
+    """Yield blocks of complete lines; a line longer than `MAX_LINE` is dropped while it is read."""
     number, open_line, dropped = 1, bytearray(), False
     try:
         for piece in pieces:
@@ -177,8 +180,9 @@ def _cut_at_lines(path: Path, pieces: Iterator[bytes]) -> Generator[Block, None,
                     open_line, dropped = open_line[:100], True
     except (EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # isal's types call it an instance
         raise AmazonFormatError(
-            f"{path}:{number}: the gzip data are damaged or cut short here ({error}). "
-            "Download the file again and compare its size."
+            f"{path}:{number}: the gzip data are damaged or incomplete here ({error}); download the file again and "
+            "compare its "
+            "size"
         ) from error
     if dropped:
         yield Block(number, [bytes(open_line)], True, (number,))
@@ -187,7 +191,7 @@ def _cut_at_lines(path: Path, pieces: Iterator[bytes]) -> Generator[Block, None,
 
 
 def _block(first: int, data: bytes) -> Block:
-    """The lines of `data`, which has no line feed at its end."""
+    """Split `data`, which does not end with a line feed, into lines."""
     lines = data.split(b"\n")
     overlong: tuple[int, ...] = ()
     if len(data) > MAX_LINE:
@@ -207,12 +211,13 @@ def _is_text(data: bytes) -> bool:
 
 
 class BadLines:
-    """Counts and lists the lines of one file that are left out, and says when there are too many.
+    """Count and list the lines of one file that are left out, and refuse the file if there are too many.
 
     Args:
         path: the input file.
         count: receives ``bad`` and ``bad_lines``.
-        limit: 0: none; below 1: this share of the lines read so far, and `FREE_BAD_LINES` in any case; else their number.
+        limit: 0 accepts none; below 1 it is a share of the lines read so far, with `FREE_BAD_LINES` always accepted; from 1
+            on it is a number.
         out: receives every bad line as one line of JSON.
     """
 
@@ -222,32 +227,37 @@ class BadLines:
     def add(self, number: int, line: bytes, reason: str) -> None:
         """Leave a line out.
 
+        Args:
+            number: number of the line.
+            line: content of the line.
+            reason: why it cannot be used.
+
         Raises:
-            AmazonFormatError: it is one too many.
+            AmazonFormatError: there are too many bad lines.
         """
         count, limit = self._count, self._limit
-        found: dict[str, str | int] = {
+        entry: dict[str, str | int] = {
             "file": count.file,
             "line": number,
             "reason": reason,
             "begins": line[:100].decode("utf-8", "replace"),
         }
         count.bad += 1
-        self._out.write(json.dumps(found, ensure_ascii=False) + "\n")
+        self._out.write(json.dumps(entry, ensure_ascii=False) + "\n")
         if len(count.bad_lines) < LISTED:
-            count.bad_lines.append({key: value for key, value in found.items() if key != "file"})
+            count.bad_lines.append({key: value for key, value in entry.items() if key != "file"})
         if count.bad > (max(FREE_BAD_LINES, limit * number) if 0 < limit < 1 else limit):
             raise AmazonFormatError(
-                f"{self._path}:{number}: {reason}; the line begins {found['begins']!r}. This is bad line {count.bad}, and "
-                f"max_bad_lines is {limit}: repair or remove such lines, or raise it to leave them out and list them."
+                f"{self._path}:{number}: {reason}; the line begins {entry['begins']!r}. This is bad line {count.bad}, and "
+                f"max_bad_lines is {limit}; repair or remove such lines, or raise max_bad_lines to leave them out"
             )
 
     def refuse_all(self) -> None:
-        """Raise AmazonFormatError if there are bad lines: no other was found, so it is the wrong file."""
+        """Raise AmazonFormatError if there are bad lines: called if there are no good ones, so it is the wrong file."""
         count = self._count
         if count.bad:
             first = count.bad_lines[0]
             raise AmazonFormatError(
                 f"{self._path}:{first['line']}: {first['reason']}; the line begins {first['begins']!r}. No line of the file "
-                f"can be read as one of the {count.edition} edition: give another file, or say which edition it is."
+                f"is of the {count.edition} edition; give another file, or give its edition"
             )

@@ -1,4 +1,4 @@
-"""What `convert` is asked for, checked before anything is read or written."""
+"""Check the options of `convert` before anything is read or written."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ENGINES = ("local", "spark")
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """The options of `amazon.convert`, as they are documented there.
+    """Options of `convert.convert`, which documents them.
 
     Attributes:
-        metadata: the metadata files, those first that count first.
+        metadata: the metadata files, in the order of precedence.
         after, before: unix seconds.
     """
 
@@ -44,11 +44,11 @@ class ConvertOptions:
 
     @property
     def windowed(self) -> bool:
-        """Whether there is a time window."""
+        """Whether a time window is set."""
         return self.after is not None or self.before is not None
 
-    def options(self) -> dict[str, Any]:
-        """What the result depends on besides the files, for the manifest."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options that the result depends on, for the manifest."""
         return {
             "edition": self.edition,
             "min_user_interactions": self.min_user,
@@ -61,7 +61,7 @@ class ConvertOptions:
         }
 
     def tasks(self, work: Path) -> list[Task]:
-        """What is to be read: the reviews, then the metadata files. A given edition is not that of a RecBole `.item`."""
+        """List the files to read: the reviews, then the metadata. A given edition does not apply to a RecBole `.item`."""
         tasks = [Task(self.reviews, "reviews", self.edition, self.max_bad_lines, work / "reviews")]
         for n, path in enumerate(self.metadata):
             edition = self.edition if self.edition in KEYS and path.suffix != ".item" else None
@@ -70,11 +70,11 @@ class ConvertOptions:
 
     def _check_values(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.dataset):
-            raise ValueError(f"dataset {self.dataset!r} names a folder: use letters, digits, '_', '-' and '.'.")
+            raise ValueError(f"dataset {self.dataset!r} cannot name a folder; use letters, digits, '_', '-' and '.'")
         if self.engine not in ENGINES:
             raise ValueError(f"engine is {self.engine!r}; it must be {' or '.join(ENGINES)}")
         if self.edition is not None and self.edition not in EDITIONS:
-            raise ValueError(f"edition is {self.edition!r}; it must be one of {', '.join(EDITIONS)}, or left out")
+            raise ValueError(f"edition is {self.edition!r}; it must be one of {', '.join(EDITIONS)}, or omitted")
         for name, value in (("min_user_interactions", self.min_user), ("min_item_interactions", self.min_item)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1 (1 keeps all).")
@@ -86,17 +86,17 @@ class ConvertOptions:
             raise ValueError(f"after ({self.after:.0f} s) must be earlier than before ({self.before:.0f} s)")
 
     def _check_files(self) -> None:
-        for path in (self.reviews, *self.metadata):  # known before the long read of the first
+        for path in (self.reviews, *self.metadata):  # before the first is read, which takes long
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file. Give a file of one of the editions, plain or gzip.")
+                raise FileNotFoundError(f"{path}: no such file; give a file of one of the editions, plain or gzip")
         if self.images is not None and not self.images.is_dir():
-            raise FileNotFoundError(f"{self.images}: no such folder. Give the folder that holds <item>/<image file>.")
+            raise FileNotFoundError(f"{self.images}: no such folder; give the folder that holds <item>/<image file>")
         if self.require_image and self.images is None and not self.metadata:
-            raise ValueError("require_image needs metadata or a folder of images to say which items have one")
+            raise ValueError("require_image needs metadata, or images: a folder with the images of the items")
 
 
 def metadata_files(reviews: Path, metadata: str | Path | None) -> tuple[Path, ...]:
-    """In the order of precedence: what the user gives, then the `.item` file beside an `.inter` file."""
+    """List the metadata files in the order of precedence: the given file, then the `.item` file beside an `.inter` file."""
     files = [] if metadata is None else [Path(metadata)]
     beside = reviews.with_suffix(".item")
     if reviews.suffix == ".inter" and beside.is_file() and beside not in files:
@@ -105,10 +105,10 @@ def metadata_files(reviews: Path, metadata: str | Path | None) -> tuple[Path, ..
 
 
 def unix_seconds(name: str, value: str | float | None) -> float | None:
-    """A limit of the time window: seconds, or an ISO date or time, which is UTC unless it says otherwise.
+    """Convert a limit of the time window: seconds, or an ISO date or time (UTC without a time zone).
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the value is neither.
     """
     if value is None:
         return None
@@ -116,10 +116,10 @@ def unix_seconds(name: str, value: str | float | None) -> float | None:
         seconds = float(value)
     except ValueError:
         try:
-            moment = datetime.fromisoformat(str(value))
+            date = datetime.fromisoformat(str(value))
         except ValueError:
             raise ValueError(f"{name} is {value!r}; give seconds, or a date or time as in 2016-10-01T12:00:00") from None
-        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+        seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
     if not math.isfinite(seconds):
         raise ValueError(f"{name} is {value!r}; it must be finite")
     return seconds

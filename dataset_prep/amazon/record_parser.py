@@ -1,4 +1,4 @@
-"""One line of text to one record: JSON, or the text of a Python dict as the 2014 edition has it."""
+"""Parse one line of text to a record: JSON, or the text of a Python dict as in the 2014 edition."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 
 import msgspec
 
-MAX_EXACT = 1 << 20  # characters; Python's own parser takes some hundred bytes of memory for each
+MAX_EXACT = 1 << 20  # characters; Python's own parser needs some hundred bytes of memory per character
 
 
-def record_of(line: bytes, python_text: bool) -> dict[str, Any]:
-    """The object on a line.
+def parse_record(line: bytes, python_text: bool) -> dict[str, Any]:
+    """Parse the object on a line.
 
     Args:
         line: JSON, as Python's `json` reads it (NaN and Infinity are numbers; of equal keys the last counts).
-        python_text: the text of a Python dict will do as well.
+        python_text: also accept the text of a Python dict.
 
     Raises:
-        ValueError: it is neither, is not UTF-8, or is nested too deeply.
+        ValueError: the line is neither, is not UTF-8, or is nested too deeply.
     """
     try:
         record = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        record = _lenient(line.decode("utf-8-sig"), python_text)
+        record = _parse_leniently(line.decode("utf-8-sig"), python_text)
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     return record
 
 
-def _lenient(text: str, python_text: bool) -> Any:
+def _parse_leniently(text: str, python_text: bool) -> Any:
     try:
         try:
             return json.loads(text, parse_int=_integer)
@@ -48,7 +48,7 @@ def _integer(digits: str) -> float:
     return int(digits) if len(digits) < 1000 else math.inf  # int() refuses more than 4,300 digits
 
 
-_JSON_WORD = re.compile(r"\b(?:true|false|null|NaN|Infinity)\b")  # JSON, but no Python
+_JSON_WORD = re.compile(r"\b(?:true|false|null|NaN|Infinity)\b")  # JSON, but not Python
 _PYTHON_TOKEN = re.compile(
     r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*"|\b(?:None|True|False|true|false|null|NaN|Infinity)\b"""
 )
@@ -56,7 +56,7 @@ _IN_JSON = {"None": "null", "True": "true", "False": "false"}
 
 
 def _python_literal(text: str) -> Any:
-    """The value of a Python literal, nothing being run; rewritten as JSON where that can be done, which is much faster."""
+    """Evaluate a Python literal without running code; rewrite it as JSON where possible, which is much faster."""
     try:
         if '"' not in text and "\\" not in text and not _JSON_WORD.search(text):
             return msgspec.json.decode(text.replace("'", '"'))
@@ -66,7 +66,7 @@ def _python_literal(text: str) -> Any:
     try:
         if len(text) < MAX_EXACT:
             return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError):  # their messages may hold addresses, which differ from run to run
+    except (ValueError, SyntaxError, TypeError):  # their messages may contain addresses, which differ from run to run
         pass
     raise ValueError("neither JSON nor the text of a Python dict")
 

@@ -1,7 +1,7 @@
-"""Two engines for one SQL text: DuckDB on this machine, PySpark on a cluster.
+"""Run the same SQL with DuckDB on this machine or with PySpark on a cluster.
 
-Neither holds more in memory than it is allowed to; the rest lies in a folder. The text keeps to what both read and mean
-alike: joins, ``EXISTS``, ``IN``, grouping, and windows in which no two rows tie.
+Both limit their memory and keep the rest in a folder. The SQL uses only what both interpret equally: joins, ``EXISTS``,
+``IN``, grouping, and windows without ties.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ from typing import Any, Protocol
 import duckdb
 
 from dataset_prep.amazon.line_reader import LineCount
-from dataset_prep.amazon.staging import Task, outcome, stage
+from dataset_prep.amazon.staging import Task, stage, stage_or_error
 
-MEMORY = "1GB"  # DuckDB's own limit; beyond it DuckDB works on disk
-FETCHED = 2_000  # rows held at a time while a result is read
+MEMORY = "1GB"  # DuckDB's memory limit, beyond which it works on disk
+FETCHED = 2_000  # rows in memory at a time while a result is read
 
 
 class Engine(Protocol):
-    """What the steps in `tables` need.
+    """The operations that `interaction_steps` needs.
 
     Attributes:
-        number: an SQL expression that gives each row of a table a number of its own; which one does not matter.
-        quote: stands around a column name that is no plain word.
-        version: name and version, for the manifest.
+        number: SQL expression that gives each row of a table a unique number, in any order.
+        quote: quotation mark of column names.
+        version: name and version of the engine, for the manifest.
     """
 
     number: str
     quote: str
     version: dict[str, str]
 
-    def spill(self, tasks: Sequence[Task], progress: bool) -> list[LineCount]:
-        """Read raw files (`spill.spill`)."""
+    def stage(self, tasks: Sequence[Task], progress: bool) -> list[LineCount]:
+        """Stage raw files (`staging.stage`)."""
 
     def view(self, name: str, *paths: Path) -> None:
-        """Call Parquet files `name`."""
+        """Make Parquet files available as the table `name`."""
 
     def table(self, name: str, sql: str) -> None:
-        """Carry out `sql`, keep the result, call it `name`."""
+        """Store the result of `sql` as the table `name`."""
 
     def rows(self, sql: str) -> Iterator[tuple[Any, ...]]:
-        """The rows of a result, a few at a time."""
+        """Yield the rows of a result, with few in memory at a time."""
 
     def write_tsv(self, sql: str, path: Path) -> None:
-        """Write an ordered result of ids and floats with its column names; floats look as in Python."""
+        """Write an ordered result of ids and floats with its column names; floats are formatted as in Python."""
 
     def close(self) -> None:
-        """Free what is held."""
+        """Release all resources."""
 
 
 class DuckDB:
     """DuckDB in this process.
 
     Args:
-        folder: for what does not fit into memory.
-        threads: None: as many as there are cores.
+        folder: folder for data that do not fit into memory.
+        threads: number of threads; None for one per core.
     """
 
     number = "row_number() OVER ()"
@@ -69,16 +69,16 @@ class DuckDB:
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         self.version = {"duckdb": duckdb.__version__}
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
+        shutil.rmtree(folder, ignore_errors=True)  # files of a run that was killed
         self._config: dict[str, Any] = {"memory_limit": MEMORY, "temp_directory": str(folder)}
-        self._config |= {"preserve_insertion_order": False}  # where order matters the text says ORDER BY
+        self._config |= {"preserve_insertion_order": False}  # where the order matters the SQL has ORDER BY
         self._config |= {"threads": threads} if threads else {}
 
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:
         return duckdb.connect(config=self._config)
 
-    def spill(self, tasks: Sequence[Task], progress: bool) -> list[LineCount]:
+    def stage(self, tasks: Sequence[Task], progress: bool) -> list[LineCount]:
         return [stage(task, progress) for task in tasks]
 
     def view(self, name: str, *paths: Path) -> None:
@@ -89,15 +89,15 @@ class DuckDB:
 
     def rows(self, sql: str) -> Iterator[tuple[Any, ...]]:
         cursor = self._connection.execute(sql)
-        while some := cursor.fetchmany(FETCHED):
-            yield from some
+        while rows := cursor.fetchmany(FETCHED):
+            yield from rows
 
     def write_tsv(self, sql: str, path: Path) -> None:
-        options = "FORMAT csv, DELIMITER '\t', QUOTE '', HEADER"  # ids hold no tab; '#' is quoted unless quoting is off
+        options = "FORMAT csv, DELIMITER '\t', QUOTE '', HEADER"  # ids have no tab; DuckDB would quote '#'
         self._run(f"COPY ({sql}) TO {_quoted(path)} ({options})")
 
     def close(self) -> None:
-        if "_connection" in vars(self):  # made at first use: an input is often refused before
+        if "_connection" in vars(self):  # it is opened at first use, often after an input is refused
             self._connection.close()
 
     def _run(self, sql: str) -> None:
@@ -105,10 +105,10 @@ class DuckDB:
 
 
 class Spark:
-    """PySpark: the session that is there, or a new one with Spark's own settings.
+    """PySpark: the active session, or a new one with Spark's own settings.
 
     Args:
-        folder: for tables; executors must see it, and the raw files, under the same path.
+        folder: folder for tables; executors must see it, and the raw files, under the same path.
     """
 
     number = "monotonically_increasing_id()"
@@ -127,23 +127,24 @@ class Spark:
         folder.mkdir(parents=True)
         self._started = SparkSession.getActiveSession() is None
         if self._started:
-            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # otherwise the first python3 of the PATH
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # otherwise Spark uses the first python3 of the PATH
         try:
             self._session = SparkSession.builder.appName("recbole_qbert prepare").getOrCreate().newSession()
         except (PySparkException, FileNotFoundError) as error:
             raise ValueError(
-                "engine='spark' could not start Spark. It needs Java 17: install it, and set JAVA_HOME "
-                f"(now {os.environ.get('JAVA_HOME', 'not set')!r}). Spark says: {str(error).splitlines()[0]}"
+                f"engine='spark' could not start Spark ({str(error).splitlines()[0]}); it needs Java 17: install it, and "
+                "set JAVA_HOME "
+                f"(now {os.environ.get('JAVA_HOME', 'not set')!r})"
             ) from None
 
-    def spill(self, tasks: Sequence[Task], progress: bool) -> list[LineCount]:
-        """One Spark task a file: gzip can only be read from its beginning."""
-        here = Path(__file__).resolve().parents[1]
-        archive = shutil.make_archive(str((self._folder / here.name).resolve()), "zip", here.parent, here.name)
-        self._session.sparkContext.addPyFile(archive)  # the workers' code is then this one
+    def stage(self, tasks: Sequence[Task], progress: bool) -> list[LineCount]:
+        """Stage each file in one Spark task, because gzip can only be read from its beginning."""
+        package = Path(__file__).resolve().parents[1]
+        archive = shutil.make_archive(str((self._folder / package.name).resolve()), "zip", package.parent, package.name)
+        self._session.sparkContext.addPyFile(archive)  # so that the workers use the same code
         absolute = [replace(task, path=task.path.resolve(), folder=task.folder.resolve()) for task in tasks]
         counts = []
-        for result in self._session.sparkContext.parallelize(absolute, len(absolute)).map(outcome).collect():
+        for result in self._session.sparkContext.parallelize(absolute, len(absolute)).map(stage_or_error).collect():
             if isinstance(result, Exception):
                 raise result
             counts.append(result)
@@ -161,7 +162,7 @@ class Spark:
         return map(tuple, self._session.sql(sql).toLocalIterator())
 
     def write_tsv(self, sql: str, path: Path) -> None:
-        """RecBole needs one file, so the rows come here partition by partition."""
+        """Write one file, which RecBole needs; the rows are fetched partition by partition."""
         result = self._session.sql(sql)
         with open(path, "w", encoding="utf-8", newline="\n") as out:
             out.write("\t".join(result.columns) + "\n")

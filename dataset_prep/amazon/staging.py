@@ -1,13 +1,13 @@
-"""One pass over a raw file: what the later steps need goes to Parquet, bad lines to a list; done once, then reused.
+"""Stage a raw file: write the columns that later steps need to Parquet, and list the bad lines; done once, then reused.
 
-A spilled file is a folder::
+A staged file is a folder::
 
     part.parquet     reviews:  line, user_id, item_id, rating, seconds
                      metadata: line, item_id, pictured, fields (JSON of `Metadata`)
-    rejected.jsonl   the lines left out
-    done.json        what was read; written last, so that a folder with it is whole
+    rejected.jsonl   the lines that were left out
+    done.json        the inputs and line counts; written last, so that it marks a complete folder
 
-The function is the same whoever calls it: this process, or a task of a cluster.
+The same function runs in this process and in the tasks of a cluster.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from dataset_prep.amazon.cleaning import NA_WORDS, BadIdError
 from dataset_prep.amazon.editions import MAX_SECONDS, PROBED, ReviewLines, detect, metadata_lines, review_lines
 from dataset_prep.amazon.line_reader import AmazonFormatError, BadLines, Block, LineCount, read_blocks
 
-SPILL_VERSION = 1  # raise it when the same input gives other rows, so that nothing of before is reused
-ROWS = 200_000  # of a row group
-SOURCE = 1 << 40  # apart from each other: the line numbers of several files that are read as one
+STAGING_VERSION = 1  # raise it when the same input gives other rows, so that older folders are not reused
+ROWS = 200_000  # rows of a row group
+SOURCE = 1 << 40  # distance between the line numbers of several files that are read as one
 
 REVIEWS = pa.schema(
     [("line", pa.int64()), ("user_id", pa.string()), ("item_id", pa.string()), ("rating", pa.float64()),
@@ -44,15 +44,15 @@ METADATA = pa.schema([("line", pa.int64()), ("item_id", pa.string()), ("pictured
 
 @dataclass(frozen=True)
 class Task:
-    """A file to spill.
+    """A file to stage.
 
     Attributes:
         path: the raw file.
         kind: ``reviews`` or ``metadata``.
-        edition: None to tell by its first lines.
+        edition: edition of the file; None to detect it from the first lines.
         max_bad_lines: see `BadLines`.
-        folder: where to.
-        source: number of the file among those read as one; it comes before the line numbers.
+        folder: output folder.
+        source: number of the file among those read as one; it precedes the line numbers.
     """
 
     path: Path
@@ -64,16 +64,16 @@ class Task:
 
 
 def stage(task: Task, progress: bool) -> LineCount:
-    """Spill a file, unless the folder holds the same already.
+    """Stage a file, unless the folder already holds the same.
 
     Raises:
         FileNotFoundError: there is no such file.
-        AmazonFormatError: damaged data, too many bad lines, or an id that RecBole cannot read.
+        AmazonFormatError: data are damaged, there are too many bad lines, or RecBole cannot read an id.
     """
-    inputs = {"version": SPILL_VERSION, "kind": task.kind, "edition": task.edition, "source": task.source}
+    inputs = {"version": STAGING_VERSION, "kind": task.kind, "edition": task.edition, "source": task.source}
     inputs |= {"file": task.path.name, "max_bad_lines": task.max_bad_lines}
-    if (kept := _kept(task, inputs)) is not None:
-        return kept
+    if (count := _reusable(task, inputs)) is not None:
+        return count
     shutil.rmtree(task.folder, ignore_errors=True)
     task.folder.mkdir(parents=True)
     size = task.path.stat().st_size
@@ -84,23 +84,23 @@ def stage(task: Task, progress: bool) -> LineCount:
             task.folder / "part.parquet", REVIEWS if task.kind == "reviews" else METADATA, use_dictionary=False
         ) as writer,
     ):
-        count = _spill(task, bar, rejected, writer)
+        count = _stage(task, bar, rejected, writer)
     partial = task.folder / "done.part"
     partial.write_text(json.dumps({"inputs": inputs, "count": asdict(count)}), encoding="utf-8")
     partial.rename(task.folder / "done.json")
     return count
 
 
-def outcome(task: Task) -> LineCount | ValueError | FileNotFoundError:
-    """`spill` for a task of a cluster: a refusal is a result, so that it comes back as it is."""
+def stage_or_error(task: Task) -> LineCount | ValueError | FileNotFoundError:
+    """Run `stage` in a task of a cluster; return an error as the result, so that Spark does not wrap it."""
     try:
         return stage(task, progress=False)
     except (ValueError, FileNotFoundError) as error:
         return error
 
 
-def _kept(task: Task, inputs: dict[str, Any]) -> LineCount | None:
-    """What a run that was stopped later has left, if the file and all else is the same."""
+def _reusable(task: Task, inputs: dict[str, Any]) -> LineCount | None:
+    """Return the counts of an earlier, killed run, if the file and all inputs are the same."""
     try:
         done = json.loads((task.folder / "done.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -109,16 +109,16 @@ def _kept(task: Task, inputs: dict[str, Any]) -> LineCount | None:
         return None
     with open(task.path, "rb") as handle:
         digest = hashlib.sha256()
-        while part := handle.read(1 << 22):
-            digest.update(part)
+        while chunk := handle.read(1 << 22):
+            digest.update(chunk)
     return LineCount(**done["count"]) if digest.hexdigest() == done["count"]["sha256"] else None
 
 
-def _spill(task: Task, bar: tqdm, rejected: IO[str], writer: pq.ParquetWriter) -> LineCount:
+def _stage(task: Task, bar: tqdm, rejected: IO[str], writer: pq.ParquetWriter) -> LineCount:
     count = LineCount(task.path.name, "")
     bad = BadLines(task.path, count, task.max_bad_lines, rejected)
     batches: list[pa.RecordBatch] = []
-    good = 0
+    good_lines = 0
     reader: _Reviews | _Metadata | None = None
     with closing(read_blocks(task.path, count, bar)) as blocks:
         for block in blocks:
@@ -130,33 +130,33 @@ def _spill(task: Task, bar: tqdm, rejected: IO[str], writer: pq.ParquetWriter) -
                 except ValueError as error:
                     raise AmazonFormatError(f"{task.path}:1: {error}") from None
             try:
-                found = reader.batches(block)
+                new_batches = reader.batches(block)
             except BadIdError as error:
                 raise AmazonFormatError(f"{task.path}:{reader.number}: {error}") from None
-            good += sum(batch.num_rows for batch in found)
-            batches += found
+            good_lines += sum(batch.num_rows for batch in new_batches)
+            batches += new_batches
             if sum(batch.num_rows for batch in batches) >= ROWS:
                 writer.write_table(pa.Table.from_batches(batches))
                 batches = []
     if batches:
         writer.write_table(pa.Table.from_batches(batches))
-    if not good:
+    if not good_lines:
         bad.refuse_all()
     return count
 
 
 class _Reader:
-    """The lines of a block one by one, blank ones and the header left out.
+    """Iterate over the lines of a block, without blank lines and the header.
 
     Attributes:
-        number: of the line at hand.
+        number: number of the current line.
     """
 
     def __init__(self, count: LineCount, bad: BadLines, offset: int) -> None:
         self.number, self.header = 0, False
         self._count, self._bad, self._offset = count, bad, offset
 
-    def careful(self, block: Block) -> Iterator[bytes]:
+    def checked_lines(self, block: Block) -> Iterator[bytes]:
         for self.number, line in enumerate(block.lines, block.first):
             if self.number in block.overlong:
                 self.reject(line, "longer than 16 MiB")
@@ -170,7 +170,7 @@ class _Reader:
 
 
 class _Reviews(_Reader):
-    """Blocks of lines to rows of reviews."""
+    """Convert blocks of lines to rows of reviews."""
 
     def __init__(self, count: LineCount, bad: BadLines, first_line: bytes, offset: int) -> None:
         super().__init__(count, bad, offset)
@@ -178,25 +178,25 @@ class _Reviews(_Reader):
         self.header = self._lines.header
 
     def batches(self, block: Block) -> list[pa.RecordBatch]:
-        """Quickly where that can be done; around a line that needs care the block is halved, again and again."""
+        """Use the quick parser where possible; around a line that needs all checks, halve the block repeatedly."""
         columns = _quick_columns(block, self._lines)
         if columns is None and self._lines.quick is not None and len(block.lines) > 64:
-            one, two = block.halves()
-            return self.batches(one) + self.batches(two)
+            left, right = block.halves()
+            return self.batches(left) + self.batches(right)
         if columns is None:
-            found: list[tuple[int, str, str, float, float]] = []
-            for line in self.careful(block):
+            rows: list[tuple[int, str, str, float, float]] = []
+            for line in self.checked_lines(block):
                 try:
-                    found.append((self.number, *self._lines.parse(line)))
+                    rows.append((self.number, *self._lines.parse(line)))
                 except ValueError as error:
                     self.reject(line, error)
-            columns = list(zip(*found, strict=True)) if found else [[]] * 5
+            columns = list(zip(*rows, strict=True)) if rows else [[]] * 5
         number, *rest = columns
         return [pa.record_batch([pa.array(np.asarray(number, np.int64) + self._offset), *rest], schema=REVIEWS)]
 
 
 class _Metadata(_Reader):
-    """Blocks of lines to rows of products."""
+    """Convert blocks of lines to rows of products."""
 
     def __init__(self, count: LineCount, bad: BadLines, first_line: bytes, offset: int) -> None:
         super().__init__(count, bad, offset)
@@ -204,27 +204,27 @@ class _Metadata(_Reader):
         self.header = count.edition == "recbole"
 
     def batches(self, block: Block) -> list[pa.RecordBatch]:
-        """One."""
-        found: list[tuple[int, str, bool, str]] = []
-        for line in self.careful(block):
+        """Make one batch of a block."""
+        rows: list[tuple[int, str, bool, str]] = []
+        for line in self.checked_lines(block):
             try:
                 item, fields = self._parse(line)
             except ValueError as error:
                 self.reject(line, error)
             else:
                 row = self.number + self._offset, item, bool(fields.image_urls), msgspec.json.encode(fields).decode()
-                found.append(row)
-        columns: list[Any] = list(zip(*found, strict=True)) if found else [[]] * 4
+                rows.append(row)
+        columns: list[Any] = list(zip(*rows, strict=True)) if rows else [[]] * 4
         return [pa.record_batch(columns, schema=METADATA)]
 
 
 def _quick_columns(block: Block, lines: ReviewLines) -> list[Any] | None:
-    """The columns of a block in which every line is a plain good review; None if there is any doubt.
+    """Parse a block in which every line is an ordinary valid review into columns; None if any line may not be.
 
-    Most time goes by here: a line costs about a microsecond.
+    Most of the time is spent here: about a microsecond per line.
     """
     quick = lines.quick
-    if quick is None or block.overlong or not block.text:  # keys that are not used are skipped unread, but must be text
+    if quick is None or block.overlong or not block.text:  # unused keys are skipped, but must be UTF-8
         return None
     try:
         rows = [quick(line) for line in block.lines]
@@ -245,7 +245,7 @@ def _quick_columns(block: Block, lines: ReviewLines) -> list[Any] | None:
 
 
 def _ids(ids: list[str]) -> pa.Array | None:
-    """An Arrow array of ids that are plain ASCII words; None if one is not. Eight times as fast as `pa.array`."""
+    """Make an Arrow array of ids that are ASCII words; None if one is not. Eight times as fast as `pa.array`."""
     joined = "".join(ids)
     if not (joined.isascii() and joined.replace("_", "").isalnum()):
         return None

@@ -1,4 +1,4 @@
-"""A hidden working directory beside a data set: one process at a time, kept after a kill, published when complete."""
+"""Build a data set in a hidden folder beside it: one process at a time, kept after a kill, published when complete."""
 
 from __future__ import annotations
 

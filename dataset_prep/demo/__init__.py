@@ -1,1 +1,1 @@
-"""A synthetic demo: three small shops with product pictures."""
+"""Generate a synthetic demo: three small shops with product pictures."""

@@ -1,1 +1,1 @@
-"""Text and image features by language models and CLIP, in shards."""
+"""Compute text and image features with language models and CLIP, in shards."""

@@ -1,7 +1,7 @@
-"""Several processes at one piece of work, as `torchrun` starts them; alone, everything here is a plain call.
+"""Share one job among several processes that `torchrun` starts; with one process, everything here is a plain call.
 
-What they make goes through files on a folder that all of them see. The process group (gloo, no GPU needed) carries only
-'ready', 'done' and refusals, so that nobody starts early, waits for the dead, or works on something else.
+Results are exchanged as files in a shared folder. The process group (gloo, no GPU needed) carries only 'ready', 'done' and
+errors, so that no process starts early, waits for a dead process, or works on another job.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch.distributed as dist
 from recbole_qbert.utils.distributed import init_group
 
 T = TypeVar("T")
-START = timedelta(minutes=10)  # for all processes to appear
-WORK = timedelta(days=7)  # for the slowest of them to finish; a process that dies is noticed at once
+START_TIMEOUT = timedelta(minutes=10)  # for all processes to join
+WORK_TIMEOUT = timedelta(days=7)  # for the slowest process to finish; a process that dies is noticed at once
 DIED = (
-    "another process of this run stopped before its work was done (its own message says why); start the same command again, "
+    "another process of this run stopped before its work was done (see its own message); start the same command again, "
     "finished shards are kept"
 )
 
@@ -31,8 +31,8 @@ class ProcessGroup:
     """This process among those of a run.
 
     Attributes:
-        rank: its number, from 0.
-        world: how many there are.
+        rank: number of this process, from 0.
+        world: number of processes.
         group: the process group, or ``None`` for one process.
     """
 
@@ -42,79 +42,79 @@ class ProcessGroup:
 
     @classmethod
     def join(cls) -> ProcessGroup:
-        """Join the processes that the environment speaks of (``RANK``, ``WORLD_SIZE``); alone where it speaks of none.
+        """Join the processes that the environment names (``RANK``, ``WORLD_SIZE``); without these there is one process.
 
         Raises:
-            ValueError: the environment is not one of `torchrun`, or the others do not appear.
+            ValueError: the environment is not one of `torchrun`, or the other processes do not join.
         """
         rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
         if not 0 <= rank < world:
             raise ValueError(
-                f"RANK is {rank} and WORLD_SIZE {world} in the environment; start several processes by torchrun"
+                f"RANK is {rank} and WORLD_SIZE is {world} in the environment; start several processes with torchrun"
             )
         if world == 1:
             return cls()
         if not dist.is_available():
-            raise ValueError("this torch is built without torch.distributed: run one process, or install another build")
+            raise ValueError("this torch is built without torch.distributed; run one process, or install another build")
         try:
             if not dist.is_initialized():
-                init_group("gloo", timeout=START)
-            return cls(rank, world, dist.new_group(backend="gloo", timeout=WORK))
+                init_group("gloo", timeout=START_TIMEOUT)
+            return cls(rank, world, dist.new_group(backend="gloo", timeout=WORK_TIMEOUT))
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"process {rank} of {world} could not meet the others ({error}); start them by torchrun, or unset RANK and "
-                "WORLD_SIZE for one process"
+                f"process {rank} of {world} could not join the others ({error}); start them with torchrun, or unset RANK "
+                "and WORLD_SIZE for one process"
             ) from error
 
-    def first(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in process 0; its result, or its refusal, goes to all.
+    def run_on_first(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in process 0 and return its result, or raise its error, in all processes.
 
         Raises:
-            ValueError: a refusal (process 0 raises its own error), or another process died.
+            ValueError: ``work`` failed (process 0 raises its own error), or another process died.
         """
         if self.world == 1:
             return work()
-        answer: list[Any] = [None, None]
-        refusal = None
+        outcome: list[Any] = [None, None]  # result, text of the error
+        failure = None
         if self.rank == 0:
             try:
-                answer[0] = work()
+                outcome[0] = work()
             except (ValueError, OSError) as error:
-                refusal, answer[1] = error, str(error)
-        self._meet(lambda: dist.broadcast_object_list(answer, src=0, group=self.group))
-        if refusal is not None:
-            raise refusal
-        if answer[1] is not None:
-            raise ValueError(answer[1])
-        return answer[0]
+                failure, outcome[1] = error, str(error)
+        self._communicate(lambda: dist.broadcast_object_list(outcome, src=0, group=self.group))
+        if failure is not None:
+            raise failure
+        if outcome[1] is not None:
+            raise ValueError(outcome[1])
+        return outcome[0]
 
     def wait(self) -> None:
-        """Go on when all processes are here.
+        """Wait for all processes.
 
         Raises:
-            ValueError: one of them died.
+            ValueError: a process died.
         """
         if self.world > 1:
-            self._meet(lambda: dist.barrier(group=self.group))
+            self._communicate(lambda: dist.barrier(group=self.group))
 
     def require_same(self, value: str, what: str) -> None:
-        """Refuse to work together on different things.
+        """Refuse the run if the processes have different values.
 
         Raises:
-            ValueError: another process holds another value, or died.
+            ValueError: another process has another value, or died.
         """
         if self.world == 1:
             return
         values: list[Any] = [None] * self.world
-        self._meet(lambda: dist.all_gather_object(values, value, group=self.group))
-        others = [number for number, other in enumerate(values) if other != values[0]]
-        if others:
+        self._communicate(lambda: dist.all_gather_object(values, value, group=self.group))
+        different = [number for number, other in enumerate(values) if other != values[0]]
+        if different:
             raise ValueError(
-                f"processes 0 and {others[0]} of this run differ in {what}; give all of them the same command, model files "
-                "and library versions, and a folder that they share"
+                f"processes 0 and {different[0]} of this run differ in {what}; give all processes the same command, model "
+                "files, library versions and shared folder"
             )
 
-    def _meet(self, call: Callable[[], object]) -> None:
+    def _communicate(self, call: Callable[[], object]) -> None:
         try:
             call()
         except RuntimeError as error:
@@ -122,10 +122,10 @@ class ProcessGroup:
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is this process's GPU (``LOCAL_RANK``) where there is one, else the CPU.
+    """Choose the device; ``auto`` is this process's GPU (``LOCAL_RANK``) if there is one, else the CPU.
 
     Raises:
-        ValueError: torch knows no such device, or has none of them.
+        ValueError: torch does not know the device, or the machine does not have it.
     """
     try:
         if device == "auto":

@@ -1,6 +1,6 @@
-"""Image features by a CLIP model of the `open_clip` kind: ViT-L/14 by OpenAI, as in the paper, or any other.
+"""Compute image features with a CLIP model of open_clip: OpenAI's ViT-L/14, as in the paper, or any other.
 
-`encode_images` takes the pictures `images/<item>/*` of every item through the model's own preprocessing and its image tower.
+`encode_images` applies the model's own preprocessing and its image tower to the pictures `images/<item>/*` of every item.
 The vectors are not normalised; stage 1 does that.
 """
 
@@ -25,9 +25,15 @@ from recbole_qbert.data.builtin_encoders import find_images
 from recbole_qbert.utils.io import digest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # told by content; for others Pillow may start programs (PostScript)
-MAX_PIXELS = 64_000_000  # larger pictures are not decoded: a file of some kilobytes can be one of gigabytes
-MAX_RATIO = 64  # of the longer side to the shorter, which is enlarged to the model's size before the picture is cropped
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+)  # detected by content; others may start programs (PostScript)
+MAX_PIXELS = 64_000_000  # larger pictures are not decoded: some kilobytes can decode to gigabytes
+MAX_RATIO = 64  # longer to shorter side; the shorter is enlarged to the model's size before the picture is cropped
 
 
 def encode_images(
@@ -47,45 +53,45 @@ def encode_images(
 ) -> dict[str, Any]:
     """Write ``X.image.npy`` beside ``X.items.txt`` and ``X.features.json``.
 
-    It is ``[N, J, D]`` float32, ``J`` the most images of an item, or ``[N, D]`` when that is 1; NaN where there is no image
-    or it cannot be read. Start it by `torchrun` for several processes or machines that share the folder: same bytes, given
-    the same number of threads a process.
+    The matrix is ``[N, J, D]`` float32, where ``J`` is the largest number of images of an item, or ``[N, D]`` if that is 1;
+    NaN for a missing or unreadable image. With `torchrun`, several processes or machines share the work in one folder and
+    write the same bytes, given the same number of threads per process.
 
     Args:
-        folder: the data set's own, with ``X.item`` (or ``X.items.txt``) and ``images/<item>/*``.
-        dataset: its name, ``X``.
-        model: an architecture that open_clip knows; or ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``, a folder or hub model
-            with `open_clip_config.json` and weights.
-        pretrained: the weights of an architecture: a tag that open_clip knows; ``TAG=FILE`` for those of that tag in a local
-            file; or a FILE alone, where its preprocessing is not in doubt.
-        max_images: images an item, the first by name.
-        precision: of the weights and the computation, ``fp32``, ``bf16`` or ``fp16``.
-        batch_size: images a batch; a matter of memory and speed.
-        shard_size: items between two savings.
+        folder: folder of the data set, with ``X.item`` (or ``X.items.txt``) and ``images/<item>/*``.
+        dataset: name of the data set, ``X``.
+        model: an architecture of open_clip; or ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``, a folder or hub model with
+            `open_clip_config.json` and weights.
+        pretrained: the weights of an architecture: a tag of open_clip; ``TAG=FILE`` for the weights of that tag in a local
+            file; or a FILE alone, if all tags of the architecture have the same preprocessing.
+        max_images: images per item, the first by name.
+        precision: precision of weights and computation, ``fp32``, ``bf16`` or ``fp16``.
+        batch_size: images per batch; affects memory and speed.
+        shard_size: items per shard, after which the result is saved.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
-        output: where to write, if not to ``folder``.
-        rebuild: replace what is there (`encoding.encode`).
+        output: output folder; by default ``folder``.
+        rebuild: replace existing features (`sharded_encoding.encode`).
         progress: show a bar.
 
     Returns:
-        The record that ``X.features.json`` holds of the images.
+        The record of the images in ``X.features.json``.
 
     Raises:
-        FileNotFoundError: no ``X.item`` and no ``X.items.txt``.
-        ValueError: an option, the model or the files that are there cannot be used, or there is no image.
+        FileNotFoundError: there is neither ``X.item`` nor ``X.items.txt``.
+        ValueError: an option, the model or existing files cannot be used, or there is no image.
     """
     _check(max_images, precision, batch_size)
     require_installed("open_clip", "torchvision", "PIL")
     items = read_items(Path(folder), dataset)
     images = [files[:max_images] for files in find_images(Path(folder) / "images", items)]
-    most = max(map(len, images))
-    if not most:
+    vectors_per_item = max(map(len, images))
+    if not vectors_per_item:
         raise ValueError(
-            f"{Path(folder) / 'images'} holds no image of an item of {dataset}; put them at images/<item>/<name>"
+            f"{Path(folder) / 'images'} holds no image of an item of {dataset}; save images as images/<item>/<name>"
         )
-    chosen = pick_device(device)
+    torch_device = pick_device(device)
     source = clip_models.find(model, pretrained)
-    network, preprocess = clip_models.load(source, precision, chosen)
+    network, preprocess = clip_models.load(source, precision, torch_device)
     settings = {
         "kind": "open_clip, image tower",
         "architecture": source.architecture,
@@ -94,15 +100,15 @@ def encode_images(
         "preprocessing": network.visual.preprocess_cfg,
         "transforms": str(preprocess),
         "precision": precision,
-        "images_per_item": most,
-        # By name and size: to read them all once more would take about as long as to encode them.
+        "images_per_item": vectors_per_item,
+        # By name and size, because reading all files would take about as long as encoding them.
         "images": digest([[(path.name, _size(path)) for path in files] for files in images]),
     }
     about = {
         "encoder": f"open_clip {model}" + (f" ({pretrained})" if source.architecture else ""),
         "model": model,
         "pretrained": pretrained if source.architecture else None,
-        "device": str(chosen),
+        "device": str(torch_device),
         "threads": torch.get_num_threads(),
     }
     versions = {name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "torchvision", "pillow")}
@@ -110,67 +116,68 @@ def encode_images(
     job = Job(target, dataset, "image", items, settings, about, versions, shard_size)
 
     def load() -> Encoder:
-        encoder = ImageEncoder(network, preprocess, precision, most, batch_size)
+        encoder = ImageEncoder(network, preprocess, precision, vectors_per_item, batch_size)
         return lambda rows, advance: encoder([images[row] for row in rows], advance)
 
     return encode(job, load, rebuild=rebuild, progress=progress)
 
 
 class ImageEncoder:
-    """A model with its preprocessing.
+    """Encode images with a model and its preprocessing.
 
     Args:
-        network: has ``encode_image``: ``[B, 3, H, W]`` to ``[B, D]``.
-        preprocess: PIL image to ``[3, H, W]``.
-        precision: as of `encode_images`.
-        most: ``J``, vectors an item.
-        batch_size: images a batch.
+        network: model with ``encode_image``: ``[B, 3, H, W]`` to ``[B, D]``.
+        preprocess: converts a PIL image to ``[3, H, W]``.
+        precision: see `encode_images`.
+        vectors_per_item: ``J``.
+        batch_size: images per batch.
     """
 
     def __init__(
-        self, network: Any, preprocess: Callable[[Any], torch.Tensor], precision: str, most: int, batch_size: int
+        self, network: Any, preprocess: Callable[[Any], torch.Tensor], precision: str, vectors_per_item: int, batch_size: int
     ) -> None:
-        self.network, self.preprocess, self.most, self.batch_size = network, preprocess, most, batch_size
+        self.network, self.preprocess = network, preprocess
+        self.vectors_per_item, self.batch_size = vectors_per_item, batch_size
         self.dtype = PRECISIONS[precision]
         self.device = next(network.parameters()).device
 
     def __call__(self, images: Sequence[Sequence[Path]], advance: Callable[[int], object] = lambda done: None) -> Shard:
-        """Vectors of the images of ``n`` items, ``[n, J, D]``, or ``[n, D]`` when J is 1."""
-        places = [(row, place) for row, files in enumerate(images) for place in range(len(files))]
-        found: dict[tuple[int, int], np.ndarray] = {}
+        """Return the vectors of the images of ``n`` items: ``[n, J, D]``, or ``[n, D]`` if J is 1."""
+        indices = [(row, number) for row, files in enumerate(images) for number in range(len(files))]
+        vectors: dict[tuple[int, int], np.ndarray] = {}
         problems: list[str] = []
-        seen = 0
-        for batch, pictures in self._pictures(places, images):
-            good: dict[tuple[int, int], torch.Tensor] = {}
-            for (row, place), picture in zip(batch, pictures, strict=True):
+        completed = 0
+        for batch, pictures in self._pictures(indices, images):
+            decoded: dict[tuple[int, int], torch.Tensor] = {}
+            for (row, number), picture in zip(batch, pictures, strict=True):
                 if isinstance(picture, str):
-                    path = images[row][place]
+                    path = images[row][number]
                     problems.append(f"{path.parent.name}/{path.name}: {picture}")
                 else:
-                    good[row, place] = picture
-            if good:
-                found |= zip(good, self._encode(torch.stack(list(good.values()))), strict=True)
-            advance(batch[-1][0] - seen)
-            seen = batch[-1][0]
-        advance(len(images) - seen)
-        width = next(iter(found.values())).shape[0] if found else self._width()
-        result = np.full((len(images), self.most, width), np.nan, np.float32)
-        for where, vector in found.items():
-            result[where] = vector
+                    decoded[row, number] = picture
+            if decoded:
+                vectors |= zip(decoded, self._encode(torch.stack(list(decoded.values()))), strict=True)
+            advance(batch[-1][0] - completed)
+            completed = batch[-1][0]
+        advance(len(images) - completed)
+        width = next(iter(vectors.values())).shape[0] if vectors else self._width()
+        result = np.full((len(images), self.vectors_per_item, width), np.nan, np.float32)
+        for index, vector in vectors.items():
+            result[index] = vector
         without = sum(not files for files in images)
-        counts = {"images": len(found), "unreadable images": len(problems), "items without image": without}
-        return Shard(result[:, 0] if self.most == 1 else result, counts, problems)
+        counts = {"images": len(vectors), "unreadable images": len(problems), "items without image": without}
+        return Shard(result[:, 0] if self.vectors_per_item == 1 else result, counts, problems)
 
     def _pictures(
-        self, places: list[tuple[int, int]], images: Sequence[Sequence[Path]]
+        self, indices: list[tuple[int, int]], images: Sequence[Sequence[Path]]
     ) -> Iterator[tuple[list[tuple[int, int]], list[torch.Tensor | str]]]:
-        """Batches of images as the model wants them, or why not; the next batch is read while one is encoded."""
-        chunks = [places[start : start + self.batch_size] for start in range(0, len(places), self.batch_size)]
+        """Yield batches of preprocessed images, or the reasons why not; the next batch is read while one is encoded."""
+        chunks = [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             waiting: list[list[Future[torch.Tensor | str]]] = []
             for number in range(len(chunks) + 1):
                 if number < len(chunks):
-                    waiting.append([pool.submit(self._picture, images[row][place]) for row, place in chunks[number]])
+                    waiting.append([pool.submit(self._picture, images[row][image]) for row, image in chunks[number]])
                 if number:
                     yield chunks[number - 1], [future.result() for future in waiting.pop(0)]
 
@@ -178,32 +185,32 @@ class ImageEncoder:
         from PIL import Image
 
         try:
-            with Image.open(path, formats=FORMATS) as image:  # reads the head of the file only
+            with Image.open(path, formats=FORMATS) as image:  # reads only the header of the file
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     return f"{width} x {height} pixels are too many to decode (at most {MAX_PIXELS})"
                 if max(width, height) > MAX_RATIO * min(width, height):
-                    return f"{width} x {height} pixels are too narrow for a picture (at most {MAX_RATIO} to 1)"
+                    return f"{width} x {height} pixels are too narrow (at most {MAX_RATIO} to 1)"
                 return self.preprocess(image)
         except MemoryError:
             raise
-        except Exception as error:  # damaged files make Pillow's readers fail in every way there is
+        except Exception as error:  # for damaged files Pillow raises nearly any exception
             return f"{type(error).__name__}: {str(error).replace(str(path), path.name)}"
 
     @torch.inference_mode()
     def _encode(self, pictures: torch.Tensor) -> np.ndarray:
-        made = self.network.encode_image(pictures.to(self.device, self.dtype), normalize=False)
-        return computed(made.float().cpu().numpy())
+        vectors = self.network.encode_image(pictures.to(self.device, self.dtype), normalize=False)
+        return computed(vectors.float().cpu().numpy())
 
     def _width(self) -> int:
-        """``D``, where there was no picture to tell it."""
+        """Determine ``D`` if there is no picture."""
         from PIL import Image
 
         return self._encode(self.preprocess(Image.new("RGB", (64, 64))).unsqueeze(0)).shape[1]
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, -1 where it cannot be opened: that will be said of it when its turn comes."""
+    """Return the size of a file; -1 if it cannot be opened, which is reported when it is encoded."""
     try:
         return path.stat().st_size
     except OSError:

@@ -1,8 +1,9 @@
-"""Encoding a catalog with a big model: in shards that outlive a kill, by one process or several, to one matrix.
+"""Encode a catalog with a large model, in shards that survive a kill, by one process or several.
 
-The items are cut, in their order, into shards of a fixed size. Shard s is made by process s modulo the number of processes
-and kept in `.X.<modality>.shards/` beside a description of all that the vectors depend on; a restart makes those that are
-missing. Process 0 then joins them to `X.<modality>.npy`, adds what made it to `X.features.json` and removes the shards.
+The items are divided, in their order, into shards of a fixed size. Process p of P computes the shards s with s mod P = p and
+writes them to `.X.<modality>.shards/`, beside a description of everything that the vectors depend on. A restart computes the
+missing shards. At the end process 0 joins them to `X.<modality>.npy`, records the settings in `X.features.json` and removes
+the shards.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from recbole_qbert.utils.io import atomic_write, digest, file_lock, read_json, s
 
 log = logging.getLogger(__name__)
 
-# Makes the shard of a range of items, and tells the second argument how many more are done.
+# Encodes a range of items; calls the second argument with the number of items completed since the last call.
 Encoder = Callable[[range, Callable[[int], object]], Shard]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One matrix to make.
+    """One matrix to compute.
 
     Attributes:
-        folder: where it is written.
+        folder: output folder.
         dataset: name that the files start with.
         modality: ``text``, ``image`` or another name.
         items: ``N`` tokens, in the order of the rows.
-        settings: JSON-able; everything that the vectors depend on, by hashes where it is large.
-        about: JSON-able; what is recorded besides and may differ (names, paths).
-        versions: of the libraries; shards of different ones are not mixed, a finished matrix stays valid.
-        shard_size: items a shard.
+        settings: JSON-serialisable; everything that the vectors depend on, large data as hashes.
+        about: JSON-serialisable; further facts for the record that may differ between runs (names, paths).
+        versions: versions of the libraries. Shards of different versions are not mixed; a finished matrix stays valid.
+        shard_size: items per shard.
     """
 
     folder: Path
@@ -67,7 +68,7 @@ class Job:
 
     @property
     def lines(self) -> str:
-        """What stands in the item list."""
+        """Content of the item list."""
         return "".join(f"{item}\n" for item in self.items)
 
     @property
@@ -81,44 +82,44 @@ class Job:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """All that a shard depends on, as it reads back from JSON."""
+        """Everything that a shard depends on, in the form that JSON gives back."""
         settings = {**self.settings, "items": hashlib.sha256(self.lines.encode()).hexdigest()}
         return json.loads(json.dumps({"settings": settings, "versions": self.versions, "shard_size": self.shard_size}))
 
 
 def encode(job: Job, load: Callable[[], Encoder], *, rebuild: bool = False, progress: bool = True) -> dict[str, Any]:
-    """Make a matrix, or what is missing of it; under `torchrun` together with the other processes of the run.
+    """Compute a matrix, or its missing shards; under `torchrun` together with the other processes of the run.
 
     Args:
-        job: what to make.
-        load: loads the model; called only where there is something to encode.
-        rebuild: replace a matrix that is there, and unfinished shards of another configuration. Unfinished shards of this
-            one are kept: the same command goes on after a kill.
+        job: the matrix.
+        load: loads the model; called only if there is something to encode.
+        rebuild: replace an existing matrix, and unfinished shards of another configuration. Unfinished shards of the same
+            configuration are kept: the same command resumes after a kill.
         progress: show a bar over the items.
 
     Returns:
         The record of the modality, as in ``X.features.json``.
 
     Raises:
-        ValueError: the files that are there belong to something else; a vector is not finite; the device's memory is too
-            small; another process died.
+        ValueError: existing files are of another configuration; a vector is not finite; the device's memory is too small;
+            another process died.
     """
-    ranks, shards = ProcessGroup.join(), job.shards
-    ranks.require_same(digest([job.inputs, job.dataset, job.modality]), f"what {job.matrix.name} is made from")
-    finished = ranks.first(lambda: _start(job, rebuild))
+    processes, shards = ProcessGroup.join(), job.shards
+    processes.require_same(digest([job.inputs, job.dataset, job.modality]), f"the inputs of {job.matrix.name}")
+    finished = processes.run_on_first(lambda: _start(job, rebuild))
     if finished is not None:
         return finished
-    mine = range(len(shards))[ranks.rank :: ranks.world]
-    missing = [number for number in mine if not shards.complete(number)]
+    own = range(len(shards))[processes.rank :: processes.world]
+    missing = [number for number in own if not shards.complete(number)]
     if missing:
         encoder = load()
-        left, total = (sum(len(shards.rows(number)) for number in numbers) for numbers in (missing, mine))
-        hidden = not progress or ranks.rank > 0
-        with tqdm(total=total, initial=total - left, desc=job.matrix.name, unit="item", disable=hidden) as bar:
+        remaining, total = (sum(len(shards.rows(number)) for number in numbers) for numbers in (missing, own))
+        hidden = not progress or processes.rank > 0
+        with tqdm(total=total, initial=total - remaining, desc=job.matrix.name, unit="item", disable=hidden) as bar:
             for number in missing:
                 shards.write(number, _encode(job, encoder, shards.rows(number), bar.update))
-    ranks.wait()
-    return ranks.first(lambda: _finish(job))
+    processes.wait()
+    return processes.run_on_first(lambda: _finish(job))
 
 
 def _encode(job: Job, encoder: Encoder, rows: range, advance: Callable[[int], object]) -> Shard:
@@ -126,21 +127,22 @@ def _encode(job: Job, encoder: Encoder, rows: range, advance: Callable[[int], ob
         shard = encoder(rows, advance)
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            "the device's memory is too small; make the batches smaller or the numbers shorter (bfloat16) and start again: "
-            f"finished shards are kept ({str(error).splitlines()[0]})"
+            f"the device's memory is too small ({str(error).splitlines()[0]}); use smaller batches or bfloat16 and start "
+            "again: "
+            "finished shards are kept"
         ) from error
-    broken = (~np.isfinite(shard.vectors)).any(-1) & ~np.isnan(shard.vectors).all(-1)
-    if broken.any():
-        item = job.items[rows[int(np.argwhere(broken)[0, 0])]]
+    not_finite = (~np.isfinite(shard.vectors)).any(-1) & ~np.isnan(shard.vectors).all(-1)
+    if not_finite.any():
+        item = job.items[rows[int(np.argwhere(not_finite)[0, 0])]]
         raise ValueError(
-            f"the vector of item {item} is not finite: a number too large for the type it is computed in? Take bfloat16 or "
-            "float32"
+            f"the vector of item {item} is not finite, perhaps because a number is too large for the type; use bfloat16 "
+            "or float32"
         )
     return shard
 
 
 def _start(job: Job, rebuild: bool) -> dict[str, Any] | None:
-    """Refuse, or make ready for the shards; the record where the matrix is there already."""
+    """Check the existing files and prepare the shards' folder; return the record if the matrix is complete."""
     _check_items(job, rebuild)
     record, shards, inputs = _records(job).get(job.modality), job.shards, job.inputs
     before = record if isinstance(record, dict) else {}
@@ -148,28 +150,28 @@ def _start(job: Job, rebuild: bool) -> dict[str, Any] | None:
     if not rebuild and before.get("settings") == inputs["settings"] and _intact(job, before):
         if begun is None or begun == inputs:
             shards.remove()
-        log.info("%s is there already", job.matrix)
+        log.info("%s is complete", job.matrix)
         return before
     if begun == inputs:
         return None
     if begun is not None and not rebuild:
         raise ValueError(
             f"{shards.folder} holds unfinished shards of another configuration ({_differences(begun, inputs)}); finish "
-            "them with the command that began them, or drop them: rebuild"
+            "them with the earlier command, or discard them with rebuild"
         )
     if job.matrix.exists() and not rebuild:
         maker = f"made by {before['encoder']}" if "encoder" in before else f"not described in {job.record.name}"
-        why = _differences(before.get("settings"), inputs["settings"])
+        differences = _differences(before.get("settings"), inputs["settings"])
         raise ValueError(
-            f"{job.matrix} is there, {maker}, and not what this command would make ({why}); move it away, or replace it: "
-            "rebuild"
+            f"{job.matrix} exists, {maker}, and differs from the result of this command ({differences}); move it away, or "
+            "replace it with rebuild"
         )
     shards.begin()
     return None
 
 
 def _finish(job: Job) -> dict[str, Any]:
-    """Shards to matrix, item list and record; the shards go last, so that a kill on the way repeats nothing but this."""
+    """Write matrix, item list and record from the shards, which are removed last so that a kill repeats only this step."""
     shards = job.shards
     shards.wait_for_all()
     part = shards.folder / "matrix.part"
@@ -184,9 +186,9 @@ def _finish(job: Job) -> dict[str, Any]:
     return record
 
 
-# ---------------------------------------------------------------------------------------------------------- what is there
+# ---------------------------------------------------------------------------------------------------------- existing files
 def _check_items(job: Job, rebuild: bool) -> None:
-    """The item list orders every matrix beside it; it may change only where there is no other, and this one is made anew."""
+    """Check that the item list, which orders every matrix, is unchanged, unless the only matrix is replaced."""
     others = [name for name in available(job.folder, job.dataset) if name != job.modality]
     if not job.names.exists() or (rebuild and not others):
         return
@@ -195,19 +197,20 @@ def _check_items(job: Job, rebuild: bool) -> None:
         return
     pairs = enumerate(zip(before, now))  # noqa: B905  of different lengths
     line = next((number for number, (old, new) in pairs if old != new), min(len(before), len(now))) + 1
-    way_out = "to write it anew: rebuild"
+    way_out = "replace it with rebuild"
     if others:
         way_out = (
-            f"{' and '.join(f'{job.dataset}.{name}.npy' for name in others)} go by it: bring back the items they were made "
-            f"for, or move them away together with {job.names.name} and {job.record.name} and make them again"
+            f"it orders {' and '.join(f'{job.dataset}.{name}.npy' for name in others)}: restore the items of these "
+            "matrices, or "
+            f"move them away together with {job.names.name} and {job.record.name} and make them again"
         )
     raise ValueError(
-        f"{job.names} lists {len(before)} items and the data set has {len(now)}, different from line {line} on; {way_out}"
+        f"{job.names} lists {len(before)} items and the data set has {len(now)}, which differ from line {line} on; {way_out}"
     )
 
 
 def _records(job: Job) -> dict[str, Any]:
-    """What made the matrices in the folder, by modality."""
+    """Read the records of the matrices in the folder, by modality."""
     return read_json(job.record, "repair it or move it away") if job.record.exists() else {}
 
 
@@ -216,14 +219,14 @@ def _intact(job: Job, record: Mapping[str, Any]) -> bool:
 
 
 def _differences(before: Any, now: Mapping[str, Any]) -> str:
-    """What changed between two descriptions, in a few words."""
+    """Describe the changes between two configurations in a few words."""
     if not isinstance(before, Mapping):
-        return "nothing says what made it"
+        return "its settings are unknown"
     old, new = _flat(before), _flat(now)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    told = [f"{key}: {_short(old.get(key))} before, {_short(new.get(key))} now" for key in changed[:4]]
+    texts = [f"{key}: {_short(old.get(key))} before, {_short(new.get(key))} now" for key in changed[:4]]
     more = [f"and {len(changed) - 4} more"] if len(changed) > 4 else []
-    return "; ".join(told + more) or "the file has changed since"
+    return "; ".join(texts + more) or "the file has changed since"
 
 
 def _flat(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A matrix in pieces: shards of some rows each, whole or absent, joined to one `.npy` without ever holding two of them."""
+"""Write a matrix in shards of some rows, each complete or absent, and join them to one `.npy` with one shard in memory."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ import numpy as np
 
 from recbole_qbert.utils.io import digest, write_array, write_json
 
-MOST_PROBLEMS = 100  # lines kept; the counts are complete
-VISIBLE_WITHIN = 90.0  # seconds until a shared folder (NFS) shows what another machine has written
+MAX_PROBLEMS = 100  # lines kept; the counts are complete
+VISIBLE_WITHIN = 90.0  # seconds until a shared folder (NFS) shows files that another machine has written
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What an encoder makes of ``n`` items.
+    """The encoding of ``n`` items.
 
     Attributes:
-        vectors: ``[n, D]`` or ``[n, J, D]`` float16/32; a vector of NaN says that there is none.
-        counts: how often something worth knowing happened.
-        problems: a line for each input that could not be encoded, and why.
+        vectors: ``[n, D]`` or ``[n, J, D]`` float16/32; a vector of NaN means that the item has none.
+        counts: name of an event, such as ``cut short`` -> how often it occurred.
+        problems: a line for each input that could not be encoded, with the reason.
     """
 
     vectors: np.ndarray
@@ -39,7 +39,7 @@ class Shard:
 
 
 def computed(vectors: np.ndarray) -> np.ndarray:
-    """Vectors that a network has given, with infinity for NaN, so that a number that overflowed is not taken for none."""
+    """Replace NaN in a network's output by infinity, so that an overflow is not taken for a missing vector."""
     return np.where(np.isnan(vectors), vectors.dtype.type(np.inf), vectors)
 
 
@@ -48,11 +48,11 @@ class Shards:
     """The shards of one matrix.
 
     Attributes:
-        folder: where they lie.
+        folder: folder of the shards.
         items: ``N``, rows of the matrix.
-        size: rows a shard; fewer in the last.
-        inputs: JSON-able; all that the vectors depend on. The names of the files carry its hash, so that shards of
-            different descriptions never meet, whatever runs beside.
+        size: rows per shard; the last may have fewer.
+        inputs: JSON-serialisable; everything that the vectors depend on. The names of the files contain its hash, so that
+            shards of different inputs are never mixed, even if several commands run.
     """
 
     folder: Path
@@ -68,60 +68,60 @@ class Shards:
         return -(-self.items // self.size)
 
     def rows(self, number: int) -> range:
-        """The rows of a shard."""
+        """Return the rows of a shard."""
         return range(number * self.size, min((number + 1) * self.size, self.items))
 
     def begin(self) -> None:
-        """An empty folder for these shards."""
+        """Create an empty folder for these shards."""
         shutil.rmtree(self.folder, ignore_errors=True)
         write_json(self.folder / "shards.json", self.inputs)
 
     def begun(self) -> Any:
-        """The description of the shards that lie there; ``None`` where there are none."""
+        """Return the inputs of the shards in the folder; ``None`` if there are none."""
         try:
             return json.loads((self.folder / "shards.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
 
     def write(self, number: int, shard: Shard) -> None:
-        """Keep a shard; its matrix comes last and says that it is complete."""
-        notes = {"counts": dict(shard.counts), "problems": shard.problems[:MOST_PROBLEMS]}
+        """Write a shard; its matrix is written last and marks it as complete."""
+        notes = {"counts": dict(shard.counts), "problems": shard.problems[:MAX_PROBLEMS]}
         write_json(self._notes(number), notes)
         write_array(self._matrix(number), shard.vectors)
 
     def complete(self, number: int) -> bool:
-        """Whether a shard is there."""
+        """Return whether a shard is complete."""
         try:
             return len(np.load(self._matrix(number), mmap_mode="r", allow_pickle=False)) == len(self.rows(number))
-        except (OSError, ValueError, EOFError):  # none yet, or cut short by a machine that lost power
+        except (OSError, ValueError, EOFError):  # missing, or incomplete after a power failure
             return False
 
     def wait_for_all(self, seconds: float = VISIBLE_WITHIN) -> None:
-        """Return when this machine sees every shard.
+        """Wait until every shard is visible on this machine.
 
         Raises:
-            ValueError: it does not, after so many seconds.
+            ValueError: a shard is still not visible after so many seconds.
         """
         deadline = time.monotonic() + seconds
         while hidden := [number for number in range(len(self)) if not self.complete(number)]:
             if time.monotonic() > deadline:
                 raise ValueError(
-                    f"{len(hidden)} of {len(self)} shards cannot be seen in {self.folder} (first: {hidden[0]}); all "
-                    "processes of one run must share that folder"
+                    f"{len(hidden)} of {len(self)} shards are not visible in {self.folder} (first: {hidden[0]}); give all "
+                    "processes of the run the same shared folder"
                 )
             time.sleep(0.5)
 
     def join(self, path: Path) -> dict[str, Any]:
-        """Write all shards, one after the other, as one ``.npy``.
+        """Join all shards to one ``.npy``.
 
         Args:
-            path: where to. A name within the shards' folder is removed with them, should the work be cut short.
+            path: file to write. A file in the shards' folder is removed with them if the work is interrupted.
 
         Returns:
-            Shape, type, sha256, share of rows that hold a vector, and what the shards had to say.
+            Shape, type, sha256, share of rows with a vector, and the shards' counts and problems.
 
         Raises:
-            ValueError: the shards do not fit together.
+            ValueError: the shards have different shapes or types.
         """
         counts: Counter[str] = Counter()
         problems: list[str] = []
@@ -132,15 +132,15 @@ class Shards:
             for number in range(len(self)):
                 vectors = np.load(self._matrix(number), allow_pickle=False)
                 if vectors.shape[1:] != shape[1:] or vectors.dtype != dtype:
-                    found = f"{vectors.dtype} {vectors.shape}"
-                    raise ValueError(f"{self._matrix(number)} is {found} and shard 0 {dtype} {first.shape}; rebuild")
+                    kind = f"{vectors.dtype} {vectors.shape}"
+                    raise ValueError(f"{self._matrix(number)} is {kind} and shard 0 {dtype} {first.shape}; rebuild")
                 data = (_header(shape, dtype) if number == 0 else b"") + np.ascontiguousarray(vectors).tobytes()
                 handle.write(data)
                 sha.update(data)
                 covered += int((~np.isnan(vectors)).reshape(len(vectors), -1).any(1).sum())
                 notes = json.loads(self._notes(number).read_text(encoding="utf-8"))
                 counts.update(notes["counts"])
-                problems += notes["problems"][: MOST_PROBLEMS - len(problems)]
+                problems += notes["problems"][: MAX_PROBLEMS - len(problems)]
         return {
             "shape": list(shape),
             "dtype": str(dtype),
@@ -151,10 +151,10 @@ class Shards:
         }
 
     def remove(self) -> None:
-        """Remove them all, and what a kill has left of an earlier removal."""
+        """Remove all shards, and the remains of an earlier removal that was killed."""
         shutil.rmtree(self._removed, ignore_errors=True)
         if self.folder.exists():
-            os.replace(self.folder, self._removed)  # a kill on the way must not leave a folder with half of them
+            os.replace(self.folder, self._removed)  # a kill during the removal must not leave an incomplete folder
             shutil.rmtree(self._removed)
 
     @property
@@ -173,7 +173,7 @@ class Shards:
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The first bytes of the ``.npy`` that numpy would write."""
+    """Return the header of the ``.npy`` file that numpy would write."""
     header, npy = io.BytesIO(), cast(Any, np.lib.format)  # numpy 1 gives it no types
     npy.write_array_header_1_0(header, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
     return header.getvalue()

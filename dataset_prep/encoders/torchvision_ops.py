@@ -1,9 +1,10 @@
-"""torchvision beside a torch that its binary operators were not built for.
+"""Make torchvision importable beside a torch for which its binary operators were not built.
 
-PyPI's torchvision for Linux is a CUDA build. Beside a CPU build of torch its library of operators does not load, which
-torchvision takes quietly, only to fail a moment later while it describes two of them: `operator torchvision::nms does not
-exist`. open_clip cannot be imported then, nor the model classes of transformers, although neither calls such an operator:
-they want the image transforms, which are plain Python.
+PyPI's torchvision for Linux is a CUDA build. Beside a CPU build of torch its operator library does not load. torchvision
+ignores
+that, but fails later while it registers two of these operators: `operator torchvision::nms does not exist`. Then neither
+open_clip nor the model classes of transformers can be imported, although they call no such operator: they need only the
+image transforms, which are plain Python.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ import sys
 from typing import Any
 
 CAUSE = "operator torchvision::nms does not exist"
-_declared: list[Any] = []  # torch forgets a declaration when its library object dies
+_declared: list[Any] = []  # torch drops a declaration when its library object is deleted
 
 
 def make_importable() -> bool:
-    """Import torchvision, declaring the operators it lacks if, and only if, it fails for want of them.
+    """Import torchvision; declare the missing operators if, and only if, the import fails because of them.
 
-    Call it before open_clip or transformers are imported. The operators are declared without any code: whoever calls one is
-    told so by torch. They are never declared first, since a torchvision that works would then define them twice.
+    Call this before open_clip or transformers are imported. The operators are declared without an implementation: torch
+    raises an error if one is called. They are never declared in advance, because a working torchvision would then define
+    them twice.
 
     Returns:
-        Whether they had to be declared; ``False`` also where torchvision is not installed.
+        Whether the operators were declared; ``False`` also if torchvision is not installed.
 
     Raises:
-        RuntimeError: torchvision fails for another reason (as do other errors, unchanged).
+        RuntimeError: torchvision fails for another reason (other errors pass unchanged).
     """
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return False
@@ -40,7 +42,7 @@ def make_importable() -> bool:
     import torch
 
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]  # what the failed import left behind
+        del sys.modules[name]  # modules that the failed import left
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -1,1 +1,1 @@
-"""Pictures of a data set's items: what is fetched, how politely, and what counts as one."""
+"""Download the pictures of a data set's items, within rate limits, and check that each is a valid picture."""

@@ -1,14 +1,15 @@
-"""Pictures of a data set's items, from the URLs in its ``.item`` file.
+"""Download the pictures of a data set's items from the URLs in its ``.item`` file.
 
-`download` reads ``X.item`` (``item_id:token``, ``image_urls:token_seq``) and leaves, in the same folder::
+`download` reads ``X.item`` (``item_id:token``, ``image_urls:token_seq``) and writes into the same folder::
 
-    images/<item>/<n>.jpg ...   image n of the item's list, numbered 000, 001, ...; the ending says what the bytes are
-    images.jsonl                one row an image: where it is, or why there is none (image_manifest.py)
-    images.json                 the counts; there when a run came to its end
-    images.parts/               bodies under way, and parts of those that may still come
+    images/<item>/<n>.jpg ...   image n of the item's list, numbered 000, 001, ...; the ending names the format of the bytes
+    images.jsonl                one row per image: its file, or the reason why there is none (image_manifest.py)
+    images.json                 the counts; exists only after a complete run
+    images.parts/               partially downloaded files
 
-A picture belongs to the item that lists its URL and to no other: what cannot be had is a miss with its reason. The same
-command again fetches only what is not there: it goes on with parts, tries misses that may pass, and leaves the others.
+A picture belongs only to the item that lists its URL. An image that cannot be fetched is a miss with a reason. The same
+command
+again fetches only what is missing: it resumes partial files and retries transient misses, but not permanent ones.
 """
 
 from __future__ import annotations
@@ -42,24 +43,24 @@ if TYPE_CHECKING:
     from dataset_prep.images.fetching import Fetcher
 
 MANIFEST, SUMMARY = "images.jsonl", "images.json"
-WAITING = 1000  # images that wait for their turn; so many that a slow host does not keep the others from theirs
-LOOKED_AT = 256  # images that are there already, between two looks at what the network brought
+WORKERS = 1000  # images waiting for their turn; enough that a slow host does not block the others
+YIELD_AFTER = 256  # existing images checked before the event loop may run other tasks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(FetchOptions):
-    """How to fetch (`FetchOptions`) and what to keep.
+    """Limits of the requests (`FetchOptions`), and which pictures to store.
 
     Attributes:
-        max_images: of an item, the first of its list; None for all.
-        max_side: longest side kept, in pixels; larger pictures are shrunk. None keeps them as they are.
-        max_pixels: width x height up to which a picture is decoded.
-        decoders: threads that decode; each holds one decoded picture.
-        retry_missing: also try misses again that are not expected to pass.
-        revalidate: ask for what is there whether it has changed. Nothing is lost where there is no good new picture.
+        max_images: images per item, the first of its list; None for all.
+        max_side: longest side stored, in pixels; larger pictures are shrunk. None stores them as they are.
+        max_pixels: largest width x height that is decoded.
+        decoders: number of decoding threads; each holds one decoded picture.
+        retry_missing: also retry permanent misses.
+        revalidate: ask the servers whether existing pictures have changed. A picture is replaced only by a valid new one.
 
     Raises:
-        ValueError: a value that makes no sense.
+        ValueError: a value is out of range.
     """
 
     max_images: int | None = None
@@ -74,24 +75,24 @@ class Options(FetchOptions):
         for name in ("max_images", "max_side", "max_pixels", "decoders"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be 1 or more")
+                raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
 class ImagesReport:
-    """What there is after a run.
+    """Counts after a run.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the data set.
         items: rows of the ``.item`` file.
-        items_with_image: of these, with one image at least.
+        items_with_image: items with at least one image.
         images: rows of the manifest.
-        ok: of these, on disk.
-        bytes: of these.
-        misses: reason -> how many.
-        transient: of the misses, those that the same command tries again.
+        ok: images on disk.
+        bytes: size of the images on disk.
+        misses: reason -> number of misses.
+        transient: number of misses that the same command retries.
         fetched: images stored by this run; not in ``images.json``.
-        seconds: this run took; not in ``images.json``.
+        seconds: duration of this run; not in ``images.json``.
     """
 
     dataset: str
@@ -106,34 +107,34 @@ class ImagesReport:
     seconds: float = 0.0
 
 
-POLITE = Options()
+DEFAULT_OPTIONS = Options()
 
 
-def download(folder: Path, dataset: str, *, options: Options = POLITE, progress: bool = True) -> ImagesReport:
-    """Fetch the pictures of a data set; see the module.
+def download(folder: Path, dataset: str, *, options: Options = DEFAULT_OPTIONS, progress: bool = True) -> ImagesReport:
+    """Download the pictures of a data set (see the module's docstring).
 
-    Ctrl-C and SIGTERM end it in good order, a kill at any moment loses nothing that is complete.
+    Ctrl-C and SIGTERM end the run in good order; a kill at any moment loses no complete picture.
 
     Args:
-        folder: where ``<dataset>.item`` lies and everything is written.
-        dataset: its name.
+        folder: folder that holds ``<dataset>.item`` and receives all files.
+        dataset: name of the data set.
         options: limits and sizes.
         progress: show a bar.
 
     Raises:
         FileNotFoundError: there is no ``.item`` file.
-        ValueError: it cannot be read, lists no URLs or an item twice; images are there with another ``max_side``; the disk
-            refuses; another download runs here; aiohttp is not installed.
+        ValueError: the ``.item`` file cannot be read, has no URLs or an item twice; pictures with another ``max_side``
+            exist; the disk fails; another download runs in the folder; aiohttp is not installed.
     """
     started = time.monotonic()
     if importlib.util.find_spec("aiohttp") is None:
-        raise ValueError("pictures are fetched with aiohttp, which is not installed: pip install 'recbole-qbert[images]'")
+        raise ValueError("the download needs aiohttp, which is not installed: pip install 'recbole-qbert[images]'")
     source = folder / f"{dataset}.item"
     expected = survey(source, options.max_images)
     try:
         with file_lock(folder, wait=False, work="download into"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # their pixels are counted here
-            (folder / SUMMARY).unlink(missing_ok=True)  # an interruption from here on leaves none
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # examine() limits the pixels
+            (folder / SUMMARY).unlink(missing_ok=True)  # after an interruption there is none
             with tqdm(total=expected, unit="image", desc=dataset, disable=not progress) as bar:
                 stopped, fetched = _fetch(folder, source, options, bar)
             if stopped is None:
@@ -141,16 +142,18 @@ def download(folder: Path, dataset: str, *, options: Options = POLITE, progress:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"{folder}: {error}. What is there is kept; make room, and run the same again") from error
+        raise ValueError(
+            f"{folder}: {error}. Finished pictures are kept; free some space and run the same command again"
+        ) from error
     if stopped == signal.SIGTERM:
-        signal.signal(stopped, signal.SIG_DFL)  # ray, which RecBole loads, turns it into an exit code
-    signal.raise_signal(stopped)  # as if nobody had caught it
+        signal.signal(stopped, signal.SIG_DFL)  # ray, which RecBole loads, would turn it into an exit code
+    signal.raise_signal(stopped)  # as if it had not been caught
     raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
 class _Image:
-    """One URL of an item; `before` is its row so far, of this URL or an older one."""
+    """One URL of an item; `before` is the row of the manifest at its position, which may be of an older URL."""
 
     item: str
     n: int
@@ -159,25 +162,25 @@ class _Image:
 
 
 class _Run:
-    """One run over the images of a data set."""
+    """One run over all images of a data set."""
 
     def __init__(self, folder: Path, source: Path, options: Options, manifest: Manifest, bar: tqdm) -> None:
         self.fetched = 0
         self._options, self._manifest, self._bar = options, manifest, bar
         self._images, self._parts = folder / "images", folder / "images.parts"
-        self._looked_at = 0
+        self._skipped = 0
         self._unfinished: set[Path] = set()
-        self._listed = self._each_listed(source)
+        self._listed = self._listed_images(source)
         for path in (self._images, self._parts):
             path.mkdir(exist_ok=True)
 
-    async def all(self) -> None:
-        """Settle every image of the file; as many wait at a time as there are workers."""
+    async def process_all(self) -> None:
+        """Process every image of the file with `WORKERS` concurrent tasks."""
         from dataset_prep.images.fetching import Fetcher
 
         with ThreadPoolExecutor(self._options.decoders) as pool:
             async with Fetcher(self._options) as fetcher:
-                workers = [asyncio.create_task(self._work(fetcher, pool)) for _ in range(WAITING)]
+                workers = [asyncio.create_task(self._work(fetcher, pool)) for _ in range(WORKERS)]
                 try:
                     await asyncio.gather(*workers)
                 finally:
@@ -189,74 +192,74 @@ class _Run:
         if not self._unfinished:
             self._parts.rmdir()
 
-    def _each_listed(self, source: Path) -> Iterator[_Image]:
+    def _listed_images(self, source: Path) -> Iterator[_Image]:
         for _, item, urls in read_items(source):
             for n, url in enumerate(urls[: self._options.max_images]):
                 yield _Image(item, n, url, self._manifest.find(item, n))
             n = len(urls)
-            while row := self._manifest.find(item, n):  # the list was longer once
+            while row := self._manifest.find(item, n):  # the list was longer before
                 self._remove(row)
                 n += 1
 
     async def _work(self, fetcher: Fetcher, pool: ThreadPoolExecutor) -> None:
         for image in self._listed:
             row = image.before if image.before and image.before["url"] == image.url else None
-            there = row is not None and self._is_there(row)
-            if (there and not self._options.revalidate) or (row and self._is_given_up(row)):
-                self._looked_at += 1
-                if self._looked_at % LOOKED_AT == 0:
+            exists = row is not None and self._exists(row)
+            if (exists and not self._options.revalidate) or (row and self._is_permanent_miss(row)):
+                self._skipped += 1
+                if self._skipped % YIELD_AFTER == 0:
                     await asyncio.sleep(0)
             else:
-                await self._settle(image, row if there else None, fetcher, pool)
+                await self._process(image, row if exists else None, fetcher, pool)
             self._bar.update()
 
-    def _is_there(self, row: Row) -> bool:
-        """Whether a row is of a picture, and that lies where it should."""
+    def _exists(self, row: Row) -> bool:
+        """Return whether a row is of a picture that is on disk."""
         if row["status"] != "ok":
             return False
         if row["max_side"] != self._options.max_side:
             raise ValueError(
-                f"{self._images / row['file']} was kept with max_side {row['max_side']}, and now it is "
-                f"{self._options.max_side}; give the same again, or remove {self._images} and {self._manifest.path}"
+                f"{self._images / row['file']} was stored with max_side {row['max_side']}, but max_side is "
+                f"{self._options.max_side}; give the same value, or remove {self._images} and {self._manifest.path}"
             )
         try:
             return (self._images / row["file"]).stat().st_size == row["bytes"]
         except FileNotFoundError:
             return False
 
-    def _is_given_up(self, row: Row) -> bool:
+    def _is_permanent_miss(self, row: Row) -> bool:
         return row["status"] == "miss" and not row["transient"] and not self._options.retry_missing
 
-    async def _settle(self, image: _Image, there: Row | None, fetcher: Fetcher, pool: ThreadPoolExecutor) -> None:
-        """Bring one image to disk, or write down why not; `there` is the row of a good picture that is there already."""
-        from dataset_prep.images.fetching import Known
+    async def _process(self, image: _Image, existing: Row | None, fetcher: Fetcher, pool: ThreadPoolExecutor) -> None:
+        """Store one image, or record the reason why not; `existing` is the row of a valid picture that is on disk."""
+        from dataset_prep.images.fetching import CachedResponse
 
         part = PartialFile(self._parts, image.item, image.n)
         row = NO_ROW | {"item": image.item, "n": image.n, "url": image.url}
         try:
             if not image_files.can_name_folder(image.item):
                 raise FetchError("unsafe_item_id")
-            if part.whole(image.url) is None:
-                known = Known(there["etag"], there["last_modified"]) if there else None
-                if not await fetcher.fetch(image.url, part, known):
+            if part.read_complete(image.url) is None:
+                cached = CachedResponse(existing["etag"], existing["last_modified"]) if existing else None
+                if not await fetcher.fetch(image.url, part, cached):
                     return
             await asyncio.get_running_loop().run_in_executor(pool, self._store, image, part, row)
             self.fetched += 1
         except FetchError as miss:
-            if there is None:
+            if existing is None:
                 self._remove(image.before)
                 row |= {"reason": miss.reason, "transient": miss.transient, "attempts": miss.attempts}
                 self._manifest.append(row)
-            if miss.transient and part.come(image.url):
+            if miss.transient and part.progress(image.url):
                 self._unfinished.add(part.path)
             else:
-                part.drop()
+                part.remove()
 
     def _store(self, image: _Image, part: PartialFile, row: Row) -> None:
-        """Keep what has come whole. In a thread of its own, and to its end even where the run is stopped meanwhile."""
-        come = part.whole(image.url)
-        assert come is not None
-        origin, body = come
+        """Store a complete body. Runs in a thread, to its end even if the run is stopped meanwhile."""
+        complete = part.read_complete(image.url)
+        assert complete is not None
+        origin, body = complete
         side = self._options.max_side
         try:
             picture = image_files.examine(body, max_pixels=self._options.max_pixels, max_side=side)
@@ -264,45 +267,45 @@ class _Run:
             miss.attempts = origin.attempts
             raise
         stored = image_files.store(picture, self._images, image.item, image.n, part.stored)
-        answer = {"etag": origin.etag, "last_modified": origin.last_modified, "attempts": origin.attempts}
-        # First the file, then its row, then the body goes: a kill in between repeats this, without asking the server.
-        self._manifest.append({**row, "status": "ok", "max_side": side, **stored, **answer})
-        part.drop()
+        response = {"etag": origin.etag, "last_modified": origin.last_modified, "attempts": origin.attempts}
+        # First the file, then its row, then remove the body: a kill in between repeats this without a request.
+        self._manifest.append({**row, "status": "ok", "max_side": side, **stored, **response})
+        part.remove()
 
     def _remove(self, row: Row | None) -> None:
-        """Remove the picture of a row that no longer holds; what others put there is left."""
+        """Remove the picture of an outdated row, but no files of other origin."""
         if row and row["status"] == "ok" and image_files.can_name_folder(row["item"]):
             image_files.remove(self._images, row["item"], row["n"])
-            with suppress(OSError):  # the item has others
+            with suppress(OSError):  # the item has other pictures
                 (self._images / row["item"]).rmdir()
 
 
 def _fetch(folder: Path, source: Path, options: Options, bar: tqdm) -> tuple[int | None, int]:
-    """Settle all images; the signal that stopped it, if one did, and how many it stored."""
+    """Process all images; return the signal that stopped the run, or ``None``, and the number of stored images."""
     with opened(folder / MANIFEST) as manifest:
         run = _Run(folder, source, options, manifest, bar)
-        return run_until_signal(run.all()), run.fetched
+        return run_until_signal(run.process_all()), run.fetched
 
 
 def _finish(folder: Path, source: Path, options: Options, report: ImagesReport, started: float) -> ImagesReport:
-    """Bring the manifest into the order of the items, and count."""
+    """Sort the manifest into the order of the items, and count."""
     count: Counter[str] = Counter()
     misses: Counter[str] = Counter()
 
     def rows() -> Iterator[Row]:
         for _, item, urls in read_items(source):
-            found = [row for n, url in enumerate(urls) if (row := manifest.find(item, n)) and row["url"] == url]
-            ok = [row for row in found if row["status"] == "ok"]
-            misses.update(row["reason"] for row in found if row["status"] == "miss")
-            count.update(items=1, items_with_image=bool(ok), images=len(found), ok=len(ok))
-            count.update(bytes=sum(row["bytes"] for row in ok), transient=sum(row["transient"] for row in found))
-            yield from found
+            item_rows = [row for n, url in enumerate(urls) if (row := manifest.find(item, n)) and row["url"] == url]
+            ok = [row for row in item_rows if row["status"] == "ok"]
+            misses.update(row["reason"] for row in item_rows if row["status"] == "miss")
+            count.update(items=1, items_with_image=bool(ok), images=len(item_rows), ok=len(ok))
+            count.update(bytes=sum(row["bytes"] for row in ok), transient=sum(row["transient"] for row in item_rows))
+            yield from item_rows
 
     with opened(folder / MANIFEST) as manifest:
         manifest.rewrite(rows())
-    figures: dict[str, Any] = {**count, "misses": dict(sorted(misses.items()))}
-    report = replace(report, **figures)
-    kept = {name: value for name, value in asdict(report).items() if name not in ("fetched", "seconds")}
-    kept |= {"max_images": options.max_images, "max_side": options.max_side, "pillow": pillow_version}
-    write_json(folder / SUMMARY, kept)
+    counts: dict[str, Any] = {**count, "misses": dict(sorted(misses.items()))}
+    report = replace(report, **counts)
+    summary = {name: value for name, value in asdict(report).items() if name not in ("fetched", "seconds")}
+    summary |= {"max_images": options.max_images, "max_side": options.max_side, "pillow": pillow_version}
+    write_json(folder / SUMMARY, summary)
     return replace(report, seconds=time.monotonic() - started)

@@ -1,8 +1,8 @@
-"""Is a body a picture, what of it is kept, and where it goes.
+"""Check that a body is a picture, convert it if necessary, and store it.
 
-The bytes are kept as they came when they are an upright, opaque picture of one frame, in a format that everything reads and
-no larger than wanted. Anything else is redrawn: its first frame, turned as its EXIF orientation says, transparent parts
-white, RGB, shrunk to the wanted size, as JPEG of quality 95.
+The received bytes are stored unchanged if they are an upright, opaque picture of one frame, in a common format and within
+the size limit. Any other picture is redrawn: its first frame, rotated by its EXIF orientation, with a white background, as
+RGB, shrunk to the limit, as JPEG of quality 95.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 
 from dataset_prep.images.rate_limits import FetchError
 
-# Pillow's name of a format -> ending. No other is opened: Pillow would run a PostScript interpreter for EPS.
+# Pillow's name of a format -> ending. No other format is opened: for EPS Pillow would run a PostScript interpreter.
 ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
-READABLE = (*ENDINGS, "MPO", "AVIF")  # MPO: a JPEG with further pictures behind it, as cameras write
-UPRIGHT = frozenset({"RGB", "L", "P", "1"})  # modes that every reader turns into the same RGB
-MIN_SIDE = 8  # pixels; shops answer with a picture of one pixel for one that they no longer have
+READABLE = (*ENDINGS, "MPO", "AVIF")  # MPO: a JPEG followed by further pictures, written by cameras
+PORTABLE_MODES = frozenset({"RGB", "L", "P", "1"})  # modes that every reader converts to the same RGB
+MIN_SIDE = 8  # pixels; some shops send a picture of one pixel in place of one that they no longer have
 QUALITY = 95
 ORIENTATION = 0x0112  # EXIF tag
 LONGEST_NAME = 200  # bytes; file systems allow 255
@@ -32,14 +32,14 @@ _TRAP = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:\"/\\|?*]|^[.\s]|[.\s]$"
 
 @dataclass(frozen=True)
 class Picture:
-    """What is kept of a body.
+    """A picture to store.
 
     Attributes:
         data: bytes of an image file.
-        ending: of its name, with the dot.
-        width: pixels.
-        height: pixels.
-        original: whether they are the bytes that came.
+        ending: ending of its name, with the dot.
+        width: width in pixels.
+        height: height in pixels.
+        original: whether the bytes are those received.
     """
 
     data: bytes
@@ -50,7 +50,7 @@ class Picture:
 
 
 def can_name_folder(item: str) -> bool:
-    """Whether an item token can be the name of one folder, on any usual system, whoever made it up.
+    """Return whether an untrusted item token can safely name a folder on all common operating systems.
 
     >>> [can_name_folder(item) for item in ("B002SQJL9U", "../x", "a/b", ".git", "", "nul.x", "é漢")]
     [True, False, False, False, False, False, True]
@@ -61,22 +61,22 @@ def can_name_folder(item: str) -> bool:
 
 
 def examine(body: bytes, *, max_pixels: int, max_side: int | None = None) -> Picture:
-    """The picture that a body is.
+    """Decode a body and return the picture to store.
 
     Args:
-        body: what the server sent.
-        max_pixels: width x height up to which it is decoded.
-        max_side: longest side of what is kept, in pixels; None for any.
+        body: bytes that the server sent.
+        max_pixels: largest width x height that is decoded.
+        max_side: longest side of the stored picture, in pixels; None for any.
 
     Raises:
-        Missed: ``not_an_image``, ``too_many_pixels``, ``too_small``, ``broken_image``.
+        FetchError: ``not_an_image``, ``too_many_pixels``, ``too_small``, ``broken_image``.
     """
     try:
         with Image.open(io.BytesIO(body), formats=READABLE) as image:  # reads no more than the header
             width, height = image.size
     except Image.DecompressionBombError:
         raise FetchError("too_many_pixels") from None
-    except Exception:  # on hostile bytes Pillow raises nearly anything
+    except Exception:  # for hostile bytes Pillow raises nearly any exception
         raise FetchError("not_an_image") from None
     if width * height > max_pixels:
         raise FetchError("too_many_pixels")
@@ -86,7 +86,7 @@ def examine(body: bytes, *, max_pixels: int, max_side: int | None = None) -> Pic
         with Image.open(io.BytesIO(body), formats=READABLE) as image:
             image.verify()  # checksums
         with Image.open(io.BytesIO(body), formats=READABLE) as image:
-            if not _as_wanted(image, max_side):
+            if not _storable_unchanged(image, max_side):
                 return _redrawn(image, max_side)
             image.load()  # to the last pixel
             return Picture(body, ENDINGS[image.format or ""], width, height, original=True)
@@ -95,23 +95,23 @@ def examine(body: bytes, *, max_pixels: int, max_side: int | None = None) -> Pic
 
 
 def store(picture: Picture, images: Path, item: str, n: int, temporary: Path) -> dict[str, str | int | bool]:
-    """Write image ``n`` of an item, whole or not at all, in place of any that is there.
+    """Write image ``n`` of an item atomically; an existing image ``n`` is replaced.
 
     Args:
-        picture: what to write.
+        picture: picture to write.
         images: folder of the items' folders.
-        item: passed `can_name_folder`.
+        item: item token that `can_name_folder` accepts.
         n: position in the item's list; names are padded, so that they sort in this order up to 1,000 images.
-        temporary: a name on the same file system.
+        temporary: a temporary path on the same file system.
 
     Returns:
-        What the manifest says of it.
+        Fields of the manifest's row.
     """
     path = images / item / f"{n:03d}{picture.ending}"
     path.parent.mkdir(exist_ok=True)
     temporary.write_bytes(picture.data)
     os.replace(temporary, path)
-    remove(images, item, n, but=picture.ending)
+    remove(images, item, n, keep=picture.ending)
     return {
         "file": f"{item}/{path.name}",
         "bytes": len(picture.data),
@@ -122,16 +122,23 @@ def store(picture: Picture, images: Path, item: str, n: int, temporary: Path) ->
     }
 
 
-def remove(images: Path, item: str, n: int, but: str = "") -> None:
-    """Remove image ``n`` of an item, except the one with the ending ``but``."""
-    for ending in set(ENDINGS.values()) - {but}:
+def remove(images: Path, item: str, n: int, keep: str = "") -> None:
+    """Remove the files of one image.
+
+    Args:
+        images: folder of the items' folders.
+        item: item token.
+        n: position of the image in the item's list.
+        keep: ending of a file that is not removed.
+    """
+    for ending in set(ENDINGS.values()) - {keep}:
         (images / item / f"{n:03d}{ending}").unlink(missing_ok=True)
 
 
-def _as_wanted(image: Image.Image, max_side: int | None) -> bool:
+def _storable_unchanged(image: Image.Image, max_side: int | None) -> bool:
     return (
         image.format in ENDINGS
-        and image.mode in UPRIGHT
+        and image.mode in PORTABLE_MODES
         and "transparency" not in image.info
         and not getattr(image, "is_animated", False)
         and _orientation(image) == 1
@@ -142,23 +149,23 @@ def _as_wanted(image: Image.Image, max_side: int | None) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # garbled EXIF does not make a bad picture
+    except Exception:  # a picture with damaged EXIF data is still valid
         return 1
     return value if value in range(2, 9) else 1
 
 
 def _redrawn(image: Image.Image, max_side: int | None) -> Picture:
-    turned = _orientation(image) != 1
+    rotated = _orientation(image) != 1
     if max_side:
-        image.draft(None, (2 * max_side, 2 * max_side))  # JPEG can be decoded at a half, a quarter or an eighth
+        image.draft(None, (2 * max_side, 2 * max_side))  # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size
     image.load()
-    drawn = ImageOps.exif_transpose(image) if turned else image
-    if drawn.mode.startswith("I;16"):  # Pillow would cut at 255 what goes up to 65,535
+    drawn = ImageOps.exif_transpose(image) if rotated else image
+    if drawn.mode.startswith("I;16"):  # Pillow would clip values of up to 65,535 at 255
         drawn = drawn.point(lambda value: value / 256).convert("L")
     if "A" in drawn.mode or "a" in drawn.mode or "transparency" in drawn.info:
-        above = drawn.convert("RGBA")
-        drawn = Image.new("RGBA", above.size, "white")
-        drawn.alpha_composite(above)
+        foreground = drawn.convert("RGBA")
+        drawn = Image.new("RGBA", foreground.size, "white")
+        drawn.alpha_composite(foreground)
     drawn = drawn.convert("RGB")
     if max_side:
         drawn.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)

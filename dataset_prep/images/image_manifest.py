@@ -1,7 +1,7 @@
-"""``images.jsonl``: what became of every image; a log while a download runs, in the order of the items when it is done.
+"""Record the outcome of every image in ``images.jsonl``: a log during a download, afterwards in the order of the items.
 
-One JSON object a line. Of several lines of one image the last one counts, and a line that was cut off by a kill counts for
-nothing: so a row is written once its image is on disk, and nothing else has to be kept.
+Each line is one JSON object. Of several lines of one image the last one counts, and an incomplete last line is ignored. A
+row is written once its image is on disk, so that no other state is needed to resume.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ NO_ROW: Row = {
     "item": "",
     "n": 0,  # position of the URL in the item's list
     "url": "",
-    "status": "miss",  # or ok
-    "reason": None,  # of a miss
-    "transient": False,  # a miss that the next run tries again
-    "file": None,  # below the images folder; the following up to `original` describe it
+    "status": "miss",  # or 'ok'
+    "reason": None,  # reason of a miss
+    "transient": False,  # a miss that the next run retries
+    "file": None,  # relative to the images folder; the fields up to `original` describe the file
     "bytes": None,
     "sha256": None,
     "width": None,
     "height": None,
-    "original": None,  # the bytes that the server sent, or redrawn (image_files.py)
-    "max_side": None,  # the setting it was kept with
+    "original": None,  # true for the bytes that the server sent, false if redrawn (image_files.py)
+    "max_side": None,  # the setting it was stored with
     "etag": None,
     "last_modified": None,
     "attempts": 0,
@@ -40,9 +40,9 @@ NO_ROW: Row = {
 
 
 class Manifest:
-    """The rows of a file, found by image; `opened` makes one.
+    """Find the rows of a file by image; `opened` opens one.
 
-    Memory is 16 bytes a line, whatever they hold (offsets by hash), and some 50 for a moment when it is opened.
+    Memory is 16 bytes per line, whatever its length (offsets by hash), and briefly about 50 while the file is opened.
     """
 
     def __init__(self, path: Path, log: BinaryIO, rows: BinaryIO) -> None:
@@ -55,24 +55,24 @@ class Manifest:
         self._keys, self._offsets = np.asarray(keys)[order], np.asarray(offsets)[order]
 
     def find(self, item: str, n: int) -> Row | None:
-        """The row of an image as it was when the file was opened."""
+        """Return the row that an image had when the file was opened."""
         key = hash((item, n))
-        at = int(np.searchsorted(self._keys, key, side="right")) - 1
-        while at >= 0 and self._keys[at] == key:  # the last line first; a line of another image only by its hash
-            self._rows.seek(int(self._offsets[at]))
+        position = int(np.searchsorted(self._keys, key, side="right")) - 1
+        while position >= 0 and self._keys[position] == key:  # the last line first; another image may share the hash
+            self._rows.seek(int(self._offsets[position]))
             row: Row = json.loads(self._rows.readline())
             if (row["item"], row["n"]) == (item, n):
                 return row
-            at -= 1
+            position -= 1
         return None
 
     def append(self, row: Row) -> None:
-        """Add a row, from any thread; a kill from here on does not lose it."""
+        """Append a row, from any thread; a later kill does not lose it."""
         self._log.write(_line(row))
         self._log.flush()
 
     def rewrite(self, rows: Iterable[Row]) -> None:
-        """Put these rows in place of the file, all or none of them; it has to be opened again afterwards."""
+        """Replace all rows of the file atomically; the file must be opened again afterwards."""
         with atomic_write(self.path) as temporary, open(temporary, "wb") as handle:
             handle.writelines(map(_line, rows))
 
@@ -81,13 +81,13 @@ class Manifest:
         for number, line in enumerate(self._rows, 1):
             try:
                 row = json.loads(line)
-                known = isinstance(row, dict) and NO_ROW.keys() <= row.keys()
+                valid = isinstance(row, dict) and NO_ROW.keys() <= row.keys()
             except ValueError:
-                known = False
-            if not known:
+                valid = False
+            if not valid:
                 raise ValueError(
-                    f"{self.path}:{number}: no row of an image, but {line[:80].decode('utf-8', 'replace')!r}; remove "
-                    "the line, and its image is looked for again"
+                    f"{self.path}:{number}: {line[:80].decode('utf-8', 'replace')!r} is not the row of an image; "
+                    "remove the line, and its image is fetched again"
                 )
             yield offset, row
             offset += len(line)
@@ -95,10 +95,10 @@ class Manifest:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Manifest]:
-    """The rows of a file, which is made where there is none.
+    """Open the rows of a file; create the file if it does not exist.
 
     Raises:
-        ValueError: a line is no row.
+        ValueError: a line is not a row.
     """
     with open(path, "ab") as log, open(path, "rb") as rows:
         _cut_torn_line(path)
@@ -110,7 +110,7 @@ def _line(row: Row) -> bytes:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Remove what a kill left of a line at the end."""
+    """Remove an incomplete line at the end, which a kill may have left."""
     with open(path, "r+b") as handle:
         end = handle.seek(0, os.SEEK_END)
         position, tail = end, b""

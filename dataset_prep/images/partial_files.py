@@ -1,7 +1,7 @@
-"""Bodies on their way: what has come so far, and of what it is a part, in one file.
+"""Store partially downloaded files: response metadata plus the bytes received so far.
 
-Such a file begins with one line of JSON (`Origin`), the bytes of the body follow. It is called ``.part`` while bytes are
-missing and ``.full`` when all have come; whatever is killed when, the file says what it holds.
+A file begins with one line of JSON (`Origin`); the bytes of the body follow. It is named ``.part`` while bytes are missing
+and ``.full`` when it is complete, so that it describes itself after a kill at any moment.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import BinaryIO
 
 @dataclass(frozen=True)
 class Origin:
-    """What a body is the body of.
+    """The response that a body belongs to.
 
     Attributes:
-        url: as the ``.item`` file has it.
-        etag: of the answer.
-        last_modified: of the answer.
-        attempts: requests it took until this answer.
+        url: URL as in the ``.item`` file.
+        etag: ``ETag`` of the response.
+        last_modified: ``Last-Modified`` of the response.
+        attempts: number of requests up to this response.
     """
 
     url: str
@@ -33,7 +33,7 @@ class Origin:
     attempts: int
 
     def validator(self) -> str | None:
-        """For ``If-Range``: a strong ETag or a date; None when a rest could belong to another version of the body."""
+        """Return the value for ``If-Range``: a strong ETag or a date; None if neither can identify the body."""
         if self.etag and not self.etag.startswith("W/"):
             return self.etag
         return self.last_modified
@@ -43,9 +43,9 @@ class PartialFile:
     """The body of image ``n`` of an item.
 
     Args:
-        folder: where the files lie.
-        item: its token; goes into a hash, never into a path.
-        n: which of its images.
+        folder: folder of the files.
+        item: token of the item; used in a hash, never in a path.
+        n: position of the image in the item's list.
     """
 
     def __init__(self, folder: Path, item: str, n: int) -> None:
@@ -54,21 +54,21 @@ class PartialFile:
 
     @contextmanager
     def begin(self, origin: Origin) -> Iterator[BinaryIO]:
-        """A file for a new body; what came of an earlier one is gone."""
+        """Open the file for a new body; an earlier one is overwritten."""
         with open(self.path, "wb") as handle:
             handle.write(json.dumps(asdict(origin)).encode() + b"\n")
             yield handle
 
-    def proceed(self) -> BinaryIO:
-        """The file of the body, to add to."""
+    def resume(self) -> BinaryIO:
+        """Open the file to append to its body."""
         return open(self.path, "ab")
 
-    def end(self) -> None:
-        """All bytes have come."""
+    def complete(self) -> None:
+        """Mark the body as complete."""
         os.replace(self.path, self.full)
 
-    def come(self, url: str) -> tuple[Origin, int] | None:
-        """Origin and length of what has come of a URL's body, if it can be continued."""
+    def progress(self, url: str) -> tuple[Origin, int] | None:
+        """Return origin and length of the received part of a URL's body, if the transfer can be resumed."""
         try:
             with open(self.path, "rb") as handle:
                 origin, size = _origin(handle), os.fstat(handle.fileno()).st_size - handle.tell()
@@ -76,8 +76,8 @@ class PartialFile:
             return None
         return (origin, size) if origin.url == url and origin.validator() and size else None
 
-    def whole(self, url: str) -> tuple[Origin, bytes] | None:
-        """Origin and body of a URL, when all of it has come."""
+    def read_complete(self, url: str) -> tuple[Origin, bytes] | None:
+        """Return origin and body of a URL, if the body is complete."""
         try:
             with open(self.full, "rb") as handle:
                 origin, body = _origin(handle), handle.read()
@@ -85,12 +85,12 @@ class PartialFile:
             return None
         return (origin, body) if origin.url == url else None
 
-    def drop(self) -> None:
-        """Forget the body."""
+    def remove(self) -> None:
+        """Remove all files of the body."""
         for path in (self.path, self.full, self.stored):
             path.unlink(missing_ok=True)
 
 
 def _origin(handle: BinaryIO) -> Origin:
-    """The first line; ValueError or TypeError when it is not whole, as after a power cut."""
+    """Read the first line; ValueError or TypeError if it is incomplete, as after a power failure."""
     return Origin(**json.loads(handle.readline()))

@@ -1,4 +1,4 @@
-"""How to ask other people's servers: how many requests at once, how fast, how often again, when to leave a host alone."""
+"""Limit the requests to a server: concurrency, rate, retries, and when to stop asking a host."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 MAX_BACKOFF = 60.0  # seconds between two attempts at one URL
-MAX_HOLDS = 3  # of one host in a row; the next failure ends the host's part in the run
-LEFT_ALONE = "host_left_alone"  # reason of a miss: nothing was asked, because the host has failed or refused too often
-NOT_TO_BE_USED = frozenset({"noai", "noimageai"})
+MAX_HOLDS = 3  # consecutive rests of one host; after the next failure the run sends it no more requests
+HOST_ABANDONED = "host_left_alone"  # reason of a miss: no request was sent, because the host had failed too often
+OPT_OUT_TAGS = frozenset({"noai", "noimageai"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +22,23 @@ class FetchOptions:
     """Limits of a download.
 
     Attributes:
-        user_agent: who asks; a way to reach you in it (a page, an address) is good manners.
-        connections: requests at once, all hosts together.
-        per_host: requests at once to one host.
-        per_host_rate: requests a second to one host.
-        connect_timeout: seconds for a connection to stand.
+        user_agent: identity of the client; include contact information, such as a page or an address.
+        connections: concurrent requests to all hosts.
+        per_host: concurrent requests to one host.
+        per_host_rate: requests per second to one host.
+        connect_timeout: seconds to open a connection.
         read_timeout: seconds without a byte.
-        total_timeout: seconds for one request with its answer.
-        retries: further attempts after a failure that may pass.
-        backoff: seconds before the first of them; doubled each time, and shortened by up to half, at random but the same for
-            the same URL.
-        max_retry_after: longest ``Retry-After``, in seconds; a host that asks for more is left alone for this run.
-        failures_before_hold: failures of a host in a row before it gets a rest.
-        hold: seconds of the first rest; doubled each time.
-        max_bytes: longest body.
+        total_timeout: seconds for one request with its response.
+        retries: further attempts after a transient failure.
+        backoff: seconds before the first retry; doubled for each further one, and shortened by up to half, at random but
+            always equally for the same URL.
+        max_retry_after: longest accepted ``Retry-After``, in seconds; a host that asks for more gets no more requests.
+        failures_before_hold: consecutive failures of a host before it gets a rest.
+        hold: seconds of the first rest; doubled for each further one.
+        max_bytes: longest accepted body.
 
     Raises:
-        ValueError: a value that makes no sense.
+        ValueError: a value is out of range.
     """
 
     user_agent: str = "recbole-qbert (pictures of products, for research)"
@@ -61,21 +61,21 @@ class FetchOptions:
         )
         for name in positive.split():
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be above 0")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be greater than 0")
         for name in ("retries", "backoff", "max_retry_after", "hold"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be at least 0")
         if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", self.user_agent):
-            raise ValueError(f"user_agent is {self.user_agent!r}; it is one line of ASCII text that says who asks")
+            raise ValueError(f"user_agent is {self.user_agent!r}; it must be one line of ASCII text")
 
 
 class FetchError(Exception):
-    """There is no image for a URL.
+    """A URL gave no image.
 
     Attributes:
         reason: a word for the manifest, such as ``http_404``.
-        transient: it may go better another time.
-        attempts: how many were made.
+        transient: a later attempt may succeed.
+        attempts: number of attempts made.
     """
 
     def __init__(self, reason: str, *, transient: bool = False) -> None:
@@ -84,15 +84,15 @@ class FetchError(Exception):
 
 
 class Host:
-    """Turns at one host.
+    """Limit the requests to one host.
 
     Args:
         options: the limits.
-        connections: of all hosts together.
+        connections: semaphore of the connections to all hosts.
     """
 
     def __init__(self, options: FetchOptions, connections: asyncio.Semaphore) -> None:
-        self.closed = False  # left alone until the end of the run
+        self.closed = False  # gets no more requests in this run
         self._options, self._connections = options, connections
         self._slots = asyncio.Semaphore(options.per_host)
         self._gate = asyncio.Lock()
@@ -101,16 +101,16 @@ class Host:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait until a request may be sent; the block is that request.
+        """Wait until a request may be sent; the block sends it.
 
         Raises:
-            Missed: the host is left alone for the rest of the run.
+            FetchError: the host gets no more requests in this run.
         """
         async with self._slots:
-            async with self._gate:  # one after the other, so that requests start no faster than the rate
+            async with self._gate:  # one task at a time, so that requests start no faster than the rate
                 while True:
                     self._refuse_if_closed()
-                    # A host that rests must not sit on a connection that others could use; so first the rest.
+                    # First wait for the rest of the host: meanwhile others can use the connection.
                     await asyncio.sleep(max(0.0, self._free_at - time.monotonic()))
                     await self._connections.acquire()
                     if self._free_at <= time.monotonic() and not self.closed:
@@ -123,14 +123,14 @@ class Host:
                 self._connections.release()
 
     def answered(self) -> None:
-        """The host is well."""
+        """Record a success: reset the counts of failures and rests."""
         self._failures = self._holds = 0
 
     def failed(self) -> None:
-        """The host failed; after several failures in a row it gets a rest, after several rests it is left alone."""
+        """Record a failure: several in a row give the host a rest, and several rests close it."""
         self._failures += 1
         if self._failures < self._options.failures_before_hold or time.monotonic() < self._held_until:
-            return  # requests that were under way when the rest began tell nothing new
+            return  # requests that were active when the rest began are no new evidence
         if self._holds == MAX_HOLDS:
             self.closed = True
             return
@@ -139,7 +139,7 @@ class Host:
         self._holds += 1
 
     def asked_to_wait(self, seconds: float) -> None:
-        """The host said when it wants to be asked again."""
+        """Record a ``Retry-After`` of the host."""
         if seconds > self._options.max_retry_after:
             self.closed = True
         else:
@@ -147,20 +147,26 @@ class Host:
 
     def _refuse_if_closed(self) -> None:
         if self.closed:
-            raise FetchError(LEFT_ALONE, transient=True)
+            raise FetchError(HOST_ABANDONED, transient=True)
 
 
 def pause(options: FetchOptions, url: str, attempt: int) -> float:
-    """Seconds between an attempt (from 1) at a URL and the next; always the same for the same URL."""
+    """Compute the seconds to wait before the next attempt; always the same for the same URL.
+
+    Args:
+        options: the limits.
+        url: URL of the attempt.
+        attempt: number of the failed attempt, from 1.
+    """
     jitter = 0.5 + 0.5 * random.Random(f"{attempt} {url}").random()
     return min(MAX_BACKOFF, options.backoff * 2 ** (attempt - 1)) * jitter
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for: a number, or a date.
+    """Return the seconds that a ``Retry-After`` header (a number or a date) asks to wait.
 
     Args:
-        value: the header, if there is one.
+        value: the header, or None.
         now: unix seconds.
 
     >>> retry_after("120", 0.0), retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 15.0), retry_after("soon", 0.0)
@@ -176,9 +182,9 @@ def retry_after(value: str | None, now: float) -> float | None:
 
 
 def forbidden(robots: list[str]) -> bool:
-    """Whether ``X-Robots-Tag`` headers keep a picture from being used for learning, whichever robot they speak to.
+    """Return whether ``X-Robots-Tag`` headers forbid machine learning on a picture, for any robot.
 
     >>> forbidden(["noindex, NoAI"]), forbidden(["somebot: noimageai"]), forbidden(["noindex"])
     (True, True, False)
     """
-    return any(NOT_TO_BE_USED & set(re.split(r"[\s,:]+", value.lower())) for value in robots)
+    return any(OPT_OUT_TAGS & set(re.split(r"[\s,:]+", value.lower())) for value in robots)

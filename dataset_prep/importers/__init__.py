@@ -1,4 +1,4 @@
-"""Data as others publish them, turned into a data set folder: ``.inter``, ``.item``, features, ``.sid``, ``import.json``."""
+"""Convert published data sets to a data set folder: ``.inter``, ``.item``, features, ``.sid``, ``import.json``."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["FeatureReport", "ImportReport", "arrays", "detect", "mql4grec", "uni
 
 
 def detect(source: Path) -> str:
-    """What kind of folder this is: ``mql4grec``, ``unisrec`` or ``arrays``.
+    """Detect the kind of a folder: ``mql4grec``, ``unisrec`` or ``arrays``.
 
-    MQL4GRec folders hold UniSRec's files, too; their own come first.
+    MQL4GRec folders also hold UniSRec's files, so MQL4GRec is tested first.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: none of these.
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is of no known kind.
     """
     source = Path(source)
     if not source.is_dir():
-        raise FileNotFoundError(f"{source} is no folder")
+        raise FileNotFoundError(f"{source} is not a folder; give the folder of the published files")
     for kind, ending in (("mql4grec", _MQL4GREC), ("unisrec", _UNISREC)):
         if any(next(source.glob(pattern), None) for pattern in (f"*{ending}", f"*/*{ending}")):
             return kind

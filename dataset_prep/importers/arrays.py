@@ -1,4 +1,4 @@
-"""Plain ``.npy`` matrices with a list of item ids, brought to the items of a data set folder that exists."""
+"""Align plain ``.npy`` matrices that come with a list of item ids to the items of an existing data set folder."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ def arrays(
     missing: str = "error",
     progress: bool = True,
 ) -> ImportReport:
-    """Write ``X.<modality>.npy`` of an existing data set folder from matrices made elsewhere, aligned by item token.
+    """Write ``X.<modality>.npy`` of an existing data set folder from other matrices, aligned by item token.
 
-    The rows follow ``X.items.txt`` where other features stay, else the items of ``X.inter`` in the order in which they first
-    occur. A matrix that came by this way before is replaced; one of another origin is not touched.
+    If the folder keeps other features, the rows follow ``X.items.txt``; otherwise they follow the items of ``X.inter`` in
+    the order in which they first occur. A matrix that this function wrote before is replaced; a matrix of another origin is
+    never overwritten.
 
     Args:
-        folder: holds ``<dataset>.inter``.
-        dataset: its name.
-        files: modality -> (matrix, ids). Ids are one token a line, or a ``.csv`` or ``.tsv`` with a column item_id, item,
-            asin, parent_asin or id; line r belongs to row r.
-        missing: what to do about items without a row: ``error``, or ``mask`` to give them a row of NaN.
+        folder: folder that holds ``<dataset>.inter``.
+        dataset: name of the data set.
+        files: modality -> (matrix, ids). The ids are one token per line, or a ``.csv`` or ``.tsv`` with a column item_id,
+            item, asin, parent_asin or id; line r belongs to row r.
+        missing: handling of items without a row: ``error``, or ``mask`` to give them a row of NaN.
         progress: show bars.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: rows and ids differ in number, an id twice, no common item, items without a row while ``missing`` is
-            ``error``, or a matrix that features cannot have.
+        FileNotFoundError: a file does not exist.
+        ValueError: rows and ids differ in number; an id occurs twice; no item is in both; an item has no row while
+            ``missing`` is ``error``; or a matrix cannot be used as features.
     """
     if missing not in ("error", "mask"):
         raise ValueError(f"missing is {missing!r}; it must be error or mask")
@@ -58,21 +59,23 @@ def arrays(
         opened[modality] = open_matrix(Path(matrix))
         row_of = read_ids(Path(ids))
         if len(row_of) != len(opened[modality]):
-            raise ValueError(f"{matrix} has {len(opened[modality])} rows, but {ids} names {len(row_of)} items")
+            raise ValueError(
+                f"{matrix} has {len(opened[modality])} rows, but {ids} names {len(row_of)} items; give one id per row"
+            )
         rows[modality] = np.array([row_of.get(item, -1) for item in items], dtype=np.int64)
-        _check_absent(dataset, ids, items, rows[modality], missing)
+        _check_missing(dataset, ids, items, rows[modality], missing)
     used = np.array([item in interacted for item in items])
     origins = {modality: Path(matrix) for modality, (matrix, _) in files.items()}
     with Build(folder, dataset, merge=True) as build:
         reports = {
-            modality: matrices.bring_in(
+            modality: matrices.write_matrix(
                 build, modality, opened[modality], origins[modality], rows[modality], items, used, progress=progress
             )
             for modality in files
         }
         write_lines(build.path("items.txt"), items)
-        known = _read_features_json(folder, dataset)
-        write_json(build.path("features.json"), known | matrices.provenance(reports, origins, "arrays"))
+        manifest = _read_features_json(folder, dataset)
+        write_json(build.path("features.json"), manifest | matrices.provenance(reports, origins, "arrays"))
         return build.finish(
             ImportReport(
                 kind="arrays",
@@ -84,21 +87,22 @@ def arrays(
                 sources={str(path): sha256(Path(path)) for pair in files.values() for path in pair},
                 items_unused=int((~used).sum()),
                 features=reports,
-                warnings=tuple(_extra(reports)),
+                warnings=tuple(_extra_rows(reports)),
             )
         )
 
 
 def read_ids(path: Path) -> dict[str, int]:
-    """Item token -> row.
+    """Read item token -> row.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a table without an id column, or an unreadable or repeated id.
+        FileNotFoundError: there is no such file.
+        ValueError: a table has no id column, or an id is unreadable or repeated.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; it names the item of each row")
     row_of: dict[str, int] = {}
+    line_of: dict[str, int] = {}
     column = None
     for number, line in read_lines(path):
         item = line
@@ -113,8 +117,8 @@ def read_ids(path: Path) -> dict[str, int]:
             item = cells[column] if column < len(cells) else ""
         check_token(item, f"{path}:{number}")
         if item in row_of:
-            raise ValueError(f"{path}:{number}: item {item!r} stands on an earlier line already")
-        row_of[item] = len(row_of)
+            raise ValueError(f"{path}:{number}: item {item!r} already occurs on line {line_of[item]}; remove one of the two")
+        row_of[item], line_of[item] = len(row_of), number
     return row_of
 
 
@@ -123,27 +127,27 @@ def _id_column(path: Path, header: list[str]) -> int:
     for wanted in ID_COLUMNS:
         if wanted in names:
             return names.index(wanted)
-    raise ValueError(f"{path}:1: no column {', '.join(ID_COLUMNS)}; found {', '.join(header)[:80]!r}; name one so")
+    raise ValueError(f"{path}:1: no column {', '.join(ID_COLUMNS)} in {', '.join(header)[:80]!r}; rename the id column")
 
 
 def _check_modalities(folder: Path, dataset: str, files: Mapping[str, tuple[Path, Path]]) -> None:
     if not files:
-        raise ValueError("no matrices are given; name a modality, its matrix and its ids")
+        raise ValueError("files is empty; name a modality, its matrix and its ids")
     inter = folder / f"{dataset}.inter"
     if not inter.is_file():
-        raise FileNotFoundError(f"{inter} is missing; features are brought to a data set that exists")
-    known = _read_features_json(folder, dataset)
+        raise FileNotFoundError(f"{inter} is missing; prepare the data set before its features")
+    manifest = _read_features_json(folder, dataset)
     for modality in files:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", modality) or modality in ("fused", "depth"):
-            raise ValueError(f"modality {modality!r}: use small letters, digits and '_', and not fused or depth")
+            raise ValueError(f"modality is {modality!r}; use small letters, digits and '_', and neither fused nor depth")
         target = folder / f"{dataset}.{modality}.npy"
-        entry = known.get(modality)
+        entry = manifest.get(modality)
         if target.exists() and not (isinstance(entry, dict) and entry.get("imported_from") == "arrays"):
-            raise ValueError(f"{target} is there and came another way; move it away, or give the modality another name")
+            raise ValueError(f"{target} exists and is of another origin; move it away, or give the modality another name")
 
 
 def _check_finished(folder: Path, new: set[str]) -> None:
-    """Whatever comes on top of an unfinished import would pass for finished."""
+    """Refuse to add to an unfinished import, which would then look finished."""
     manifest = read_manifest(folder)
     for entry in [] if manifest["complete"] else manifest["imports"][-1:]:
         if entry.get("kind") != "arrays" or not set(entry.get("features", ())) <= new:
@@ -174,35 +178,35 @@ def _read_inter(path: Path) -> tuple[int, dict[str, None], int]:
 
 
 def _row_items(folder: Path, dataset: str, interacted: Mapping[str, None], new: set[str]) -> list[str]:
-    """The items of the rows to write."""
+    """Determine the items of the rows to write."""
     others = set(features.available(folder, dataset)) - new
     listed = folder / f"{dataset}.items.txt"
     if not others:
         return list(interacted)
     items = features.read_item_list(listed)
-    absent = [item for item in interacted if item not in items]
-    if absent:
+    unlisted = [item for item in interacted if item not in items]
+    if unlisted:
         raise ValueError(
-            f"{listed}, which other features follow ({', '.join(sorted(others))}), lacks {len(absent)} items of {dataset} "
-            f"(first: {', '.join(absent[:3])}); make these features again, or import all of them together"
+            f"{listed}, which orders other features ({', '.join(sorted(others))}), lacks {len(unlisted)} items of "
+            f"{dataset} (first: {', '.join(unlisted[:3])}); make these features again, or import all of them together"
         )
     return list(items)
 
 
-def _check_absent(dataset: str, ids: Path, items: list[str], rows: np.ndarray, missing: str) -> None:
-    absent = [items[place] for place in np.flatnonzero(rows < 0)]
-    if len(absent) == len(items):
-        raise ValueError(f"{ids} names no item of {dataset}, like {items[0]!r}; the ids are of another data set")
-    if absent and missing == "error":
+def _check_missing(dataset: str, ids: Path, items: list[str], rows: np.ndarray, missing: str) -> None:
+    unnamed = [items[index] for index in np.flatnonzero(rows < 0)]
+    if len(unnamed) == len(items):
+        raise ValueError(f"{ids} names no item of {dataset}, such as {items[0]!r}; give ids of this data set")
+    if unnamed and missing == "error":
         raise ValueError(
-            f"{ids} has no row for {len(absent)} of {len(items)} items of {dataset} (first: {', '.join(absent[:3])}); make "
-            "features for them, or set missing to mask"
+            f"{ids} has no row for {len(unnamed)} of {len(items)} items of {dataset} (first: {', '.join(unnamed[:3])}); "
+            "make features for them, or set missing to mask"
         )
 
 
-def _extra(reports: Mapping[str, FeatureReport]) -> list[str]:
+def _extra_rows(reports: Mapping[str, FeatureReport]) -> list[str]:
     return [
-        f"{report.source}: {report.extra} rows are of items that the data set does not have"
+        f"{report.source}: {report.extra} rows are of items outside the data set"
         for report in reports.values()
         if report.extra
     ]

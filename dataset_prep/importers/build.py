@@ -1,4 +1,4 @@
-"""What every import shares: the report, and a data set folder whose new files appear together or are marked unfinished."""
+"""Build an imported data set folder whose new files appear together or are marked unfinished; report the import."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class FeatureReport:
 
     Attributes:
         source: name of the file it came from.
-        shape: of the written matrix; its rows are the lines of ``X.items.txt``.
-        dtype: of the written matrix.
-        coverage: share of the items with interactions that have it.
-        missing: rows of NaN: items that do not have it.
-        zeros: how many of these stood in the source as rows of zeros.
-        repeats: rows equal to the row before them, bit by bit.
-        extra: rows of the source that belong to no item of the data set; not written.
+        shape: shape of the written matrix; its rows are the lines of ``X.items.txt``.
+        dtype: type of the written matrix.
+        coverage: share of the items with interactions that have a vector.
+        missing: number of rows of NaN, that is of items without a vector.
+        zeros: number of these that were rows of zeros in the source.
+        repeats: number of rows equal to the row before them, bit by bit.
+        extra: number of rows of the source that belong to no item of the data set and are not written.
     """
 
     source: str
@@ -44,7 +44,7 @@ class FeatureReport:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import found and wrote; ``import.json`` holds the same.
+    """Counts and sources of an import; ``import.json`` holds the same.
 
     Attributes:
         kind: ``mql4grec``, ``unisrec`` or ``arrays``.
@@ -52,15 +52,15 @@ class ImportReport:
         users: users with at least one interaction.
         items: items with at least one interaction.
         interactions: rows of ``X.inter``.
-        timestamps: what the timestamps of ``X.inter`` are.
+        timestamps: meaning of the timestamps in ``X.inter``.
         sources: name of each file read -> its sha256.
-        items_unused: items that the source lists and nobody interacts with; they get no row in ``X.item`` and ``X.sid``.
+        items_unused: items of the source without interactions; they get no row in ``X.item`` and ``X.sid``.
         texts: items with a text.
-        features: modality -> what was written.
-        semantic_ids: figures of ``X.sid``, or ``None`` when none was written.
-        missing: files that such a folder may hold and this one does not.
-        ignored: files that were left aside -> why.
-        warnings: what a person should know before using the data.
+        features: modality -> report of the written matrix.
+        semantic_ids: counts of ``X.sid``, or ``None`` if it was not written.
+        missing: optional files that the folder does not hold.
+        ignored: name of each file that was not used -> the reason.
+        warnings: facts that a person should know before using the data.
     """
 
     kind: str
@@ -80,24 +80,24 @@ class ImportReport:
 
 
 class Build:
-    """New files of a data set folder: made in a hidden folder inside it, renamed together at the end, the manifest last.
+    """Write the files of a data set folder: into a hidden folder first, renamed together at the end.
 
-    While the files take their names the manifest says ``complete: false``. An interruption therefore leaves the folder as
-    it was or marked; the same import again completes it. Files of an earlier import that this one does not write go.
+    During the renaming the manifest says ``complete: false``. An interruption therefore leaves the folder either unchanged
+    or marked; the same import again completes it. Files of an earlier import that this one does not write are removed.
 
     Args:
-        folder: of the data set; made if need be.
-        name: of the data set; names no path.
-        merge: add to a folder of any origin, and keep what earlier imports wrote.
+        folder: folder of the data set; created if it does not exist.
+        name: name of the data set.
+        merge: add to a folder of any origin, and keep the files of earlier imports.
 
     Raises:
-        ValueError: the name is no plain name, or the folder holds files of this data set that no import wrote (unless
+        ValueError: the name cannot name a folder, or the folder holds files of this data set that no import wrote (unless
             ``merge``).
     """
 
     def __init__(self, folder: Path, name: str, *, merge: bool = False) -> None:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"data set {name!r} names a folder: use letters, digits, '_', '-' and '.'")
+            raise ValueError(f"data set {name!r} cannot name a folder; use letters, digits, '_', '-' and '.'")
         self.folder, self.name, self.merge = folder, name, merge
         self.before = read_manifest(folder)
         foreign = sorted({path.name for path in folder.glob(f"{name}.*")} - set(self.before["outputs"]))
@@ -121,25 +121,25 @@ class Build:
             self.folder.rmdir()
 
     def path(self, ending: str) -> Path:
-        """Where to write ``X.<ending>`` for now."""
+        """Return the temporary path of ``X.<ending>``."""
         self.new.append(f"{self.name}.{ending}")
         return self.staging / self.new[-1]
 
     def finish(self, report: ImportReport) -> ImportReport:
-        """Give the files their names and write the manifest; returns the report."""
+        """Move the files to their final names, write the manifest and return the report."""
         old = self.before["outputs"]
         outputs = {name: sha256(self.staging / name) for name in sorted(self.new)}
-        kept = {name: value for name, value in old.items() if self.merge and name not in outputs}
+        retained = {name: value for name, value in old.items() if self.merge and name not in outputs}
         earlier = [entry for entry in self.before["imports"] if self.merge and not _replaces(report, entry)]
         content = {"format_version": FORMAT_VERSION, "imports": [*earlier, asdict(report)]}
         manifest = self.folder / MANIFEST
-        # All names, old and new: whichever of them an interruption leaves, they stay known as an import's.
+        # Old and new names: after an interruption, every file that remains is still listed as one of an import.
         write_json(manifest, {"complete": False, **content, "outputs": {**old, **outputs}})
         for name in outputs:
             os.replace(self.staging / name, self.folder / name)
-        for name in set(old) - set(outputs) - set(kept):
+        for name in set(old) - set(outputs) - set(retained):
             (self.folder / name).unlink(missing_ok=True)
-        write_json(manifest, {"complete": True, **content, "outputs": {**kept, **outputs}})
+        write_json(manifest, {"complete": True, **content, "outputs": {**retained, **outputs}})
         return report
 
 
@@ -148,32 +148,37 @@ def _replaces(report: ImportReport, entry: Mapping[str, Any]) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The ``import.json`` of a folder, or an empty one.
+    """Read the ``import.json`` of a folder; return an empty manifest if there is none.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the manifest is damaged.
     """
     path = folder / MANIFEST
     if not path.exists():
         return {"complete": True, "imports": [], "outputs": {}}
-    way_out = "remove it and the files it is about, and import again"
-    found = read_json(path, way_out)
+    way_out = "remove it and the files it lists, and import again"
+    manifest = read_json(path, way_out)
     if not (
-        isinstance(found.get("outputs"), dict)
-        and isinstance(found.get("imports"), list)
-        and all(isinstance(entry, dict) for entry in found["imports"])
+        isinstance(manifest.get("outputs"), dict)
+        and isinstance(manifest.get("imports"), list)
+        and all(isinstance(entry, dict) for entry in manifest["imports"])
     ):
-        raise ValueError(f"{path} is no manifest of an import; {way_out}")
-    found["complete"] = found.get("complete") is True
-    found["outputs"] = {name: value for name, value in found["outputs"].items() if Path(name).name == name}
-    return found
+        raise ValueError(f"{path} is not the manifest of an import; {way_out}")
+    manifest["complete"] = manifest.get("complete") is True
+    manifest["outputs"] = {name: value for name, value in manifest["outputs"].items() if Path(name).name == name}
+    return manifest
 
 
 def check_id(token: str, where: str, kind: str) -> None:
-    """Refuse ids that RecBole would lose or tear apart.
+    """Refuse an id that RecBole would lose or split.
+
+    Args:
+        token: the id.
+        where: file and line of the id, for the error.
+        kind: what the id is, for the error.
 
     Raises:
-        ValueError: names the id and where it stands.
+        ValueError: such an id; the message names it and its line.
     """
     try:
         cleaning.check_id(kind, token)
@@ -182,7 +187,7 @@ def check_id(token: str, where: str, kind: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of each line, without its end.
+    """Yield the number, from 1, and the text of each line, without its line end.
 
     Raises:
         ValueError: a line is not UTF-8.
@@ -196,6 +201,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write text, one entry a line."""
+    """Write text, one entry per line."""
     with open(path, "w", encoding="utf-8", newline="\n") as handle:
         handle.writelines(f"{line}\n" for line in lines)

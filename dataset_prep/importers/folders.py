@@ -1,4 +1,4 @@
-"""What the published folders have in common: users and items are indexes, and small files say which token an index is."""
+"""Read published folders, in which users and items are indexes and small files map indexes to tokens."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Histories = Mapping[int, Sequence[int]]  # user index -> item indexes in order; 
 
 
 @dataclass(frozen=True)
-class Found:
-    """The files of a folder by what they are; ``None`` where one is missing.
+class SourceFiles:
+    """The files of a folder by their role; ``None`` if one is missing.
 
     Attributes:
         histories: files of the interactions.
@@ -29,7 +29,7 @@ class Found:
         features: modality -> matrix, one row an index.
         codes: modality -> code tokens of the items.
         missing: names of optional files that are not there.
-        ignored: names of files that are left aside -> why.
+        ignored: names of files that are not used -> the reason.
     """
 
     histories: tuple[Path, ...]
@@ -42,104 +42,126 @@ class Found:
     ignored: dict[str, str]
 
     def files(self) -> list[Path]:
-        """All files that are read."""
+        """Return all files that are read."""
         single = [path for path in (self.items, self.users, self.texts) if path]
         return [*self.histories, *single, *self.features.values(), *self.codes.values()]
 
 
 def locate(source: Path, dataset: str, ending: str) -> Path:
-    """The folder that holds ``<dataset><ending>``: ``source`` itself or ``source/<dataset>``.
+    """Find the folder that holds ``<dataset><ending>``: ``source`` itself or ``source/<dataset>``.
+
+    Args:
+        source: folder to search.
+        dataset: name of the data set.
+        ending: ending of a file that every such folder has.
 
     Raises:
-        FileNotFoundError: neither does; names the data sets that are there.
+        FileNotFoundError: neither folder holds it; the message names the data sets that exist.
     """
     for folder in (source, source / dataset):
         if (folder / f"{dataset}{ending}").is_file():
             return folder
-    there = sorted({path.name[: -len(ending)] for path in [*source.glob(f"*{ending}"), *source.glob(f"*/*{ending}")]})
-    hint = f"data sets that are there: {', '.join(there[:5])}" if there else f"there is no *{ending} at all"
+    datasets = sorted({path.name[: -len(ending)] for path in [*source.glob(f"*{ending}"), *source.glob(f"*/*{ending}")]})
+    hint = f"it has {', '.join(datasets[:5])}" if datasets else f"there is no *{ending} at all"
     raise FileNotFoundError(f"{source} holds no {dataset}{ending}, nor does a folder {dataset} in it; {hint}")
 
 
-def claim(found: dict[str, Path], modality: str, path: Path) -> None:
-    """Note the file of a modality.
+def assign(file_of: dict[str, Path], modality: str, path: Path) -> None:
+    """Assign a file to a modality.
+
+    Args:
+        file_of: modality -> file; receives the entry.
+        modality: name of the modality.
+        path: the file.
 
     Raises:
-        ValueError: it has one already.
+        ValueError: the modality already has a file.
     """
-    if modality in found:
-        raise ValueError(f"{found[modality]} and {path.name} are both of {modality}; leave one of them in the folder")
-    found[modality] = path
+    if modality in file_of:
+        raise ValueError(f"{file_of[modality]} and {path.name} are both of {modality}; leave one of them in the folder")
+    file_of[modality] = path
 
 
 def read_index(path: Path, kind: str) -> list[str]:
-    """Tokens by index from lines of ``token<TAB>index``.
+    """Read the tokens, ordered by index, from lines of ``token<TAB>index``.
 
     Args:
-        path: ``*.item2id``, ``*.user2index`` and the like.
+        path: ``*.item2id``, ``*.user2index`` and similar files.
         kind: what a token is, for errors.
 
     Raises:
-        ValueError: a malformed line, a token or an index twice, or an index left out.
+        ValueError: a line is malformed, a token or an index occurs twice, or an index is missing.
     """
     token_at: dict[int, str] = {}
     tokens: set[str] = set()
     for number, line in read_lines(path):
         token, tab, index = line.partition("\t")
         if not (tab and index.isascii() and index.isdecimal() and len(index) < 10):
-            raise ValueError(f"{path}:{number}: {line[:80]!r} is not a token, a tab and an index")
+            raise ValueError(f"{path}:{number}: {line[:80]!r} is not a token, a tab and an index; repair the line")
         check_id(token, f"{path}:{number}", kind)
         if token in tokens or int(index) in token_at:
-            raise ValueError(f"{path}:{number}: {kind} {token!r} or index {index} stands on an earlier line already")
+            raise ValueError(
+                f"{path}:{number}: {kind} {token!r} or index {index} occurs on an earlier line; remove one of the two"
+            )
         tokens.add(token)
         token_at[int(index)] = token
-    absent = next((index for index in range(len(token_at)) if index not in token_at), None)
-    if absent is not None:
-        raise ValueError(f"{path}: index {absent} is left out of {len(token_at)}; indexes run from 0 without gaps")
+    gap = next((index for index in range(len(token_at)) if index not in token_at), None)
+    if gap is not None:
+        raise ValueError(f"{path}: index {gap} of {len(token_at)} is missing; number from 0 without gaps")
     return [token_at[index] for index in range(len(token_at))]
 
 
-def numbered(found: Found, opened: Mapping[str, np.ndarray], histories: Histories) -> list[str]:
-    """Item tokens where no file names them: the indexes, as many as the matrices have rows.
+def index_tokens(files: SourceFiles, opened: Mapping[str, np.ndarray], histories: Histories) -> list[str]:
+    """Use the indexes as item tokens if no file names the items; the number of matrix rows says how many there are.
+
+    Args:
+        files: files of the folder, for errors.
+        opened: modality -> matrix.
+        histories: user index -> item indexes.
 
     Raises:
-        ValueError: the matrices have different numbers of rows, or there is none and the indexes have gaps.
+        ValueError: the matrices have different numbers of rows, or there is no matrix and the indexes have gaps.
     """
     rows = {len(matrix) for matrix in opened.values()}
     if not rows:
         seen = {item for history in histories.values() for item in history}
         if seen != set(range(len(seen))):
-            raise ValueError(f"{found.histories[0]}: item indexes have gaps, and no file says how many items there are")
+            raise ValueError(f"{files.histories[0]}: item indexes have gaps; add a file that names the items")
         rows = {len(seen)}
     if len(rows) > 1:
-        names = " and ".join(path.name for path in found.features.values())
-        raise ValueError(f"{names} have {' and '.join(map(str, sorted(rows)))} rows; they belong to different item lists")
+        names = " and ".join(path.name for path in files.features.values())
+        raise ValueError(f"{names} have {' and '.join(map(str, sorted(rows)))} rows; use files of one item list")
     return [str(index) for index in range(rows.pop())]
 
 
-def named(histories: Histories, found: Found, items: int) -> list[tuple[str, Sequence[int]]]:
-    """Histories with user tokens, in the order of the indexes; without a file of tokens the indexes are the tokens.
+def with_user_tokens(histories: Histories, files: SourceFiles, items: int) -> list[tuple[str, Sequence[int]]]:
+    """Return the histories with user tokens, in the order of the indexes; without a token file the index is the token.
+
+    Args:
+        histories: user index -> item indexes.
+        files: files of the folder.
+        items: number of items.
 
     Raises:
-        ValueError: no interactions, or the index of a user or an item that has no token.
+        ValueError: there are no interactions, or a user or an item has no token.
     """
-    source = found.histories[0]
+    source = files.histories[0]
     if not histories:
-        raise ValueError(f"{source} holds no interactions")
-    users = read_index(found.users, "user token") if found.users else None
+        raise ValueError(f"{source} holds no interactions; copy the file again")
+    users = read_index(files.users, "user token") if files.users else None
     for user, history in histories.items():
-        strange = None
+        problem = None
         if max(history) >= items:
-            strange = f"user {user} has item {max(history)}, but items end at {items - 1}"
+            problem = f"user {user} has item {max(history)}, but items end at {items - 1}"
         elif users is not None and user >= len(users):
-            strange = f"user {user} has no token: {found.users} ends at {len(users) - 1}"
-        if strange:
-            raise ValueError(f"{source}: {strange}; the files belong to different versions of the data")
+            problem = f"user {user} has no token: {files.users} ends at {len(users) - 1}"
+        if problem:
+            raise ValueError(f"{source}: {problem}; use files of one version of the data")
     return [(users[user] if users else str(user), histories[user]) for user in sorted(histories)]
 
 
 def in_use(histories: Histories, items: int) -> np.ndarray:
-    """``[items]`` bool: somebody interacts with the item."""
+    """Return ``[items]`` bool: whether an item has interactions."""
     used = np.zeros(items, dtype=bool)
     for history in histories.values():
         used[np.asarray(history)] = True
@@ -147,18 +169,30 @@ def in_use(histories: Histories, items: int) -> np.ndarray:
 
 
 def write_interactions(path: Path, users: Iterable[tuple[str, Sequence[int]]], items: Sequence[str]) -> None:
-    """Write ``X.inter``; the timestamp is the position in the history."""
+    """Write ``X.inter``; the timestamp is the position in the history.
+
+    Args:
+        path: file to write.
+        users: (user token, item indexes) of each user.
+        items: item tokens by index.
+    """
 
     def rows() -> Iterator[str]:
         yield "user_id:token\titem_id:token\ttimestamp:float"
         for user, history in users:
-            yield from (f"{user}\t{items[item]}\t{place}" for place, item in enumerate(history))
+            yield from (f"{user}\t{items[item]}\t{position}" for position, item in enumerate(history))
 
     write_lines(path, rows())
 
 
 def write_texts(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write ``X.item``; cells are cleaned already, and too long ones are cut at a space."""
+    """Write ``X.item``, and cut cells that are too long at a space.
+
+    Args:
+        path: file to write.
+        header: columns as ``name:type``.
+        rows: cleaned cells of each row.
+    """
 
     def cut(cell: str) -> str:
         return cell if len(cell) <= MAX_CELL else cell[:MAX_CELL].rsplit(" ", 1)[0]
@@ -175,10 +209,20 @@ def write_features(
     used: np.ndarray,
     progress: bool,
 ) -> dict[str, FeatureReport]:
-    """Write the matrices, one row an index, and the two files that go with them; rows of zeros become rows of NaN."""
+    """Write the matrices, one row per index, with their item list and manifest; rows of zeros become rows of NaN.
+
+    Args:
+        build: builder of the data set folder.
+        kind: kind of the source, for the manifest.
+        opened: modality -> matrix.
+        files: modality -> file of the matrix.
+        items: item tokens by index.
+        used: ``[N]`` bool, items with interactions.
+        progress: show bars.
+    """
     rows = np.arange(len(items))
     features = {
-        modality: matrices.bring_in(
+        modality: matrices.write_matrix(
             build, modality, matrix, files[modality], rows, items, used, zeros_are_missing=True, progress=progress
         )
         for modality, matrix in opened.items()

@@ -1,4 +1,4 @@
-"""Feature matrices of any size, copied block by block: rows picked by item, missing ones as NaN, broken ones refused."""
+"""Copy feature matrices of any size block by block: select rows by item, fill missing rows with NaN, refuse invalid ones."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tqdm import tqdm
 from dataset_prep.importers.build import Build, FeatureReport
 from recbole_qbert.utils.io import sha256
 
-BLOCK = 1 << 23  # numbers held at a time
+BLOCK = 1 << 23  # numbers in memory at a time
 
 
 @dataclass(frozen=True)
-class Copied:
-    """What was seen on the way.
+class CopyReport:
+    """Statistics of a copied matrix.
 
     Attributes:
-        shape: of the written matrix.
-        dtype: of the written matrix.
+        shape: shape of the written matrix.
+        dtype: type of the written matrix.
         present: ``[N]`` bool, rows with at least one vector.
-        zeros: rows of zeros that became rows of NaN.
-        repeats: rows equal to the row before them.
+        zeros: number of rows of zeros that became rows of NaN.
+        repeats: number of rows equal to the row before them.
     """
 
     shape: tuple[int, ...]
@@ -40,22 +40,20 @@ def open_raw(path: Path, rows: int | None, width: int) -> np.ndarray:
 
     Args:
         path: the file.
-        rows: how many it must have; ``None`` takes what there is.
-        width: numbers a row.
+        rows: number of rows that it must have; ``None`` for any number.
+        width: numbers per row.
 
     Raises:
-        ValueError: the width is below 1, or the size of the file is another one; names the width that would fit.
+        ValueError: the width is below 1, or the size of the file does not fit; the message names a width that would.
     """
     if width < 1:
-        raise ValueError(f"a width of {width} makes no sense for {path}; published ones are 768 (UniSRec) and 512 (MISSRec)")
+        raise ValueError(f"width is {width} for {path}; it must be at least 1 (published: 768 for UniSRec, 512 for MISSRec)")
     size = path.stat().st_size
     if size == 0 or size % (4 * width) or (rows is not None and size != 4 * width * rows):
         wanted = f"{rows} rows" if rows is not None else "rows"
         fits = size // (4 * rows) if rows and size % (4 * rows) == 0 else 0
-        hint = (
-            f"a width of {fits} would fit" if fits else "no width fits: it belongs to another list of items, or is cut short"
-        )
-        raise ValueError(f"{path} has {size} bytes, which are not {wanted} of {width} float32 numbers; {hint}")
+        hint = f"a width of {fits} would fit" if fits else "no width fits; it is of another list of items, or incomplete"
+        raise ValueError(f"{path} has {size} bytes, which is not {wanted} of {width} float32 numbers; {hint}")
     return np.memmap(path, dtype="<f4", mode="r").reshape(-1, width)
 
 
@@ -68,22 +66,22 @@ def copy_rows(
     origin: Path,
     zeros_are_missing: bool = False,
     progress: bool = False,
-) -> Copied:
-    """Write ``target`` (``.npy``), row r from row ``rows[r]`` of ``source``.
+) -> CopyReport:
+    """Write row ``rows[r]`` of ``source`` as row r of ``target`` (``.npy``).
 
-    Float64 becomes float32; a vector of NaN stays one.
+    Float64 becomes float32; a vector of NaN stays a vector of NaN.
 
     Args:
         source: ``[S, D]`` or ``[S, J, D]``.
         rows: ``[N]`` int64, -1 for an item without a row: a row of NaN.
         target: file to write.
         items: ``N`` tokens, for errors.
-        origin: where ``source`` came from, for errors and the bar.
+        origin: file of ``source``, for errors and the bar.
         zeros_are_missing: write vectors of zeros as NaN.
         progress: show a bar over rows.
 
     Raises:
-        ValueError: a vector that is partly NaN, or infinite.
+        ValueError: a vector is partly NaN, or infinite.
     """
     dtype = np.dtype(f"f{min(source.dtype.itemsize, 4)}")
     shape = (len(rows), *source.shape[1:])
@@ -98,10 +96,10 @@ def copy_rows(
     ):
         np.lib.format.write_array_header_1_0(handle, header)  # type: ignore[no-untyped-call]
         for start in range(0, len(rows), step):
-            picked = rows[start : start + step]
+            selected = rows[start : start + step]
             with np.errstate(over="ignore"):  # an overflow is refused below, with the item's name
-                block = np.array(source[np.maximum(picked, 0)], dtype=dtype)
-            block[picked < 0] = np.nan
+                block = np.array(source[np.maximum(selected, 0)], dtype=dtype)
+            block[selected < 0] = np.nan
             if zeros_are_missing:
                 zero = (block == 0).all(-1)
                 zeros += int(zero.reshape(len(block), -1).all(1).sum())
@@ -112,18 +110,18 @@ def copy_rows(
                 row = start + int(bad[0][0])
                 raise ValueError(
                     f"{origin}: row {rows[row]} (item {items[row]}) holds NaN or infinite values, or values beyond {dtype}; "
-                    "a vector is finite, or NaN throughout to say that the item has none"
+                    "write finite numbers, or NaN throughout if the item has no vector"
                 )
             present[start : start + step] = ~empty.reshape(len(block), -1).all(1)
-            ahead = np.full_like(block[:1], np.nan) if before is None else before  # NaN equals nothing
-            repeats += int((block == np.concatenate([ahead, block[:-1]])).reshape(len(block), -1).all(1).sum())
+            previous = np.full_like(block[:1], np.nan) if before is None else before  # NaN equals nothing
+            repeats += int((block == np.concatenate([previous, block[:-1]])).reshape(len(block), -1).all(1).sum())
             before = block[-1:]
             handle.write(block.tobytes())
             bar.update(len(block))
-    return Copied(shape, str(dtype), present, zeros, repeats)
+    return CopyReport(shape, str(dtype), present, zeros, repeats)
 
 
-def bring_in(
+def write_matrix(
     build: Build,
     modality: str,
     source: np.ndarray,
@@ -135,10 +133,18 @@ def bring_in(
     zeros_are_missing: bool = False,
     progress: bool = False,
 ) -> FeatureReport:
-    """Write ``X.<modality>.npy`` of a build; arguments as of :func:`copy_rows`.
+    """Write ``X.<modality>.npy`` of a build (`copy_rows`).
 
     Args:
+        build: builder of the data set folder.
+        modality: name of the modality.
+        source: ``[S, D]`` or ``[S, J, D]``.
+        origin: file of ``source``.
+        rows: ``[N]`` int64, -1 for an item without a row.
+        items: ``N`` tokens.
         used: ``[N]`` bool, items with interactions, for the coverage.
+        zeros_are_missing: write vectors of zeros as NaN.
+        progress: show a bar over rows.
     """
     target = build.path(f"{modality}.npy")
     copied = copy_rows(source, rows, target, items, origin=origin, zeros_are_missing=zeros_are_missing, progress=progress)
@@ -155,7 +161,13 @@ def bring_in(
 
 
 def provenance(features: Mapping[str, FeatureReport], files: Mapping[str, Path], kind: str) -> dict[str, Any]:
-    """Content of ``X.features.json``: where each matrix came from."""
+    """Build the content of ``X.features.json``: the origin of each matrix.
+
+    Args:
+        features: modality -> report of the written matrix.
+        files: modality -> file of the source.
+        kind: kind of the source.
+    """
     return {
         modality: {
             "imported_from": kind,
@@ -169,15 +181,15 @@ def provenance(features: Mapping[str, FeatureReport], files: Mapping[str, Path],
     }
 
 
-def doubts(features: Mapping[str, FeatureReport]) -> list[str]:
-    """What looks wrong with imported matrices, in words."""
-    found = []
+def suspicions(features: Mapping[str, FeatureReport]) -> list[str]:
+    """Describe what looks wrong in imported matrices."""
+    warnings = []
     for modality, report in features.items():
         if report.zeros:
-            found.append(f"{report.source}: {report.zeros} rows of zeros, taken for items that have no {modality}")
+            warnings.append(f"{report.source}: {report.zeros} rows of zeros, read as items without {modality}")
         if report.repeats and modality == "image":
-            found.append(
-                f"{report.source}: {report.repeats} rows equal the row before them, which is how MQL4GRec encodes an image "
-                "that it could not read"
+            warnings.append(
+                f"{report.source}: {report.repeats} rows equal the row before them, which is how MQL4GRec encodes an "
+                "unreadable image"
             )
-    return found
+    return warnings

@@ -111,32 +111,25 @@ def read_rows(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing; a row has more or fewer cells than the header; a quote is not closed; a cell is
+        ValueError: a column is missing; a row has more or fewer cells than the header; quotes do not match; a cell is
             longer than ``csv`` accepts; the file is not text in this encoding.
     """
     header = read_header(path, separator=separator, encoding=encoding)
     positions, width = header.positions(columns), len(header.columns)
-    text, number, cells = "", 1, [""]
     with open(path, encoding=encoding, newline="") as handle:
-
-        def lines() -> Iterator[str]:
-            nonlocal text, number
-            for number, text in enumerate(handle, 1):  # noqa: B007  read below
-                yield text
-
-        rows = csv.reader(lines(), delimiter=separator)
+        rows = csv.reader(handle, delimiter=separator, strict=True)  # as in pandas' Python engine
         try:
-            next(rows)
+            next(rows, None)
             for cells in rows:
                 if len(cells) < 2 and not "".join(cells).strip():
                     continue
                 if len(cells) > width or (len(cells) < width and not pad):
-                    raise ValueError(f"{path}:{number}: {len(cells)} cells, and the header names {width} columns")
+                    raise ValueError(f"{path}:{rows.line_num}: {len(cells)} cells, but the header names {width} columns")
                 cells += [""] * (width - len(cells))
-                yield number, [cells[position] for position in positions]
+                yield rows.line_num, [cells[position] for position in positions]
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number + 1}: {error}; convert the file to {encoding}") from error
+            raise ValueError(f"{path}:{rows.line_num + 1}: {error}; convert the file to {encoding}") from error
         except csv.Error as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
-    if cells and cells[-1].endswith("\n") and not text.rstrip("\r\n").endswith('"'):
-        raise ValueError(f"{path}:{number}: a quote at the beginning of a cell is never closed; close or remove it")
+            raise ValueError(
+                f"{path}:{rows.line_num}: {error}; RecBole cannot read the file either, 'doctor' explains"
+            ) from error
