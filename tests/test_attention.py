@@ -138,7 +138,7 @@ def test_no_rows_and_long_rows(monkeypatch):
 
 def test_rows_that_are_too_long_are_refused():
     distance = torch.zeros(HEADS, 2 * 3 - 1)
-    with pytest.raises(ValueError, match="a row has 4 positions; the encoder was made for at most 3"):
+    with pytest.raises(ValueError, match=r"4.*3"):
         Attention([(PackedSequences.of(torch.tensor([1, 4]), 4), True)], distance)
 
 

@@ -14,7 +14,7 @@ from recbole_qbert.serving.recommender import Recommendation
 from recbole_qbert.utils.io import atomic_write
 
 COLUMNS = ("user_id", "rank", "item_id", "score", "semantic_id", "title")
-ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 #: Writes the recommendations of a block of users.
 Write = Callable[[Sequence[str], Sequence[Sequence[Recommendation]]], None]
 
@@ -26,8 +26,8 @@ def recommendation_file(path: Path) -> Iterator[Write]:
     Raises:
         ValueError: an ending of no known format, or parquet without pyarrow.
     """
-    if path.suffix not in ENDINGS:
-        raise ValueError(f"{path} ends in {path.suffix!r}; recommendations are written to {', '.join(ENDINGS)}")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} ends in {path.suffix!r}; recommendations are written to {', '.join(SUFFIXES)}")
     with atomic_write(path) as temporary:
         if path.suffix == ".parquet":
             with _parquet(temporary, path) as write:
