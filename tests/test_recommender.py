@@ -450,7 +450,7 @@ def test_new_items_without_neighbours_stand_where_their_codes_place_them(kept, e
     [
         (lambda ids: replace(ids, vocabulary="other"), "vocabulary"),
         (lambda ids: replace(ids, prefixes=tuple(p * 3 for p in ids.prefixes)), "vocabulary.*aaa"),
-        (lambda ids: replace(ids, codes=np.roll(ids.codes, 1, 0)), r"item i1 .*\d+ items differ"),
+        (lambda ids: replace(ids, codes=np.roll(ids.codes, 1, 0)), r"item i\d+ .*\d+ items differ"),
         (lambda ids: replace(ids, items=ids.items[1:], codes=ids.codes[1:]), "1 of 40 items"),
         (lambda ids: replace(ids, codes=np.where(np.arange(42)[:, None] > 40, 99, ids.codes)), "99.*15"),
     ],

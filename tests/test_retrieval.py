@@ -127,8 +127,8 @@ def questions(draw):
 @given(questions())
 def test_ties_changes_and_subsets_agree_with_the_whole_matrix(question):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_backend, "SHORTEST", 1)
-        patch.setattr(torch_backend, "LONGEST", 9)
+        patch.setattr(torch_backend, "MIN_CHUNK", 1)
+        patch.setattr(torch_backend, "MAX_CHUNK", 9)
         agrees(**question)
 
 
@@ -270,8 +270,8 @@ def test_dense_index_agrees_with_the_whole_product(seed, batch, items, k, chunk)
         for item in {item for item in history[user].tolist() if item >= 0}:
             scores[user, item] -= 2.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_backend, "SHORTEST", 1)
-        patch.setattr(torch_backend, "LONGEST", chunk)
+        patch.setattr(torch_backend, "MIN_CHUNK", 1)
+        patch.setattr(torch_backend, "MAX_CHUNK", chunk)
         index = DenseIndex(vectors, bias=bias, valid=valid)
         for got, wanted in zip(index.top_k(states, k, adjust=(history, -2.0)), best_of(scores, k), strict=True):
             same(got, wanted)
@@ -388,9 +388,9 @@ def test_dense_numbers_that_are_none_are_refused():
 
 def test_the_method_goes_with_the_size(monkeypatch):
     assert index_of().method == "merged"
-    monkeypatch.setattr(retrieval_index, "PRUNED_FROM", 6)
+    monkeypatch.setattr(retrieval_index, "MIN_PRUNED_ITEMS", 6)
     assert index_of().method == "pruned"
-    monkeypatch.setattr(numba_backend, "WIDEST", 2)
+    monkeypatch.setattr(numba_backend, "MAX_WIDTH", 2)
     assert index_of().method == "chunked"
 
 

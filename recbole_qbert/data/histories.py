@@ -1,7 +1,7 @@
 """Histories read from files: RecBole ``.inter``, ``.tsv``, ``.csv`` or ``.parquet``.
 
-A file has one row for each interaction, with the columns ``user_id``, ``item_id`` and optionally ``timestamp``; or one row for
-each history, with the columns ``history`` (a list in parquet, otherwise item tokens separated by spaces) and optionally
+A file has one row for each interaction, with the columns ``user_id``, ``item_id`` and optionally ``timestamp``; or one row
+for each history, with the columns ``history`` (a list in parquet, otherwise item tokens separated by spaces) and optionally
 ``user_id``. RecBole's types behind a colon are ignored.
 """
 
@@ -64,7 +64,7 @@ class Histories:
         self.count, self.grouped = self._survey()
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield ``(user, item tokens, oldest first)``; in a file without users, the user is the number of the history from 1."""
+        """Yield ``(user, item tokens, oldest first)``; without users, the user is the number of the history, from 1."""
         if self._is_history_file:
             for number, (where, (user, history)) in enumerate(self._rows(), 1):
                 yield str(number) if user is None else str(user), _tokens(history, where)
@@ -140,7 +140,7 @@ class Histories:
                         if text := line.rstrip("\n"):
                             yield number, text.split("\t")
             except (csv.Error, UnicodeDecodeError) as error:
-                raise ValueError(f"{self.path} is not a text file in UTF-8, or a field is too large: {error}") from error
+                raise ValueError(f"{self.path} cannot be read as a table in UTF-8: {error}") from error
 
     def _parquet_rows(self) -> Iterator[tuple[str, list[Any]]]:
         file = _parquet(self.path)

@@ -1,7 +1,7 @@
 """Unions of data sets, for pretraining on several domains (paper 3.6).
 
-A union is a data set whose user and item tokens start with the name of their data set (``Arts/B0002E3CHC``). Features, stages
-1 and 2 and pretraining run on it as on any data set, so that one quantizer makes the vocabulary of all domains.
+A union is a data set whose user and item tokens start with the name of their data set (``Arts/B0002E3CHC``). Features,
+stages 1 and 2 and pretraining run on it as on any data set, so that one quantizer makes the vocabulary of all domains.
 """
 
 from __future__ import annotations
