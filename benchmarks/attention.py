@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    attention.LONG = attention.LONG_WITH_DROPOUT = max(args.lengths)  # here nothing is left to torch
+    attention.MAX_KERNEL_LENGTH = attention.MAX_KERNEL_LENGTH_WITH_DROPOUT = max(
+        args.lengths
+    )  # here nothing is left to torch
     for kind in (ranking, training):
         for length in args.lengths:
             run = kind(length, args.width, args.heads)

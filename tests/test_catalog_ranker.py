@@ -76,8 +76,8 @@ def brute_force(network, prior, sequences, lengths, exclude=None):
 
 @pytest.fixture(params=[1 << 10, 16], ids=["one chunk", "three chunks"])
 def chunked(request, monkeypatch):
-    monkeypatch.setattr(torch_backend, "SHORTEST", min(16, request.param))
-    monkeypatch.setattr(torch_backend, "LONGEST", request.param)
+    monkeypatch.setattr(torch_backend, "MIN_CHUNK", min(16, request.param))
+    monkeypatch.setattr(torch_backend, "MAX_CHUNK", request.param)
 
 
 @pytest.mark.usefixtures("chunked")
@@ -135,8 +135,8 @@ def test_lifts_are_what_the_prior_adds_above_its_floor():
 
 def test_the_passes_hold_no_whole_matrix(monkeypatch):
     """Scores are asked for a chunk at a time, whatever is asked."""
-    monkeypatch.setattr(torch_backend, "SHORTEST", 8)
-    monkeypatch.setattr(torch_backend, "LONGEST", 8)
+    monkeypatch.setattr(torch_backend, "MIN_CHUNK", 8)
+    monkeypatch.setattr(torch_backend, "MAX_CHUNK", 8)
     network = make_network(KINDS["default"])
     ranker, widest = CatalogRanker(network), []
     scorer = ranker.index.chunked.scorer

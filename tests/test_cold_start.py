@@ -95,5 +95,5 @@ def test_a_new_item_stands_where_its_neighbours_stand_and_old_scores_stay(use_it
     sequences, lengths = torch.tensor([[1, 4, 7]]), torch.tensor([3])
     old, new = model.scores(sequences, lengths)[0, 1:], larger.scores(sequences, lengths)[0, 1:9]
     torch.testing.assert_close((old - old[0]), (new - new[0]), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="first rows"):
+    with pytest.raises(ValueError, match="larger catalog"):
         model.with_items(torch.zeros(11, 3, dtype=torch.int64))

@@ -87,23 +87,23 @@ def test_grouped_files_are_streamed(tmp_path):
     path = write(tmp_path / "x.tsv", [*ROWS[:4], ("u3", "c", "soon")])
     each = iter(Histories(path))
     assert next(each) == WANTED[0]
-    with pytest.raises(ValueError, match=r"x\.tsv:6: timestamp is 'soon'"):
+    with pytest.raises(ValueError, match=r"x\.tsv:6:.*timestamp.*'soon'"):
         next(each)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.txt", "a", r"ends in '\.txt'; histories are read from \.inter"),
-        ("x.tsv", "user\titem_id\nu\ti\n", r"x\.tsv:1: columns are user, item_id; histories need user_id and item_id"),
-        ("x.csv", "user_id;item_id\nu;i\n", r"columns are user_id;item_id"),
-        ("x.tsv", "", "columns are ; histories need"),
-        ("x.tsv", "user_id\titem_id\nu\ti\nu\n", r"x\.tsv:3: 1 fields where the header has 2"),
-        ("x.tsv", "user_id\titem_id\nu\t\n", r"x\.tsv:2: item_id is empty"),
-        ("x.tsv", "user_id\titem_id\n\ti\n", r"x\.tsv:2: user_id is empty"),
-        ("x.csv", "user_id,item_id,timestamp\nu,i,\n", r"x\.csv:2: timestamp is ''"),
-        ("x.csv", b"user_id,item_id\n\xff,i\n", "not a text file in UTF-8"),
-        ("x.parquet", "PAR1", "no parquet file, or damaged"),
+        ("x.txt", "a", r"'\.txt'.*\.inter"),
+        ("x.tsv", "user\titem_id\nu\ti\n", r"x\.tsv:1:.*user, item_id.*user_id"),
+        ("x.csv", "user_id;item_id\nu;i\n", r"x\.csv:1:.*user_id;item_id"),
+        ("x.tsv", "", r"x\.tsv:1:.*user_id"),
+        ("x.tsv", "user_id\titem_id\nu\ti\nu\n", r"x\.tsv:3:.*1.*2"),
+        ("x.tsv", "user_id\titem_id\nu\t\n", r"x\.tsv:2:.*item_id"),
+        ("x.tsv", "user_id\titem_id\n\ti\n", r"x\.tsv:2:.*user_id"),
+        ("x.csv", "user_id,item_id,timestamp\nu,i,\n", r"x\.csv:2:.*timestamp.*''"),
+        ("x.csv", b"user_id,item_id\n\xff,i\n", r"x\.csv.*UTF-8"),
+        ("x.parquet", "PAR1", r"x\.parquet"),
     ],
 )
 def test_refusals(tmp_path, name, text, message):
@@ -114,7 +114,7 @@ def test_refusals(tmp_path, name, text, message):
 
 
 def test_a_missing_file_and_an_empty_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no\.inter is missing"):
+    with pytest.raises(FileNotFoundError, match=r"no\.inter"):
         Histories(tmp_path / "no.inter")
     assert list(Histories(write(tmp_path / "x.tsv", []))) == []
 
@@ -122,10 +122,10 @@ def test_a_missing_file_and_an_empty_one(tmp_path):
 def test_wrong_values_in_parquet(tmp_path):
     path = tmp_path / "x.parquet"
     pd.DataFrame({"history": [1.5]}).to_parquet(path)
-    with pytest.raises(ValueError, match=r"x\.parquet, row 1: history is 1\.5"):
+    with pytest.raises(ValueError, match=r"x\.parquet.*row 1.*history.*1\.5"):
         list(Histories(path))
     pd.DataFrame({"user_id": ["u", None], "item_id": ["i", "j"]}).to_parquet(path)
-    with pytest.raises(ValueError, match=r"row 2: user_id is empty"):
+    with pytest.raises(ValueError, match=r"row 2.*user_id"):
         list(Histories(path))
 
 

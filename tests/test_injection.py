@@ -379,7 +379,7 @@ def test_fit_without_modalities_returns_the_queries():
 
 
 def test_an_unknown_modality_is_refused():
-    with pytest.raises(ValueError, match=r"injection_modalities names 'audio'.* have text, image"):
+    with pytest.raises(ValueError, match=r"injection_modalities.*'audio'.*text, image"):
         fit(*arrays(), injection_config(modalities=("audio",)), 0)
 
 

@@ -63,11 +63,11 @@ def test_an_object_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "wrong"),
-    [(b'{"a": 1', "is not JSON"), (b"\xff{}", "is not JSON"), (b"", "is not JSON"), (b"[1]", "holds a list, not an object")],
+    [(b'{"a": 1', "JSON"), (b"\xff{}", "JSON"), (b"", "JSON"), (b"[1]", "list")],
 )
 def test_a_damaged_file_is_named_with_what_is_wrong_and_the_way_out(tmp_path, content, wrong):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"a\.json {wrong}.*; write it again$"):
+    with pytest.raises(ValueError, match=rf"a\.json.*{wrong}.*write it again"):
         read_json(tmp_path / "a.json", "write it again")
 
 

@@ -120,9 +120,7 @@ def test_what_the_stages_write_is_no_modality(tmp_path):
 
 
 def test_items_without_a_row_are_an_error_with_numbers_and_a_way_out(folder):
-    with pytest.raises(
-        ValueError, match=r"3 of 5 items of toy have no row in .*toy\.items\.txt \(first: x, y, z\)"
-    ) as error:
+    with pytest.raises(ValueError, match=r"3 of 5.*toy\.items\.txt.*x, y, z") as error:
         load(folder, "toy", ["x", "p", "y", "q", "z"], ["text"])
     assert "missing_features" in str(error.value)
     assert "mask" in str(error.value)
@@ -137,7 +135,7 @@ def test_items_without_a_row_can_count_as_items_without_modalities(folder):
 
 
 def test_an_unknown_rule_for_missing_items_is_refused(folder):
-    with pytest.raises(ValueError, match=r"missing_features is 'drop'.*error or mask"):
+    with pytest.raises(ValueError, match=r"missing_features.*'drop'.*error.*mask"):
         load(folder, "toy", ITEMS, ["text"], missing="drop")
 
 
@@ -147,15 +145,15 @@ def test_an_unknown_rule_for_missing_items_is_refused(folder):
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
-        (TEXT[:3], "has 3 rows but .*items.txt names 4 items: 1 rows are missing"),
-        (np.vstack([TEXT, TEXT[:2]]), "has 6 rows but .*names 4 items: 2 rows are extra"),
-        (TEXT.astype(np.int64), "holds int64; features are float16, float32 or float64"),
-        (TEXT.astype(str), "holds <U32; features are float"),
-        (TEXT.astype(complex), "holds complex128"),
-        (TEXT[:, 0], r"has shape \(4,\); features are \[N, D\] or \[N, J, D\]"),
-        (TEXT[:, None, None], r"has shape \(4, 1, 1, 3\)"),
-        (TEXT[:, :0], r"has shape \(4, 0\)"),
-        (TEXT.astype(object), "is not a plain .npy matrix"),
+        (TEXT[:3], r"3 rows.*items\.txt.*4.*1 rows are missing"),
+        (np.vstack([TEXT, TEXT[:2]]), r"6 rows.*items\.txt.*4.*2 rows are extra"),
+        (TEXT.astype(np.int64), "int64.*float16, float32 or float64"),
+        (TEXT.astype(str), "<U32"),
+        (TEXT.astype(complex), "complex128"),
+        (TEXT[:, 0], r"\(4,\).*\[N, D\] or \[N, J, D\]"),
+        (TEXT[:, None, None], r"\(4, 1, 1, 3\)"),
+        (TEXT[:, :0], r"\(4, 0\)"),
+        (TEXT.astype(object), "npy"),
     ],
 )
 def test_a_matrix_of_the_wrong_kind_is_refused(folder, matrix, message):
@@ -171,7 +169,7 @@ def test_a_vector_that_is_partly_not_finite_is_refused_with_row_and_item(folder,
     matrix = np.ones(shape, dtype=np.float16)
     matrix.reshape(4, -1)[2, -1] = matrix.reshape(4, -1)[3, 0] = value
     put(folder, matrix)
-    message = r"toy\.text\.npy: row 2 \(item r\) holds NaN or infinite values, and 2 vectors do in all"
+    message = r"toy\.text\.npy: row 2 \(item r\).*\b2 vectors"
     with pytest.raises(ValueError, match=message):
         load(folder, "toy", ["p", "q", "s", "r"][::-1], ["text"])
 
@@ -185,14 +183,14 @@ def test_a_row_of_infinities_is_not_a_missing_row(folder):
 @pytest.mark.parametrize("content", [b"", b"not a matrix at all", b"\x93NUMPY\x01\x00v\x00{"])
 def test_a_file_that_is_no_matrix_is_refused(folder, content):
     (folder / "toy.text.npy").write_bytes(content)
-    with pytest.raises(ValueError, match=r"toy\.text\.npy is not a plain \.npy matrix"):
+    with pytest.raises(ValueError, match=r"toy\.text\.npy"):
         load(folder, "toy", ITEMS, ["text"])
 
 
 def test_a_cut_off_matrix_is_refused(folder):
     path = folder / "toy.text.npy"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=r"toy\.text\.npy is not a plain \.npy matrix"):
+    with pytest.raises(ValueError, match=r"toy\.text\.npy"):
         load(folder, "toy", ITEMS, ["text"])
 
 
@@ -200,15 +198,15 @@ def test_an_archive_of_matrices_is_refused(folder):
     archive = io.BytesIO()
     np.savez(archive, TEXT)
     (folder / "toy.text.npy").write_bytes(archive.getvalue())
-    with pytest.raises(ValueError, match=r"toy\.text\.npy is not a plain \.npy matrix"):
+    with pytest.raises(ValueError, match=r"toy\.text\.npy"):
         load(folder, "toy", ITEMS, ["text"])
 
 
 def test_missing_files_are_named_with_the_way_out(folder):
-    with pytest.raises(FileNotFoundError, match=r"toy\.image\.npy is missing.*injection_modalities"):
+    with pytest.raises(FileNotFoundError, match=r"toy\.image\.npy.*injection_modalities"):
         load(folder, "toy", ITEMS, ["image"])
     (folder / "toy.items.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"toy\.items\.txt is missing.*one a line"):
+    with pytest.raises(FileNotFoundError, match=r"toy\.items\.txt"):
         load(folder, "toy", ITEMS, ["text"])
 
 
@@ -218,7 +216,7 @@ def test_missing_files_are_named_with_the_way_out(folder):
 def test_a_token_listed_twice_is_refused_with_both_lines(tmp_path):
     path = tmp_path / "toy.items.txt"
     path.write_text("p\nq\nr\nq\n")
-    with pytest.raises(ValueError, match=r"toy\.items\.txt:4: item 'q' stands on line 2 already"):
+    with pytest.raises(ValueError, match=r"toy\.items\.txt:4:.*'q'.*line 2"):
         read_item_list(path)
 
 
@@ -226,7 +224,7 @@ def test_a_token_listed_twice_is_refused_with_both_lines(tmp_path):
 def test_a_token_that_pandas_loses_is_refused_with_its_line(tmp_path, token):
     path = tmp_path / "toy.items.txt"
     path.write_text(f"p\n{token}\nr\n")
-    with pytest.raises(ValueError, match=rf"toy\.items\.txt:2: item token '{token}'.*give it a prefix"):
+    with pytest.raises(ValueError, match=rf"toy\.items\.txt:2:.*'{token}'"):
         read_item_list(path)
 
 
@@ -290,7 +288,7 @@ def test_save_then_load(tmp_path):
 
 
 def test_save_refuses_a_matrix_of_another_length_and_writes_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"image has 3 rows for 4 items"):
+    with pytest.raises(ValueError, match=r"image.*3.*4"):
         save(tmp_path, "toy", ITEMS, {"text": TEXT, "image": TEXT[:3]}, {})
     assert not list(tmp_path.iterdir())
 

@@ -40,7 +40,7 @@ def both(arguments):
 
 @pytest.mark.parametrize("positions", [1, 3, 4, 5, 8, 9, 13])
 def test_value_and_gradients_equal_plain_autograd_across_chunks(positions, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", 4)
+    monkeypatch.setattr(losses, "MAX_ROWS_CPU", 4)
     for mine, true in zip(*both(case(positions, seed=positions)), strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-12)
 
@@ -56,7 +56,7 @@ def test_value_and_gradients_equal_plain_autograd_for_any_history(positions, cou
 def test_the_chunk_does_not_change_the_result(monkeypatch):
     arguments = case(10)
     whole = both(arguments)[0]
-    monkeypatch.setattr(losses, "CHUNK", 3)
+    monkeypatch.setattr(losses, "MAX_ROWS_CPU", 3)
     for mine, true in zip(both(arguments)[0], whole, strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-12)
 

@@ -64,20 +64,20 @@ def test_a_union_keeps_nothing_of_an_earlier_one_that_had_more(two, tmp_path):
 def test_features_that_do_not_fit_together_are_refused(two, tmp_path):
     matrix = np.load(two / "B" / "B.text.npy")
     np.save(two / "B" / "B.text.npy", np.concatenate([matrix, matrix], 1))
-    with pytest.raises(ValueError, match=r"text features.*one encoder for all"):
+    with pytest.raises(ValueError, match=r"text.*A\.text\.npy.*B\.text\.npy"):
         write_union(["A", "B"], two, tmp_path / "unions", "A+B")
     (two / "B" / "B.text.npy").unlink()
-    with pytest.raises(ValueError, match=r"different features \(A: .*; B: "):
+    with pytest.raises(ValueError, match=r"A: .*B: "):
         write_union(["A", "B"], two, tmp_path / "unions", "A+B")
 
 
 def test_bad_unions_are_refused(two, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"C\.inter"):
         write_union(["A", "C"], two, tmp_path / "unions", "A+C")
-    with pytest.raises(ValueError, match="once"):
+    with pytest.raises(ValueError, match="A, A"):
         write_union(["A", "A"], two, tmp_path / "unions", "A+A")
     (two / "B" / "B.inter").write_text("user_id:token\titem_id:token\nu\ti\n")
-    with pytest.raises(ValueError, match=r"B\.inter:1: no column timestamp"):
+    with pytest.raises(ValueError, match=r"B\.inter:1:.*timestamp"):
         write_union(["A", "B"], two, tmp_path / "unions", "A+B")
 
 
@@ -94,7 +94,7 @@ def test_a_balanced_epoch_has_as_many_rows_of_every_domain():
 
 def test_tokens_name_their_domain():
     assert domains_of(["B/x", "A/y/z"], ["A", "B"]).tolist() == [0, 1, 0]
-    with pytest.raises(ValueError, match="'C/x' is of none of the domains A, B"):
+    with pytest.raises(ValueError, match=r"C/x.*A, B"):
         domains_of(["A/x", "C/x"], ["A", "B"])
 
 

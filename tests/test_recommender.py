@@ -185,10 +185,9 @@ def test_unknown_items_are_reported_and_skipped(model, caplog):
     answers = model.recommend([["i3", "new", "i5", "odd", "new"], ["i3", "i5"], ["odd", "x", "y", "z", "w"], []], k=4)
     assert [a.item for a in answers[0]] == [a.item for a in answers[1]]
     assert answers[2:] == [[], []]
-    assert [record.getMessage() for record in caplog.records] == [
-        "8 items of histories are unknown to the model: skipped (first: new, odd, x, y, z)",
-        "2 histories hold no item that the model knows: no recommendations for them",
-    ]
+    items, histories = (record.getMessage() for record in caplog.records)
+    assert items.startswith("8 items") and "(first: new, odd, x, y, z)" in items
+    assert histories.startswith("2 histories")
     ranked = model.recommend_arrays([[], ["i1"]], k=2)
     assert (ranked.rows[0] == -1).all() and np.isneginf(ranked.scores[0]).all() and (ranked.rows[1] >= 0).all()
 
@@ -221,9 +220,9 @@ def test_equal_scores_come_by_row(kept):
 @pytest.mark.parametrize(
     ("histories", "options", "message"),
     [
-        (["i1"], {}, "found the string 'i1': put it into a list"),
-        ([["i1"]], {"k": 0}, "k is 0"),
-        ([["i1"]], {"batch_size": 0}, "batch_size 0"),
+        (["i1"], {}, "'i1'"),
+        ([["i1"]], {"k": 0}, "k.*0"),
+        ([["i1"]], {"batch_size": 0}, "batch_size.*0"),
     ],
 )
 def test_calls_that_cannot_be_meant(model, histories, options, message):
@@ -251,7 +250,7 @@ assert not [name for name in sys.modules if name.startswith("recbole.")]
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert len(said) == 2 and all("RecBole, which is not installed" in line for line in said)
+    assert len(said) == 2 and all("RecBole" in line for line in said)
     wanted = model.recommend_arrays([["i1", "i2"], ["i5"]], k=5)
     found = np.load(tmp_path / "answers.npz")
     assert np.array_equal(found["rows"], wanted.rows) and np.array_equal(found["scores"], wanted.scores)
@@ -283,16 +282,19 @@ def edit(path, **changes):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: shutil.rmtree(f), r"model is missing; make it with 'run_recbole_qbert\.py export'"),
-        (lambda f: (f / "config.json").unlink(), r"config\.json is missing: .* its export was interrupted"),
-        (lambda f: (f / "config.json").write_text("{"), r"config\.json is not JSON"),
-        (lambda f: (f / "config.json").write_text("{}"), "not of an exported model of recbole_qbert"),
-        (lambda f: edit(f / "config.json", format=3), r"has format 3.*reads format 2"),
-        (lambda f: (f / "config.json").write_text('{"recbole_qbert": "1", "format": 2}'), r"has no dataset, sequence"),
-        (lambda f: edit(f / "config.json", sequence={}), "'hidden_size' has no value"),
-        (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing; export the model again"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), r"model\.safetensors is not what was exported"),
-        (lambda f: (f / "items.sid").write_text("x"), r"items\.sid is not what was exported"),
+        (lambda f: shutil.rmtree(f), r"model.*run_recbole_qbert\.py export"),
+        (lambda f: (f / "config.json").unlink(), r"config\.json"),
+        (lambda f: (f / "config.json").write_text("{"), r"config\.json.*JSON"),
+        (lambda f: (f / "config.json").write_text("{}"), r"config\.json"),
+        (lambda f: edit(f / "config.json", format=3), r"config\.json.*format 3.*format 2"),
+        (
+            lambda f: (f / "config.json").write_text('{"recbole_qbert": "1", "format": 2}'),
+            "dataset, sequence",
+        ),
+        (lambda f: edit(f / "config.json", sequence={}), "'hidden_size'"),
+        (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors.*export"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), r"model\.safetensors.*export"),
+        (lambda f: (f / "items.sid").write_text("x"), r"items\.sid.*export"),
     ],
 )
 def test_damaged_folders_are_refused(folder, damage, message):
@@ -304,16 +306,16 @@ def test_damaged_folders_are_refused(folder, damage, message):
 def test_settings_of_another_network_are_refused(folder):
     sequence = json.loads((folder / "config.json").read_text())["sequence"]
     edit(folder / "config.json", sequence=sequence | {"n_layers": 3})
-    with pytest.raises(ValueError, match=r"of another network than model\.safetensors"):
+    with pytest.raises(ValueError, match=r"config\.json.*model\.safetensors"):
         Recommender.load(folder)
 
 
 def test_nothing_of_others_is_overwritten(checkpoint, tmp_path):
     model = export.from_checkpoint(checkpoint)
     (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')
-    with pytest.raises(ValueError, match="not of an exported model"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         export.write(model, tmp_path)
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match=r"config\.json.*folder"):
         export.write(model, tmp_path / "config.json")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
@@ -326,33 +328,33 @@ def changed(checkpoint, path, **changes):
 
 
 def test_checkpoints_that_cannot_be_exported(checkpoint, data, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no\.pth is missing"):
+    with pytest.raises(FileNotFoundError, match=r"no\.pth"):
         export.from_checkpoint(tmp_path / "no.pth")
-    with pytest.raises(ValueError, match="no checkpoint of QBERT4Rec but of SASRec"):
+    with pytest.raises(ValueError, match=r"other\.pth.*QBERT4Rec.*SASRec"):
         export.from_checkpoint(changed(checkpoint, tmp_path / "other.pth", model="SASRec"))
     union = changed(checkpoint, tmp_path / "union.pth", external={"domains": ["A", "B"]})
-    with pytest.raises(ValueError, match=r"several data sets \(A, B\); fine-tune it on one"):
+    with pytest.raises(ValueError, match=r"union\.pth.*A, B"):
         export.from_checkpoint(union)
     (tmp_path / "text.bin").write_text("no checkpoint")
     with pytest.raises(ValueError, match=r"text\.bin"):
         Recommender.load(tmp_path / "text.bin")
     external = {k: v for k, v in checkpoint_io.load_checkpoint(checkpoint)["config"]["external"].items() if k != "data_path"}
-    with pytest.raises(FileNotFoundError, match=r"dataset/Tiny/Tiny\.inter is missing; data_path must"):
+    with pytest.raises(FileNotFoundError, match=r"dataset/Tiny/Tiny\.inter.*data_path"):
         export.from_checkpoint(changed(checkpoint, tmp_path / "default.pth", external=external))
     assert export.from_checkpoint(tmp_path / "default.pth", data).ids.items
     elsewhere = write_dataset(tmp_path / "elsewhere", NAME, items=39)
-    with pytest.raises(ValueError, match=r"trained on other items than those of .*: 40 there, 39 here"):
+    with pytest.raises(ValueError, match=r"40.*39.*data_path"):
         export.from_checkpoint(checkpoint, elsewhere)
 
 
 def test_the_semantic_ids_must_be_those_of_the_training(checkpoint, run, tmp_path):
     ids = run.model.ids
     replace(ids, codes=ids.codes[::-1]).save(tmp_path / "other.sid")
-    with pytest.raises(ValueError, match=r"other\.sid holds other semantic IDs"):
+    with pytest.raises(ValueError, match=r"other\.sid.*--sid"):
         export.from_checkpoint(checkpoint, sid=tmp_path / "other.sid")
     external = checkpoint_io.load_checkpoint(checkpoint)["config"]["external"] | {"semantic_id_dir": str(tmp_path / "gone")}
     moved = changed(checkpoint, tmp_path / "moved.pth", external=external)
-    with pytest.raises(FileNotFoundError, match=r"gone/Tiny\.sid is missing.*--sid FILE"):
+    with pytest.raises(FileNotFoundError, match=r"gone/Tiny\.sid.*--sid"):
         export.from_checkpoint(moved)
     # In any order of the rows, with others behind them.
     ids.save(tmp_path / "same.sid")
@@ -421,7 +423,7 @@ def test_neighbours_that_the_model_lacks_count_for_nothing(kept, extended, tmp_p
     torch.testing.assert_close(table[-2:], table[first])
     strange[1] = "gone"
     replace(near, nearest=strange).save(cold_start.neighbors_path(path))
-    with pytest.raises(ValueError, match="no item of the model for the new item n20"):
+    with pytest.raises(ValueError, match=r"\.neighbours.* n20"):
         Recommender.load(kept, semantic_ids=path)
 
 
@@ -446,11 +448,11 @@ def test_new_items_without_neighbours_stand_where_their_codes_place_them(kept, e
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda ids: replace(ids, vocabulary="other"), "of another vocabulary"),
-        (lambda ids: replace(ids, prefixes=tuple(p * 3 for p in ids.prefixes)), "of another vocabulary"),
-        (lambda ids: replace(ids, codes=np.roll(ids.codes, 1, 0)), r"in the model and another .*\(\d+ items differ\)"),
-        (lambda ids: replace(ids, items=ids.items[1:], codes=ids.codes[1:]), "has no semantic ID for 1 of 40 items"),
-        (lambda ids: replace(ids, codes=np.where(np.arange(42)[:, None] > 40, 99, ids.codes)), "code 99; .* end at 15"),
+        (lambda ids: replace(ids, vocabulary="other"), "vocabulary"),
+        (lambda ids: replace(ids, prefixes=tuple(p * 3 for p in ids.prefixes)), "vocabulary.*aaa"),
+        (lambda ids: replace(ids, codes=np.roll(ids.codes, 1, 0)), r"item i\d+ .*\d+ items differ"),
+        (lambda ids: replace(ids, items=ids.items[1:], codes=ids.codes[1:]), "1 of 40 items"),
+        (lambda ids: replace(ids, codes=np.where(np.arange(42)[:, None] > 40, 99, ids.codes)), "99.*15"),
     ],
 )
 def test_semantic_ids_that_do_not_extend_the_model(kept, extended, tmp_path, change, message):
@@ -557,12 +559,12 @@ def test_new_items_on_the_command_line(call, kept, extended):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("user_id\titem_id\nu\tx\nv\ty\n", [], "knows no item of 2 histories (first: x, y)"),
-        ("user_id\titem_id\n", [], "there is no item in 0 histories"),
-        ("user_id\titem_id\ttimestamp\nu\ti1\t0\nv\ti2\tsoon\n", ["--batch_size", 1], "h.tsv:3: timestamp is 'soon'"),
+        ("user_id\titem_id\nu\tx\nv\ty\n", [], "(first: x, y)"),
+        ("user_id\titem_id\n", [], "0 histories"),
+        ("user_id\titem_id\ttimestamp\nu\ti1\t0\nv\ti2\tsoon\n", ["--batch_size", 1], "h.tsv:3: timestamp"),
         ("user_id\titem_id\nu\ti1\n", ["--k", 0], "k is 0"),
-        ("user_id\titem_id\nu\ti1\n", ["--seed=3"], "recommend takes no properties; found seed"),
-        ("user_id\titem_id\nu\ti1\n", ["--output", "a.xlsx"], "a.xlsx ends in '.xlsx'; recommendations are written to .tsv"),
+        ("user_id\titem_id\nu\ti1\n", ["--seed=3"], "seed"),
+        ("user_id\titem_id\nu\ti1\n", ["--output", "a.xlsx"], "a.xlsx"),
     ],
 )
 def test_refusals_leave_no_file(call, kept, tmp_path, text, options, message):

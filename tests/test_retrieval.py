@@ -127,8 +127,8 @@ def questions(draw):
 @given(questions())
 def test_ties_changes_and_subsets_agree_with_the_whole_matrix(question):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_backend, "SHORTEST", 1)
-        patch.setattr(torch_backend, "LONGEST", 9)
+        patch.setattr(torch_backend, "MIN_CHUNK", 1)
+        patch.setattr(torch_backend, "MAX_CHUNK", 9)
         agrees(**question)
 
 
@@ -270,8 +270,8 @@ def test_dense_index_agrees_with_the_whole_product(seed, batch, items, k, chunk)
         for item in {item for item in history[user].tolist() if item >= 0}:
             scores[user, item] -= 2.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_backend, "SHORTEST", 1)
-        patch.setattr(torch_backend, "LONGEST", chunk)
+        patch.setattr(torch_backend, "MIN_CHUNK", 1)
+        patch.setattr(torch_backend, "MAX_CHUNK", chunk)
         index = DenseIndex(vectors, bias=bias, valid=valid)
         for got, wanted in zip(index.top_k(states, k, adjust=(history, -2.0)), best_of(scores, k), strict=True):
             same(got, wanted)
@@ -333,7 +333,7 @@ def index_of(**changes):
         ({"codes": torch.full((2, 4), 3)}, r"\[3, 3\]"),
         ({"codes": torch.full((2, 4), -2)}, r"\[-2, -2\]"),
         ({"bias": torch.zeros(5)}, "bias"),
-        ({"bias": torch.full((6,), float("nan"))}, "bias holds NaN"),
+        ({"bias": torch.full((6,), float("nan"))}, "bias.*NaN"),
         ({"valid": torch.ones(6)}, "valid"),
         ({"method": "quick"}, "quick.*auto"),
         ({"size": 5000, "method": "pruned"}, "5000 codes.*chunked"),
@@ -349,15 +349,15 @@ def test_a_catalog_that_does_not_fit_is_refused(changes, message):
     ("tables", "call", "message"),
     [
         (torch.zeros(2, 4, 4), {}, r"\[B, 4, 3\]"),
-        (torch.full((2, 4, 3), float("nan")), {}, "tables holds NaN"),
-        (torch.full((2, 4, 3), INF), {}, "tables holds NaN or"),
-        (torch.full((2, 4, 3), 1e38), {}, "too large"),
-        (torch.zeros(2, 4, 3), {"k": -1}, "k is -1"),
-        (torch.zeros(2, 4, 3), {"exclude": torch.tensor([[6], [0]])}, r"exclude spans \[0, 6\].*0 to 5"),
+        (torch.full((2, 4, 3), float("nan")), {}, "tables.*NaN"),
+        (torch.full((2, 4, 3), INF), {}, "tables.*NaN"),
+        (torch.full((2, 4, 3), 1e38), {}, "float32"),
+        (torch.zeros(2, 4, 3), {"k": -1}, "k.*-1"),
+        (torch.zeros(2, 4, 3), {"exclude": torch.tensor([[6], [0]])}, r"exclude.*\[0, 6\].*0 to 5"),
         (torch.zeros(2, 4, 3), {"exclude": torch.tensor([[-2], [0]])}, "exclude"),
         (torch.zeros(2, 4, 3), {"exclude": torch.tensor([[1]])}, r"\[2, H\]"),
         (torch.zeros(2, 4, 3), {"exclude": torch.zeros(2, 1)}, "float32"),
-        (torch.zeros(2, 4, 3), {"adjust": (torch.zeros(2, 1, dtype=torch.long), float("nan"))}, "adjust holds NaN"),
+        (torch.zeros(2, 4, 3), {"adjust": (torch.zeros(2, 1, dtype=torch.long), float("nan"))}, "adjust.*NaN"),
         (torch.zeros(2, 4, 3), {"adjust": (torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 3))}, "amounts"),
         (torch.zeros(2, 4, 3), {"allowed": torch.ones(5, dtype=torch.bool)}, "allowed"),
         (torch.zeros(2, 4, 3), {"allowed": torch.tensor([7])}, "allowed"),
@@ -388,9 +388,9 @@ def test_dense_numbers_that_are_none_are_refused():
 
 def test_the_method_goes_with_the_size(monkeypatch):
     assert index_of().method == "merged"
-    monkeypatch.setattr(retrieval_index, "PRUNED_FROM", 6)
+    monkeypatch.setattr(retrieval_index, "MIN_PRUNED_ITEMS", 6)
     assert index_of().method == "pruned"
-    monkeypatch.setattr(numba_backend, "WIDEST", 2)
+    monkeypatch.setattr(numba_backend, "MAX_WIDTH", 2)
     assert index_of().method == "chunked"
 
 

@@ -65,7 +65,7 @@ def test_three_code_sets_never_share_a_level_name():
     assert prefixes_of(3, 0) == ("a", "b", "c")
     assert prefixes_of(3, 1) == ("A", "B", "C")
     assert prefixes_of(3, 2) == ("aa", "ba", "ca")
-    with pytest.raises(ValueError, match=r"27 levels"):
+    with pytest.raises(ValueError, match=r"27"):
         prefixes_of(27, 0)
 
 
@@ -102,16 +102,16 @@ def test_line_ends_of_other_systems_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["a\t<a_1>", "b <a_2>"], r"X\.sid:3: no tab in 'b <a_2>'"),
+        (["a\t<a_1>", "b <a_2>"], r"X\.sid:3:.*'b <a_2>'"),
         (["a\t<a_1>", ""], r"X\.sid:3: "),
-        (["a\t<a_1> <b_x>"], r"X\.sid:2: '<b_x>' is not a code token"),
-        (["a\t<a_1> <a_2>"], r"X\.sid:2: '<a_2>'.*new level"),
-        (["a\t<a_-1>"], r"X\.sid:2: '<a_-1>'"),
-        (["a\t<a_1><b_2>"], r"X\.sid:2: '<a_1><b_2>'"),
-        (["a\t<a_1>", "b\t<a_2>", "a\t<a_3>"], r"X\.sid:4: item 'a' has an ID already"),
-        (["a\t<a_1>", "NA\t<a_2>"], r"X\.sid:3: item token 'NA'.*missing value"),
+        (["a\t<a_1> <b_x>"], r"X\.sid:2:.*'<b_x>'"),
+        (["a\t<a_1> <a_2>"], r"X\.sid:2:.*'<a_2>'"),
+        (["a\t<a_-1>"], r"X\.sid:2:.*'<a_-1>'"),
+        (["a\t<a_1><b_2>"], r"X\.sid:2:.*'<a_1><b_2>'"),
+        (["a\t<a_1>", "b\t<a_2>", "a\t<a_3>"], r"X\.sid:4:.*'a'"),
+        (["a\t<a_1>", "NA\t<a_2>"], r"X\.sid:3:.*'NA'"),
         (["a\t<a_40000>"], r"X\.sid:2: .*40000"),
-        (["a\t<a_1> <b_2>", "b\t<a_1> <b_2>"], "items a and b share the semantic ID <a_1><b_2>; rebuild it"),
+        (["a\t<a_1> <b_2>", "b\t<a_1> <b_2>"], r"X\.sid.* a and b .*<a_1><b_2>"),
     ],
 )
 def test_a_malformed_file_is_refused_with_its_line(tmp_path, lines, message):
@@ -120,25 +120,25 @@ def test_a_malformed_file_is_refused_with_its_line(tmp_path, lines, message):
 
 
 def test_a_wrong_header_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"X\.sid:1: header is 'item_id:token\\tcodes'"):
+    with pytest.raises(ValueError, match=r"X\.sid:1:.*'item_id:token\\tcodes'"):
         load(write(tmp_path / "X.sid", "a\t<a_1>", header="item_id:token\tcodes\n"))
 
 
 def test_a_missing_file_says_how_to_build_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"X.sid is missing; build it with 'run_recbole_qbert.py quantize'"):
+    with pytest.raises(FileNotFoundError, match=r"X\.sid.*run_recbole_qbert\.py quantize"):
         load(tmp_path / "X.sid")
 
 
 def test_a_code_beyond_the_table_is_refused(tmp_path):
     path = write(tmp_path / "X.sid", "a\t<a_1> <b_8>")
     assert load(path, 9).size == 9
-    with pytest.raises(ValueError, match=r"code 8, but codes end at 7; set rq_codes to 9"):
+    with pytest.raises(ValueError, match=r"code 8.* 7.*rq_codes to 9"):
         load(path, 8)
 
 
 def test_shared_ids_are_refused_by_name():
     require_unique(ids_of([[1, 2], [1, 3]]), "here")
-    with pytest.raises(ValueError, match=r"here: items i0 and i2 share the semantic ID <a_1><b_2>"):
+    with pytest.raises(ValueError, match=r"here.* i0 and i2 .*<a_1><b_2>"):
         require_unique(ids_of([[1, 2], [1, 3], [1, 2]]), "here")
 
 
@@ -150,9 +150,9 @@ def test_codes_follow_the_items_asked_for():
 
 def test_ids_of_another_data_set_are_refused():
     ids = ids_of([[1, 2], [3, 4], [5, 6]], ["x", "y", "z"])
-    with pytest.raises(ValueError, match=r"here has no semantic ID for 3 of 4 items \(first: p, q, r\).*another data set"):
+    with pytest.raises(ValueError, match=r"here.*3 of 4.*p, q, r.*another data set"):
         ids.aligned(["p", "q", "r", "x"], "here")
-    with pytest.raises(ValueError, match=r"1 of 4 items \(first: p\).*older than the data.*semantic_id_file"):
+    with pytest.raises(ValueError, match=r"1 of 4.*p\).*older.*semantic_id_file"):
         ids.aligned(["x", "y", "z", "p"], "here")
 
 

@@ -342,16 +342,16 @@ def test_no_histories_and_empty_ones():
     model = make()
     nothing = torch.zeros(0, 5, dtype=torch.long)
     assert model.states(nothing, nothing[:, 0], "causal").shape == (0, model.config.hidden_size)
-    with pytest.raises(ValueError, match="a history is empty"):
+    with pytest.raises(ValueError, match="history"):
         model.states(torch.ones(2, 5, dtype=torch.long), torch.tensor([2, 0]), "masked")
 
 
 def test_weights_of_other_codes_are_refused():
     codes = make().codes.clone().long()
     other = make(codes=codes.roll(1, 1))
-    with pytest.raises(ValueError, match="other semantic IDs"):
+    with pytest.raises(ValueError, match="semantic_id_file"):
         make(codes=codes).load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match=r"\(12, 4\) codes there, \(15, 4\) here"):
+    with pytest.raises(ValueError, match=r"\(12, 4\).*\(15, 4\)"):
         make().load_state_dict(make(codes=codes[:12]).state_dict())
 
 

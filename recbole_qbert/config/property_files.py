@@ -1,4 +1,4 @@
-"""Where the property files lie (inside the installed package, or beside it in a checkout), and the reading of such files."""
+"""Property files: their location (in the installed package, or beside it in a checkout) and the reading of YAML."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 
 import yaml
 
-_HERE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def property_file(name: str) -> Path:
-    """Path of a property file, for example ``model/QBERT4Rec.yaml``.
+    """Find a property file, for example ``model/QBERT4Rec.yaml``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
-    for root in (_HERE / "properties", _HERE.parent / "properties"):
+    for root in (_PACKAGE / "properties", _PACKAGE.parent / "properties"):
         if (root / name).exists():
             return root / name
-    raise FileNotFoundError(f"no property file {name} in {_HERE / 'properties'} or {_HERE.parent / 'properties'}")
+    raise FileNotFoundError(f"no property file {name} in {_PACKAGE / 'properties'} or {_PACKAGE.parent / 'properties'}")
 
 
 def read_yaml(path: Path, kind: str) -> Any:
-    """What a YAML file holds.
+    """Read a YAML file.
 
     Args:
         path: the file.
-        kind: what to call it in an error: ``suite``.
+        kind: kind of file, for an error: ``suite``.
 
     Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it is not YAML.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not YAML.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{kind} file {path} is missing")
@@ -43,10 +43,10 @@ def read_yaml(path: Path, kind: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """A value as RecBole reads it: ``1e-3`` is a number, which YAML 1.1 takes for text.
+    """Parse YAML as RecBole does: ``1e-3`` is a number, which YAML 1.1 reads as text.
 
     Raises:
-        yaml.YAMLError: it is not YAML.
+        yaml.YAMLError: the text is not YAML.
 
     >>> parse_yaml("[1e-3, 5e2, 1e, e3, 0.5]")
     [0.001, 500.0, '1e', 'e3', 0.5]
@@ -55,7 +55,7 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # no stubs
-    """Safe, and with exponents that have neither point nor sign."""
+    """A safe loader that also reads numbers whose exponent has neither point nor sign."""
 
 
 _EXPONENT = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$")

@@ -1,6 +1,6 @@
-"""Settings of the three stages: property files and command lines are read once, into frozen dataclasses.
+"""Settings of the three stages: frozen dataclasses that are built once from property files and command line.
 
-Nothing else in the package reads a configuration mapping. Where each default comes from is written beside the key in
+Nothing else in the package reads a configuration mapping. The source of each default is documented beside the key in
 ``properties/model/QBERT4Rec.yaml``.
 """
 
@@ -15,13 +15,13 @@ from recbole_qbert.utils.spelling import did_you_mean
 
 MODEL = "QBERT4Rec"
 
-# Properties that do not change what is computed: where things are written, what is shown, which device, who takes part.
+# Properties that do not change what is computed: output folders, logging, device, processes.
 RUNTIME_PROPERTIES = frozenset(
     "checkpoint_dir checkpoint_file show_progress state device gpu_id use_gpu worker verbose semantic_id_dir rebuild "
     "local_rank world_size nproc ip port offset single_spec log_wandb wandb_project data_path".split()
 )
 
-#: Properties that had another name before version 0.2; the old name still works.
+#: Properties that had another name before version 0.2: old name, which still works -> new name.
 RENAMED_PROPERTIES = {"item_rows": "use_item_embedding"}
 
 Config = TypeVar("Config")
@@ -39,7 +39,7 @@ def _within(key: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """Stage 3: the sequence model. Keys as in the property file; see there for meaning and source."""
+    """Stage 3: the sequence model. Fields are named as the property keys; the property file documents them."""
 
     hidden_size: int
     n_layers: int
@@ -70,7 +70,7 @@ class SequenceConfig:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}")
         if self.loss == "code" and self.repeat_penalty == "learned":
             raise ValueError(
-                "repeat_penalty is 'learned' but loss is 'code': a penalty on items has no place in a loss over codes; "
+                "repeat_penalty is 'learned' but loss is 'code': a loss over codes cannot learn a penalty on items; "
                 "set repeat_penalty to exclude or none, or loss to item"
             )
 
@@ -170,11 +170,11 @@ class TrainConfig:
         for key in ("mask_ratio", "span_ratio", "multi_region_ratio", "tail_ratio"):
             _within(key, getattr(self, key), 0, 0.99)
         if not self.mask_ratios:
-            raise ValueError(f"every mask ratio of train_stage {self.train_stage} is 0: nothing would be hidden")
+            raise ValueError(f"every mask ratio of train_stage {self.train_stage} is 0; at least one must be above 0")
 
     @property
     def mask_ratios(self) -> dict[str, float]:
-        """Mask strategies: ``pretrain_masks`` or, when fine-tuning, the plain one; a ratio of 0 leaves one out."""
+        """Mask strategies and their ratios: ``pretrain_masks``, or ``random`` when fine-tuning; without those of ratio 0."""
         names = self.pretrain_masks if self.train_stage == "pretrain" else ("random",)
         ratios = {name: getattr(self, "mask_ratio" if name == "random" else f"{name}_ratio") for name in names}
         return {name: ratio for name, ratio in ratios.items() if ratio > 0}
@@ -182,7 +182,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class IdentifierConfig:
-    """What is quantized into an item's semantic ID, and from which features."""
+    """What is quantized into an item's semantic ID, and from which features (keys as in the property file)."""
 
     semantic_ids: str
     missing_features: str
@@ -193,7 +193,7 @@ class IdentifierConfig:
         _choice("missing_features", self.missing_features, ("error", "mask"))
 
     def code_sets(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the code sets, in the order of their letters; without modalities only ``fused`` is left."""
+        """Name the code sets in the order of their levels; without modalities, only ``fused`` remains."""
         if self.semantic_ids == "none":
             return ()
         fused = ("fused",) if self.semantic_ids != "per_modality" or not modalities else ()
@@ -201,7 +201,7 @@ class IdentifierConfig:
 
 
 def with_current_names(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the properties with the names of ``RENAMED_PROPERTIES`` replaced by those of now.
+    """Replace the old names of ``RENAMED_PROPERTIES`` by the new ones.
 
     >>> with_current_names({"item_rows": False, "seed": 1})
     {'use_item_embedding': False, 'seed': 1}
@@ -215,16 +215,16 @@ def read(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -> Con
     Args:
         kind: a frozen dataclass.
         values: property keys and values.
-        prefix: what the property keys carry before the field names.
+        prefix: prefix of the property keys before the field names.
 
     Raises:
-        ValueError: a key has no value, or a value is refused by the dataclass.
+        ValueError: a key has no value, or the dataclass refuses a value.
     """
-    taken = {}
+    arguments = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         value = values.get(prefix + field.name)
         if value is not None:
-            taken[field.name] = value
+            arguments[field.name] = value
         elif field.default is dataclasses.MISSING:
             raise ValueError(f"property {prefix + field.name!r} has no value; give it one, or leave it out for its default")
-    return kind(**taken)
+    return kind(**arguments)

@@ -1,6 +1,6 @@
-"""Text and image features that need no download: small, classical, and named as what they are.
+"""Classical text and image encoders that need no download, so that the pipeline runs anywhere.
 
-They make the pipeline run anywhere. They are not LLaMA or CLIP; results made with them say so through the manifest.
+They do not replace LLaMA or CLIP; the manifest of the features names them, and results made with them show it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,19 @@ TEXT_ENCODER = "built-in TF-IDF (words 1-2, characters 3-5) + truncated SVD; not
 IMAGE_ENCODER = "built-in colour, layout and edge descriptor + PCA; not a neural network"
 TEXT_FIELDS = ("title", "brand", "categories", "description")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-THUMBNAIL = 12  # pixels a side of the layout part
+THUMBNAIL = 12  # width and height, in pixels, of the layout part
 BINS = 8  # of each colour and edge histogram
 
 
 def read_texts(path: Path, items: Sequence[str]) -> list[str]:
-    """Title, brand, categories and description of each item from a RecBole ``.item`` file, joined; '' where there is none.
+    """Read title, brand, categories and description of each item from a RecBole ``.item`` file.
+
+    Args:
+        path: the file.
+        items: ``N`` item tokens.
+
+    Returns:
+        One text an item, the fields joined by spaces; '' for an item without any.
 
     Raises:
         ValueError: the file names no item id, or an item twice.
@@ -30,11 +37,11 @@ def read_texts(path: Path, items: Sequence[str]) -> list[str]:
     table.columns = [column.split(":")[0] for column in table.columns]
     if "item_id" not in table:
         raise ValueError(f"{path}:1: no item_id column; found {', '.join(table.columns)}")
-    twice = table["item_id"][table["item_id"].duplicated()]
-    if len(twice):
-        line = int(twice.index[0]) + 2
+    repeated = table["item_id"][table["item_id"].duplicated()]
+    if len(repeated):
+        line = int(repeated.index[0]) + 2
         raise ValueError(
-            f"{path}:{line}: item {twice.iloc[0]!r} has a row already ({len(twice)} repeated); keep one an item"
+            f"{path}:{line}: item {repeated.iloc[0]!r} has a row already ({len(repeated)} repeated); keep one an item"
         )
     fields = [field for field in TEXT_FIELDS if field in table]
     text = dict(zip(table["item_id"], (" ".join(row).strip() for row in table[fields].to_numpy()), strict=True))
@@ -42,12 +49,12 @@ def read_texts(path: Path, items: Sequence[str]) -> list[str]:
 
 
 def encode_texts(texts: Sequence[str], width: int, seed: int) -> np.ndarray:
-    """TF-IDF over word and character n-grams, reduced by truncated SVD.
+    """Encode texts by TF-IDF over word and character n-grams, reduced by truncated SVD.
 
     Args:
         texts: one an item; blank ones give a row of NaN (no such modality).
-        width: most dimensions; fewer when there are fewer texts or terms.
-        seed: of the randomised SVD.
+        width: maximum number of dimensions ``D``; fewer when there are fewer texts or terms.
+        seed: seed of the randomised SVD.
 
     Returns:
         ``[N, D]`` float32.
@@ -56,22 +63,22 @@ def encode_texts(texts: Sequence[str], width: int, seed: int) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union
 
-    real = np.array([bool(text.strip()) for text in texts])
-    if not real.any():
+    has_text = np.array([bool(text.strip()) for text in texts])
+    if not has_text.any():
         return np.full((len(texts), 1), np.nan, dtype=np.float32)
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+", max_features=50_000)
     letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, max_features=50_000)
-    terms = make_union(words, letters).fit_transform([text for text, there in zip(texts, real, strict=True) if there])
+    terms = make_union(words, letters).fit_transform([text for text, has in zip(texts, has_text, strict=True) if has])
     rank = max(1, min(width, terms.shape[0] - 1, terms.shape[1] - 1))
     reduced = TruncatedSVD(rank, random_state=seed).fit_transform(terms)
     result = np.full((len(texts), rank), np.nan, dtype=np.float32)
-    result[real] = reduced
+    result[has_text] = reduced
     return result
 
 
 def find_images(folder: Path, items: Sequence[str]) -> list[list[Path]]:
-    """Image files ``<folder>/<item>/*`` of each item, in the order of their names."""
-    # Item tokens are data, not paths: only folders that exist under this name are matched, nothing is joined.
+    """Find the image files ``<folder>/<item>/*`` of each item, sorted by name."""
+    # Item tokens are data, not paths: they are compared with the names of existing folders and never joined to a path.
     folders = _folders(folder)
     for domain in {item.partition("/")[0] for item in items if "/" in item} & set(folders):  # of a union of data sets
         folders |= {f"{domain}/{name}": path for name, path in _folders(folders[domain]).items()}
@@ -92,49 +99,49 @@ def encode_images(
     per_item: int = 4,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
-    """Describe images by small pixels, colour and edge histograms, reduced by PCA.
+    """Encode images by thumbnail, colour and edge histograms, reduced by PCA.
 
     Args:
-        images: files of each item; the first ``per_item`` count.
-        width: most dimensions.
-        seed: of the PCA.
-        per_item: most images an item.
+        images: files of each item; the first ``per_item`` are read.
+        width: maximum number of dimensions ``D``.
+        seed: seed of the PCA.
+        per_item: maximum number of images an item, ``J``.
         progress: wraps the list of items, for a progress bar.
 
     Returns:
-        ``([N, J, D] float32, reasons)``: NaN where an item has no image or it cannot be read; one line for each unreadable
+        ``([N, J, D] float32, errors)``: NaN where an item has no image or it cannot be read; one line for each unreadable
         file.
     """
     from sklearn.decomposition import PCA
 
-    most = max((min(len(files), per_item) for files in images), default=0)
+    images_per_item = max((min(len(files), per_item) for files in images), default=0)
     described: dict[tuple[int, int], np.ndarray] = {}
-    broken: list[str] = []
+    errors: list[str] = []
     for row, files in enumerate(progress(images) if progress else images):
-        for place, path in enumerate(files[:per_item]):
+        for number, path in enumerate(files[:per_item]):
             try:
-                described[row, place] = describe_image(path)
+                described[row, number] = describe_image(path)
             except MemoryError:
                 raise
-            except Exception as error:  # damaged files make Pillow's readers fail in every way there is
-                broken.append(f"{path}: {error}")
+            except Exception as error:  # damaged files make Pillow's readers raise nearly any exception
+                errors.append(f"{path}: {error}")
     if not described:
-        return np.full((len(images), 1, 1), np.nan, dtype=np.float32), broken
+        return np.full((len(images), 1, 1), np.nan, dtype=np.float32), errors
     raw = np.stack(list(described.values()))
     raw = (raw - raw.mean(0)) / (raw.std(0) + 1e-6)
     rank = max(1, min(width, raw.shape[0] - 1, raw.shape[1]))
     reduced = PCA(rank, random_state=seed).fit_transform(raw) if len(raw) > 1 else raw[:, :1]
-    result = np.full((len(images), most, reduced.shape[1]), np.nan, dtype=np.float32)
-    for (row, place), vector in zip(described, reduced, strict=True):
-        result[row, place] = vector
-    return result, broken
+    result = np.full((len(images), images_per_item, reduced.shape[1]), np.nan, dtype=np.float32)
+    for (row, number), vector in zip(described, reduced, strict=True):
+        result[row, number] = vector
+    return result, errors
 
 
 def describe_image(path: Path) -> np.ndarray:
-    """Colour layout, hue / saturation / value histograms and an edge-direction histogram of one image; ``[D]`` float32.
+    """Describe one image by colour layout, hue / saturation / value and edge-direction histograms; ``[D]`` float32.
 
     Raises:
-        Exception: whatever Pillow's readers fail with, where the file cannot be read as an image.
+        Exception: the file cannot be read as an image; Pillow's readers raise nearly any type.
     """
     from PIL import Image
 

@@ -1,8 +1,8 @@
-"""Histories in files: RecBole ``.inter``, ``.tsv``, ``.csv`` or ``.parquet``, one user after the other.
+"""Histories read from files: RecBole ``.inter``, ``.tsv``, ``.csv`` or ``.parquet``.
 
-Columns, with or without RecBole's types behind a colon: ``user_id``, ``item_id`` and perhaps ``timestamp``, a row for each
-interaction; or ``history`` (a list in parquet, else item tokens with spaces between) and perhaps ``user_id``, a row for each
-history.
+A file has one row for each interaction, with the columns ``user_id``, ``item_id`` and optionally ``timestamp``; or one row
+for each history, with the columns ``history`` (a list in parquet, otherwise item tokens separated by spaces) and optionally
+``user_id``. RecBole's types behind a colon are ignored.
 """
 
 from __future__ import annotations
@@ -17,67 +17,66 @@ from typing import Any
 
 import numpy as np
 
-ENDINGS = (".inter", ".tsv", ".csv", ".parquet")
+SUFFIXES = (".inter", ".tsv", ".csv", ".parquet")
 PYARROW = "pip install 'pyarrow<22'"
-BATCH = 65_536  # rows of a parquet file held at a time
+BATCH = 65_536  # rows of a parquet file in memory at a time
 
 
 class Histories:
-    """The histories of a file; each iteration reads it from the start.
+    """Iterate over the histories of a file; each iteration reads the file from the start.
 
-    Items are in the order of their time (of the file, where times are equal or there are none). Users come in the order of
+    Items are sorted by time, and by their order in the file where times are equal or missing. Users are in the order of
     their first row.
 
-    Memory: a file with a history a row, or in which the rows of every user stand together, is streamed; finding that out
-    takes about 30 bytes a user. Where they do not stand together, all interactions are held as numbers: about 30 bytes an
-    interaction and 200 a user.
+    Memory: a file with one row a history, or in which each user's rows are consecutive, is streamed; checking this takes
+    about 30 bytes a user. Otherwise all interactions are loaded as numbers: about 30 bytes an interaction and 200 a user.
 
     Args:
         path: the file.
 
     Attributes:
-        count: how many there are.
-        grouped: whether the rows of every user stand together.
+        count: number of histories.
+        grouped: whether each user's rows are consecutive.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another ending, columns that are not known, a row that is no row, or a parquet file without pyarrow. Ids
-            and times are read, and refused, when it comes to them.
+        FileNotFoundError: the file is missing.
+        ValueError: another suffix, missing columns, a row with a wrong number of fields, or a parquet file without pyarrow.
+            Ids and times are checked while iterating.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; it should hold histories, as {', '.join(ENDINGS)}")
-        if path.suffix not in ENDINGS:
-            raise ValueError(f"{path} ends in {path.suffix!r}; histories are read from {', '.join(ENDINGS)}")
+            raise FileNotFoundError(f"{path} is missing; it should hold histories, as {', '.join(SUFFIXES)}")
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{path} ends in {path.suffix!r}; histories are read from {', '.join(SUFFIXES)}")
         self.path = path
-        names = self._names()
-        self.whole = "history" in names
-        wanted = ("user_id", "history") if self.whole else ("user_id", "item_id", "timestamp")
-        needed = wanted[1:] if self.whole else wanted[:2]
+        names = self._column_names()
+        self._is_history_file = "history" in names
+        columns = ("user_id", "history") if self._is_history_file else ("user_id", "item_id", "timestamp")
+        needed = columns[1:] if self._is_history_file else columns[:2]
         if not set(needed) <= set(names):
             raise ValueError(
                 f"{path}:1: columns are {', '.join(names)}; histories need user_id and item_id (and timestamp, if the rows "
                 "are not in the order of time), or history"
             )
-        # Place of each wanted column, None where the file does without.
-        self._places = [names.index(name) if name in names else None for name in wanted]
+        # Index of each column, None where the file does not have it.
+        self._column_numbers = [names.index(name) if name in names else None for name in columns]
         self.count, self.grouped = self._survey()
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
-        """``(user, item tokens, oldest first)``; without users the number of the history, from 1, stands for them."""
-        if self.whole:
+        """Yield ``(user, item tokens, oldest first)``; without users, the user is the number of the history, from 1."""
+        if self._is_history_file:
             for number, (where, (user, history)) in enumerate(self._rows(), 1):
                 yield str(number) if user is None else str(user), _tokens(history, where)
         elif self.grouped:
             for user, rows in groupby(self._interactions(), key=lambda row: row[0]):
                 yield user, [item for _, item, _ in sorted(rows, key=lambda row: row[2])]
         else:
-            yield from self._gathered()
+            yield from self._regrouped()
 
     def _survey(self) -> tuple[int, bool]:
-        """Number of histories, and whether they can be streamed."""
-        if self.whole:
+        """Count the histories, and tell whether they can be streamed."""
+        if self._is_history_file:
             return sum(1 for _ in self._rows()), True
         starts, last = array("q"), None
         for _, (user, _, _) in self._rows():
@@ -91,32 +90,32 @@ class Histories:
         for where, (user, item, time) in self._rows():
             if user in ("", None) or item in ("", None):
                 raise ValueError(f"{where}: {'user_id' if user in ('', None) else 'item_id'} is empty")
-            yield str(user), str(item), 0.0 if self._places[2] is None else _time(time, where)
+            yield str(user), str(item), 0.0 if self._column_numbers[2] is None else _time(time, where)
 
-    def _gathered(self) -> Iterator[tuple[str, list[str]]]:
+    def _regrouped(self) -> Iterator[tuple[str, list[str]]]:
         users: dict[str, int] = {}
         items: dict[str, int] = {}
-        owner, what, when = array("i"), array("i"), array("d")
+        user_numbers, item_numbers, times = array("i"), array("i"), array("d")
         for user, item, time in self._interactions():
-            owner.append(users.setdefault(user, len(users)))
-            what.append(items.setdefault(item, len(items)))
-            when.append(time)
-        order = np.lexsort((np.frombuffer(when), np.frombuffer(owner, dtype=np.int32)))  # stable: ties as in the file
-        ends = np.bincount(np.frombuffer(owner, dtype=np.int32)).cumsum()
-        rows, tokens, start = np.frombuffer(what, dtype=np.int32), list(items), 0
+            user_numbers.append(users.setdefault(user, len(users)))
+            item_numbers.append(items.setdefault(item, len(items)))
+            times.append(time)
+        owner = np.frombuffer(user_numbers, dtype=np.int32)
+        order = np.lexsort((np.frombuffer(times), owner))  # stable: ties in the order of the file
+        ends = np.bincount(owner).cumsum()
+        rows, tokens, start = np.frombuffer(item_numbers, dtype=np.int32), list(items), 0
         for user, end in zip(users, ends.tolist(), strict=True):
             yield user, [tokens[row] for row in rows[order[start:end]].tolist()]
             start = end
 
-    # --------------------------------------------------------------------------------------------------------- files
-    def _names(self) -> list[str]:
+    def _column_names(self) -> list[str]:
         if self.path.suffix == ".parquet":
             return [name.split(":")[0] for name in _parquet(self.path).schema_arrow.names]
         header = next(iter(self._lines()), (0, [""]))[1]
         return [name.strip().split(":")[0] for name in header]
 
     def _rows(self) -> Iterator[tuple[str, list[Any]]]:
-        """``(where, values of the wanted columns)``; ``None`` for a column that the file does without."""
+        """Yield ``(file and line, values of the columns)``; ``None`` for a column that the file does not have."""
         if self.path.suffix == ".parquet":
             yield from self._parquet_rows()
             return
@@ -127,10 +126,10 @@ class Histories:
                 continue
             if len(cells) != width:
                 raise ValueError(f"{self.path}:{number}: {len(cells)} fields where the header has {width}")
-            yield f"{self.path}:{number}", [None if place is None else cells[place] for place in self._places]
+            yield f"{self.path}:{number}", [None if column is None else cells[column] for column in self._column_numbers]
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Line number and cells of every line that is not blank."""
+        """Yield line number and fields of every line that is not blank."""
         with open(self.path, encoding="utf-8-sig", newline="" if self.path.suffix == ".csv" else None) as handle:
             try:
                 if self.path.suffix == ".csv":
@@ -141,17 +140,17 @@ class Histories:
                         if text := line.rstrip("\n"):
                             yield number, text.split("\t")
             except (csv.Error, UnicodeDecodeError) as error:
-                raise ValueError(f"{self.path} is not a text file in UTF-8 with a cell a field: {error}") from error
+                raise ValueError(f"{self.path} cannot be read as a table in UTF-8: {error}") from error
 
     def _parquet_rows(self) -> Iterator[tuple[str, list[Any]]]:
         file = _parquet(self.path)
         names = file.schema_arrow.names
-        wanted = [names[place] for place in self._places if place is not None]
+        columns = [names[column] for column in self._column_numbers if column is not None]
         number = 0
-        for batch in file.iter_batches(BATCH, columns=wanted):
-            columns = {name: batch.column(name).to_pylist() for name in wanted}
-            nothing = [None] * batch.num_rows
-            for values in zip(*(nothing if p is None else columns[names[p]] for p in self._places), strict=True):
+        for batch in file.iter_batches(BATCH, columns=columns):
+            lists = {name: batch.column(name).to_pylist() for name in columns}
+            empty = [None] * batch.num_rows
+            for values in zip(*(empty if c is None else lists[names[c]] for c in self._column_numbers), strict=True):
                 number += 1
                 yield f"{self.path}, row {number}", list(values)
 
@@ -160,18 +159,18 @@ def _parquet(path: Path) -> Any:
     try:
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ValueError(f"{path} is a parquet file, and reading it takes pyarrow ({error}): {PYARROW}") from None
+        raise ValueError(f"{path} is a parquet file, and reading it requires pyarrow ({error}): {PYARROW}") from None
     try:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no parquet file, or damaged: {error}") from error
+        raise ValueError(f"{path} is not a parquet file, or is damaged: {error}") from error
 
 
 def _tokens(history: Any, where: str) -> list[str]:
     if history is None or isinstance(history, str):
         return (history or "").split()
     if not isinstance(history, list):
-        raise ValueError(f"{where}: history is {history!r}; it must be a list of item tokens, or tokens with spaces between")
+        raise ValueError(f"{where}: history is {history!r}; it must be a list of item tokens, or tokens separated by spaces")
     return [str(item) for item in history]
 
 

@@ -1,8 +1,8 @@
 """Item features on disk and in memory: one matrix a modality, aligned by item token (never by row or internal id).
 
 Files of data set ``X``: ``X.items.txt`` (one item token a line), ``X.<modality>.npy`` (``[N, D]`` or ``[N, J, D]``
-float16/32, row r for line r; a row of NaN says that the item has no such modality) and ``X.features.json`` (what made
-them).
+float16/32, row r for line r; a row of NaN means that the item does not have the modality) and ``X.features.json`` (how they
+were made).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from recbole_qbert.data.item_vocabulary import ItemVocabulary
 from recbole_qbert.utils.io import atomic_write, sha256, write_array, write_json
 
-# What pandas, and so RecBole, silently reads as 'no value': an item of that name would vanish from the data.
+# Words that pandas, and so RecBole, silently reads as 'no value': an item of that name would vanish from the data.
 READ_AS_MISSING = frozenset(
     "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
 ) | {""}
@@ -39,30 +40,33 @@ class ItemFeatures:
     inputs: dict[str, Any]
 
     def coverage(self) -> dict[str, float]:
-        """Share of items that have each modality."""
-        return {name: float(there.any(1).mean()) for name, there in self.present.items()}
+        """Compute the share of items that have each modality."""
+        return {name: float(mask.any(1).mean()) for name, mask in self.present.items()}
 
 
 def available(folder: Path, dataset: str) -> tuple[str, ...]:
-    """Modalities that have a file in ``folder``, text and image first."""
+    """List the modalities of ``dataset`` that have a file in ``folder``, text and image first."""
     names = (path.name for path in folder.glob("*.npy") if path.name.startswith(f"{dataset}."))
-    found = {name[len(dataset) + 1 : -len(".npy")] for name in names} - {"fused", "depth"}
-    found = {name for name in found if "." not in name}  # X.Y.text.npy belongs to a data set named X.Y
-    first = {"text": 0, "image": 1}
-    return tuple(sorted(found, key=lambda name: (first.get(name, 2), name)))
+    modalities = {name[len(dataset) + 1 : -len(".npy")] for name in names} - {"fused", "depth"}
+    modalities = {name for name in modalities if "." not in name}  # X.Y.text.npy belongs to a data set named X.Y
+    order = {"text": 0, "image": 1}
+    return tuple(sorted(modalities, key=lambda name: (order.get(name, 2), name)))
 
 
 def load(
     folder: Path, dataset: str, items: Sequence[str], modalities: Sequence[str], missing: str = "error"
 ) -> ItemFeatures:
-    """Read features of the given items, in the given order.
+    """Read the features of some items.
 
     Args:
-        folder: where the feature files lie.
+        folder: folder of the feature files.
         dataset: name that the files start with.
-        items: item tokens wanted; rows of other items are not read (the files are memory-mapped).
-        modalities: which matrices.
-        missing: ``error`` when an item has no row, or ``mask`` to treat it as an item without modalities.
+        items: ``N`` item tokens; rows of other items are not read (the files are memory-mapped).
+        modalities: names of the matrices.
+        missing: ``error`` to raise for an item without a row, or ``mask`` to treat it as an item without modalities.
+
+    Returns:
+        Features in the order of ``items``.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -72,31 +76,31 @@ def load(
     if missing not in ("error", "mask"):
         raise ValueError(f"missing_features is {missing!r}; it must be error or mask")
     names = folder / f"{dataset}.items.txt"
-    row_of = read_item_list(names)
-    rows = np.array([row_of.get(item, -1) for item in items], dtype=np.int64)
-    absent = np.flatnonzero(rows < 0)
-    if len(absent) and missing == "error":
-        first = ", ".join(items[i] for i in absent[:3])
+    listed = ItemVocabulary(tuple(read_item_list(names)))
+    rows = listed.rows(items)
+    unlisted = np.flatnonzero(rows < 0)
+    if len(unlisted) and missing == "error":
+        first = ", ".join(items[i] for i in unlisted[:3])
         raise ValueError(
-            f"{len(absent)} of {len(items)} items of {dataset} have no row in {names} (first: {first}); "
+            f"{len(unlisted)} of {len(items)} items of {dataset} have no row in {names} (first: {first}); "
             "make features for them, or set missing_features to mask"
         )
     vectors, present, inputs = {}, {}, {"items": sha256(names)}
     for modality in modalities:
         path = folder / f"{dataset}.{modality}.npy"
-        matrix = _open(path, len(row_of), names)
-        picked = np.array(matrix[np.maximum(rows, 0)], dtype=np.float32)
-        picked = picked[:, None, :] if picked.ndim == 2 else picked
-        empty = np.isnan(picked).all(2) | (rows < 0)[:, None]
-        bad = np.argwhere(~np.isfinite(picked).all(2) & ~empty)
+        matrix = _open(path, len(listed), names)
+        selected = np.array(matrix[np.maximum(rows, 0)], dtype=np.float32)
+        selected = selected[:, None, :] if selected.ndim == 2 else selected
+        empty = np.isnan(selected).all(2) | (rows < 0)[:, None]
+        bad = np.argwhere(~np.isfinite(selected).all(2) & ~empty)
         if len(bad):
             row = int(rows[bad[0, 0]])
             raise ValueError(
-                f"{path}: row {row} (item {items[bad[0, 0]]}) holds NaN or infinite values, and {len(bad)} vectors do in "
-                "all; a vector is finite, or NaN throughout to say that the item has no such modality"
+                f"{path}: row {row} (item {items[bad[0, 0]]}) holds NaN or infinite values ({len(bad)} vectors in all); "
+                "a vector must be finite, or NaN throughout if the item does not have the modality"
             )
-        picked[empty] = 0.0
-        vectors[modality], present[modality], inputs[modality] = picked, ~empty, sha256(path)
+        selected[empty] = 0.0
+        vectors[modality], present[modality], inputs[modality] = selected, ~empty, sha256(path)
     manifest = folder / f"{dataset}.features.json"
     if manifest.exists():
         inputs["manifest"] = sha256(manifest)
@@ -106,10 +110,20 @@ def load(
 def save(
     folder: Path, dataset: str, items: Sequence[str], matrices: Mapping[str, np.ndarray], inputs: Mapping[str, Any]
 ) -> list[Path]:
-    """Write feature files and their manifest; returns the paths.
+    """Write feature files and their manifest.
+
+    Args:
+        folder: folder to write into.
+        dataset: name that the files start with.
+        items: ``N`` item tokens.
+        matrices: modality -> ``[N, D]`` or ``[N, J, D]``; a row of NaN for an item without it.
+        inputs: content of the manifest.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        ValueError: a matrix does not have one row an item.
+        ValueError: a matrix does not have one row for each item.
     """
     for name, matrix in matrices.items():
         if len(matrix) != len(items):
@@ -127,11 +141,11 @@ def save(
 
 
 def read_item_list(path: Path) -> dict[str, int]:
-    """Item token -> line number from 0.
+    """Read a list of item tokens, one a line, as token -> line number from 0.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a token stands twice, is empty, or is a word that pandas reads as 'missing'.
+        FileNotFoundError: the file is missing.
+        ValueError: a token occurs twice, is empty, or is a word that pandas reads as 'missing'.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; it lists the item token of each feature row, one a line")
@@ -147,7 +161,12 @@ def read_item_list(path: Path) -> dict[str, int]:
 
 
 def check_token(token: str, where: str, kind: str = "item token") -> None:
-    """Refuse user and item tokens that RecBole would lose.
+    """Check that RecBole would not lose a user or item token.
+
+    Args:
+        token: the token.
+        where: file and line, for an error.
+        kind: what the token is, for an error.
 
     Raises:
         ValueError: the token is a word that pandas reads as 'missing'.
@@ -163,17 +182,17 @@ def open_matrix(path: Path) -> np.ndarray:
     """Open a plain ``.npy``, memory-mapped; ``[N, D]`` or ``[N, J, D]``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an archive, pickled objects, a damaged file, or another shape or type.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is an archive, holds pickled objects, is damaged, or has another shape or type.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # on a damaged header numpy raises nearly anything
+    except Exception as error:  # for a damaged header numpy raises nearly any exception
         raise ValueError(f"{path} is not a plain .npy matrix ({error}); save it with numpy.save") from error
     if not isinstance(matrix, np.ndarray):
-        raise ValueError(f"{path} is not a plain .npy matrix but an archive of several; save each with numpy.save")
+        raise ValueError(f"{path} is an archive of several matrices, not a plain .npy; save each with numpy.save")
     if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
         raise ValueError(f"{path} holds {matrix.dtype}; features are float16, float32 or float64")
     if matrix.ndim not in (2, 3) or 0 in matrix.shape[1:]:

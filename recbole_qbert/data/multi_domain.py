@@ -1,7 +1,7 @@
-"""Several data sets as one: a union whose items and users carry the name of their data set (``Arts/B0002E3CHC``).
+"""Unions of data sets, for pretraining on several domains (paper 3.6).
 
-A union is a data set like any other: features, stages 1 and 2 and pretraining run on it unchanged, and one quantizer makes
-the vocabulary of all its domains.
+A union is a data set whose user and item tokens start with the name of their data set (``Arts/B0002E3CHC``). Features,
+stages 1 and 2 and pretraining run on it as on any data set, so that one quantizer makes the vocabulary of all domains.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from recbole_qbert.data import item_features as features
 from recbole_qbert.utils.cached_step import CachedStep
 from recbole_qbert.utils.io import atomic_write, sha256, write_json
 
-INTER = ("user_id:token", "item_id:token", "timestamp:float")
+INTERACTION_COLUMNS = ("user_id:token", "item_id:token", "timestamp:float")
 
 
 def write_union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> Path:
-    """Write the union of data sets as a data set of its own; kept and reused while its parts stay the same.
+    """Write the union of data sets, or reuse it while its parts have not changed.
 
-    Interactions keep their order. Item texts (``.item``) are united where every data set has them, features where every data
-    set has the same modalities in the same shape; pictures are linked.
+    Interactions keep their order. Item texts (``.item``) are united if every data set has them, features if every data set
+    has the same modalities in the same shape; pictures are linked.
 
     Args:
-        datasets: their names.
+        datasets: names of the data sets.
         data_path: folder that holds their folders.
         output: folder to write the union's folder into (RecBole's ``data_path`` of the union).
-        name: of the union.
+        name: name of the union.
 
     Returns:
         The union's folder.
@@ -52,9 +52,11 @@ def write_union(datasets: Sequence[str], data_path: Path, output: Path, name: st
     target.mkdir(parents=True, exist_ok=True)
     modalities = _common_modalities(folders)
     texts = all((folder / f"{dataset}.item").exists() for dataset, folder in folders.items())
-    ends = [".inter", *([".item"] if texts else [])]
-    ends += [".items.txt", *(f".{modality}.npy" for modality in modalities)] if modalities else []
-    hashes = {str(path): sha256(path) for d, f in folders.items() for end in ends if (path := f / f"{d}{end}").exists()}
+    suffixes = [".inter", *([".item"] if texts else [])]
+    suffixes += [".items.txt", *(f".{modality}.npy" for modality in modalities)] if modalities else []
+    hashes = {
+        str(path): sha256(path) for d, f in folders.items() for suffix in suffixes if (path := f / f"{d}{suffix}").exists()
+    }
     inputs = {"datasets": list(datasets), "inputs": hashes}
 
     def build() -> dict[str, Any]:
@@ -65,36 +67,40 @@ def write_union(datasets: Sequence[str], data_path: Path, output: Path, name: st
             _unite_features(folders, target, name, modalities)
         return {"interactions": count, "modalities": list(modalities), "texts": texts}
 
-    kept = [*ends, ".features.json"] if modalities else ends
-    for end in (".item", ".items.txt", ".features.json", *(f".{old}.npy" for old in features.available(target, name))):
-        if end not in kept:  # of an earlier union, which had more
-            (target / f"{name}{end}").unlink(missing_ok=True)
-    CachedStep(target, f"{name}.union", inputs, [target / f"{name}{end}" for end in ends]).run(build)
+    current = [*suffixes, ".features.json"] if modalities else suffixes
+    for suffix in (".item", ".items.txt", ".features.json", *(f".{old}.npy" for old in features.available(target, name))):
+        if suffix not in current:  # of an earlier union, which had more files
+            (target / f"{name}{suffix}").unlink(missing_ok=True)
+    CachedStep(target, f"{name}.union", inputs, [target / f"{name}{suffix}" for suffix in suffixes]).run(build)
     _link_images(folders, target / "images")
     return target
 
 
 def balanced_order(domains: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows of an epoch in which every domain has the same number of rows, about as many in all as there are.
+    """Draw the rows of an epoch in which every domain has the same number of rows; in all about as many as there are.
 
-    Rows of small domains come several times (each as often as any other, give or take one), of large ones not all.
+    Rows of small domains are repeated (each as often as any other, give or take one); of large domains some are left out.
+    The paper is silent.
 
     Args:
         domains: ``[U]`` int64 domain of each row.
-        generator: of the order.
+        generator: random numbers of the choice and the order.
+
+    Returns:
+        Row numbers, int64.
     """
-    kinds = domains.unique().tolist()
-    share = -(-len(domains) // len(kinds))
+    names = domains.unique().tolist()
+    share = -(-len(domains) // len(names))
     parts = []
-    for kind in kinds:
-        rows = (domains == kind).nonzero()[:, 0]
+    for domain in names:
+        rows = (domains == domain).nonzero()[:, 0]
         rounds = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-share // len(rows)))]
         parts.append(torch.cat(rounds)[:share])
     rows = torch.cat(parts)
     return rows[torch.randperm(len(rows), generator=generator)]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     with open(path, encoding="utf-8") as handle:
         for number, line in enumerate(handle, 1):
             yield number, line.rstrip("\r\n").split("\t")
@@ -103,17 +109,17 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _unite_interactions(folders: dict[str, Path], path: Path) -> int:
     count = 0
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
-        handle.write("\t".join(INTER) + "\n")
+        handle.write("\t".join(INTERACTION_COLUMNS) + "\n")
         for dataset, folder in folders.items():
             source = folder / f"{dataset}.inter"
-            for number, cells in _rows(source):
+            for number, cells in _read_rows(source):
                 if number == 1:
                     names = [cell.split(":")[0] for cell in cells]
-                    wanted = [name.split(":")[0] for name in INTER]
-                    missing = [name for name in wanted if name not in names]
+                    needed = [name.split(":")[0] for name in INTERACTION_COLUMNS]
+                    missing = [name for name in needed if name not in names]
                     if missing:
                         raise ValueError(f"{source}:1: no column {', '.join(missing)} among {', '.join(names)}")
-                    user, item, time = (names.index(name) for name in wanted)
+                    user, item, time = (names.index(name) for name in needed)
                     continue
                 if len(cells) != len(names):
                     raise ValueError(f"{source}:{number}: {len(cells)} fields where the header has {len(names)}")
@@ -123,14 +129,14 @@ def _unite_interactions(folders: dict[str, Path], path: Path) -> int:
 
 
 def _unite_items(folders: dict[str, Path], path: Path) -> None:
-    """Item rows with the columns that any data set has; a column that one lacks is empty there."""
-    headers = {dataset: next(_rows(folder / f"{dataset}.item"))[1] for dataset, folder in folders.items()}
+    """Unite item rows over the columns that any data set has; a column that a data set lacks is empty there."""
+    headers = {dataset: next(_read_rows(folder / f"{dataset}.item"))[1] for dataset, folder in folders.items()}
     columns = list(dict.fromkeys(column for header in headers.values() for column in header))
     columns.sort(key=lambda column: not column.startswith("item_id:"))
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
         handle.write("\t".join(columns) + "\n")
         for dataset, folder in folders.items():
-            for number, cells in _rows(folder / f"{dataset}.item"):
+            for number, cells in _read_rows(folder / f"{dataset}.item"):
                 if number == 1:
                     continue
                 row = dict(zip(headers[dataset], cells, strict=False))
@@ -139,11 +145,11 @@ def _unite_items(folders: dict[str, Path], path: Path) -> None:
 
 
 def _common_modalities(folders: dict[str, Path]) -> tuple[str, ...]:
-    found = {dataset: features.available(folder, dataset) for dataset, folder in folders.items()}
-    first, *others = found.values()
+    modalities = {dataset: features.available(folder, dataset) for dataset, folder in folders.items()}
+    first, *others = modalities.values()
     if all(other == first for other in others):
         return first
-    listed = "; ".join(f"{dataset}: {', '.join(names) or 'none'}" for dataset, names in found.items())
+    listed = "; ".join(f"{dataset}: {', '.join(names) or 'none'}" for dataset, names in modalities.items())
     raise ValueError(
         f"the data sets have different features ({listed}); encode all of them with the same encoders, or remove the "
         "feature files to use the built-in encoders for all"
@@ -151,7 +157,7 @@ def _common_modalities(folders: dict[str, Path]) -> tuple[str, ...]:
 
 
 def _unite_features(folders: dict[str, Path], target: Path, name: str, modalities: Sequence[str]) -> None:
-    """Feature rows one under another; streamed, so that no matrix is held as a whole."""
+    """Concatenate the feature rows in parts, so that no matrix is in memory as a whole."""
     lists = {dataset: list(features.read_item_list(f / f"{dataset}.items.txt")) for dataset, f in folders.items()}
     rows = sum(map(len, lists.values()))
     for modality in modalities:
@@ -168,8 +174,9 @@ def _unite_features(folders: dict[str, Path], target: Path, name: str, modalitie
             )
             start = 0
             for matrix in matrices.values():
-                for part in range(0, len(matrix), 65_536):
-                    united[start + part : start + min(part + 65_536, len(matrix))] = matrix[part : part + 65_536]
+                for row in range(0, len(matrix), 65_536):
+                    part = matrix[row : row + 65_536]
+                    united[start + row : start + row + len(part)] = part
                 start += len(matrix)
             united.flush()
             del united

@@ -1,4 +1,4 @@
-"""Semantic IDs: codes in memory, ``<a_2> <b_3> <c_1> <d_6>`` in a ``.sid`` file, and figures on their health."""
+"""Semantic IDs: codes in memory, ``<a_2> <b_3> <c_1> <d_6>`` in a ``.sid`` file (paper 3.4), and their statistics."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _TOKEN = re.compile(r"<([A-Za-z]+)_(\d+)>")
 
 @dataclass(frozen=True)
 class SemanticIDs:
-    """IDs of a catalog.
+    """Semantic IDs of a catalog.
 
     Attributes:
         items: ``N`` item tokens.
         codes: ``[N, K]`` int16; -1 at the levels of a modality that the item does not have.
-        prefixes: ``K`` level names: ``a``-``z`` for the first set of codes (fused, or text), ``A``-``Z`` for the second
-            (image), ``aa``, ``ba``, … for the third and so on, so that no two levels share a token.
+        prefixes: ``K`` level names: ``a``-``z`` for the first code set (fused, or text), ``A``-``Z`` for the second (image),
+            ``aa``, ``ba``, … for the third and so on, so that no two levels share a token.
         size: ``M``, codes a level.
-        vocabulary: hash of the quantizer that made them, '' if unknown; in all data sets of one vocabulary an ID means the
-            same.
+        vocabulary: hash of the quantizer that made the IDs, '' if unknown. An ID means the same in all data sets of one
+            vocabulary.
     """
 
     items: tuple[str, ...]
@@ -42,52 +42,59 @@ class SemanticIDs:
     vocabulary: str = ""
 
     def tokens(self, row: int) -> list[str]:
-        """The ID of one item as tokens; levels it does not have are left out."""
+        """List the tokens of one item's ID; levels it does not have are left out."""
         return [f"<{p}_{c}>" for p, c in zip(self.prefixes, self.codes[row], strict=True) if c >= 0]
 
     def text(self, row: int) -> str:
-        """The ID of one item as the paper prints it: ``<a_2><b_3><c_1><d_6>``."""
+        """Format one item's ID as in the paper: ``<a_2><b_3><c_1><d_6>``."""
         return "".join(self.tokens(row))
 
     def save(self, path: Path) -> None:
-        """Write the ``.sid`` atomic file, and ``.sid.json`` with what its rows do not tell; each whole or not at all."""
+        """Write the ``.sid`` atomic file, and ``.sid.json`` with level names, size and vocabulary; both atomically."""
         with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
             handle.write(HEADER + "\n")
             for row, item in enumerate(self.items):
                 handle.write(f"{item}\t{' '.join(self.tokens(row))}\n")
-        known = {"prefixes": self.prefixes, "codes_per_level": self.size, "vocabulary": self.vocabulary}
-        write_json(_beside(path), {**known, "sha256": sha256(path)})
+        details = {"prefixes": self.prefixes, "codes_per_level": self.size, "vocabulary": self.vocabulary}
+        write_json(_details_path(path), {**details, "sha256": sha256(path)})
 
     def of_domain(self, domain: str) -> SemanticIDs:
-        """The IDs of one data set of a union, under the names its items have there."""
+        """Select the IDs of one data set of a union, under the item tokens of that data set."""
         rows = [row for row, item in enumerate(self.items) if item.partition("/")[0] == domain]
         items = tuple(self.items[row].partition("/")[2] for row in rows)
         return replace(self, items=items, codes=self.codes[rows])
 
     def aligned(self, items: Sequence[str], source: str) -> np.ndarray:
-        """Codes of the given items in the given order; ``[len(items), K]`` int16.
+        """Look up the codes of items.
 
         Args:
             items: item tokens.
-            source: what to call these IDs in an error.
+            source: name of these IDs in an error.
+
+        Returns:
+            ``[len(items), K]`` int16, in the order of ``items``.
 
         Raises:
-            ValueError: items without an ID.
+            ValueError: an item has no ID.
         """
         rows = ItemVocabulary(self.items).rows(items)
-        absent = [item for item, row in zip(items, rows, strict=True) if row < 0]
-        if absent:
-            share = len(absent) / len(items)
+        missing = [item for item, row in zip(items, rows, strict=True) if row < 0]
+        if missing:
+            share = len(missing) / len(items)
             hint = "it belongs to another data set" if share > 0.5 else "it is older than the data"
             raise ValueError(
-                f"{source} has no semantic ID for {len(absent)} of {len(items)} items (first: {', '.join(absent[:3])}): "
+                f"{source} has no semantic ID for {len(missing)} of {len(items)} items (first: {', '.join(missing[:3])}): "
                 f"{hint}; remove or rebuild it, or point semantic_id_file to the right one"
             )
         return self.codes[rows]
 
 
 def prefixes_of(levels: int, code_set: int) -> tuple[str, ...]:
-    """Level names of the ``code_set``-th set of codes.
+    """Name the levels of a code set.
+
+    Args:
+        levels: number of levels.
+        code_set: number of the code set, from 0.
 
     Raises:
         ValueError: more than 26 levels.
@@ -105,7 +112,7 @@ def load(path: Path, size: int | None = None) -> SemanticIDs:
 
     Args:
         path: the file.
-        size: codes a level; taken from the largest code when ``None``.
+        size: codes a level; when ``None``, from the file beside it, or from the largest code.
 
     Raises:
         FileNotFoundError: no such file.
@@ -125,37 +132,41 @@ def load(path: Path, size: int | None = None) -> SemanticIDs:
                 raise ValueError(f"{path}:{number}: item {item!r} has an ID already")
             rows[item] = code
             levels.update(dict.fromkeys(code))
-    beside = _known_of(path)
-    order = beside.get("prefixes") or sorted(levels, key=_set_then_letter)
-    size = size or beside.get("codes_per_level")
+    details = _read_details(path)
+    order = details.get("prefixes") or sorted(levels, key=_level_order)
+    size = size or details.get("codes_per_level")
     codes = np.array([[code.get(level, -1) for level in order] for code in rows.values()], dtype=np.int16)
     largest = int(codes.max(initial=0))
     if size is not None and largest >= size:
         raise ValueError(f"{path} has code {largest}, but codes end at {size - 1}; set rq_codes to {largest + 1} or more")
     codes = codes.reshape(len(rows), len(order))
-    ids = SemanticIDs(tuple(rows), codes, tuple(order), size or largest + 1, beside.get("vocabulary", ""))
+    ids = SemanticIDs(tuple(rows), codes, tuple(order), size or largest + 1, details.get("vocabulary", ""))
     require_unique(ids, str(path))
     return ids
 
 
-def _beside(path: Path) -> Path:
+def _details_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _known_of(path: Path) -> dict[str, Any]:
-    """What ``SemanticIDs.save`` wrote beside a file; nothing where the file was replaced since."""
-    known = _beside(path)
-    if not known.exists():
+def _read_details(path: Path) -> dict[str, Any]:
+    """Read what ``SemanticIDs.save`` wrote beside a file; empty if the file was replaced since."""
+    details_path = _details_path(path)
+    if not details_path.exists():
         return {}
-    beside = read_json(known, "remove it")
-    return beside if beside.get("sha256") == sha256(path) else {}
+    details = read_json(details_path, "remove it")
+    return details if details.get("sha256") == sha256(path) else {}
 
 
 def require_unique(ids: SemanticIDs, source: str) -> None:
-    """Refuse IDs that two items share: a ranker could not tell these items apart.
+    """Check that no two items share an ID: a ranker could not tell these items apart.
+
+    Args:
+        ids: the IDs.
+        source: name of these IDs in an error.
 
     Raises:
-        ValueError: names the items and the ID.
+        ValueError: two items share an ID; names them and the ID.
     """
     seen: dict[bytes, int] = {}
     for row, code in enumerate(ids.codes):
@@ -170,19 +181,19 @@ def require_unique(ids: SemanticIDs, source: str) -> None:
 
 
 def health(before: np.ndarray, after: np.ndarray, size: int, prefixes: Sequence[str]) -> dict[str, Any]:
-    """Figures of one code set.
+    """Compute the statistics of one code set.
 
     Args:
         before: ``[N, K]`` codes before reallocation; -1 is no code.
-        after: ``[N, K]`` codes after it.
+        after: ``[N, K]`` codes after reallocation.
         size: ``M``.
-        prefixes: level names.
+        prefixes: ``K`` level names.
 
     Returns:
-        items, distinct IDs before and after, collision rate (share of items whose ID is not theirs alone) before and
-        after, moved items, and per level the share of codes in use and the perplexity of the final IDs.
+        Number of items, distinct IDs before and after, collision rate (share of items that share their ID) before and after,
+        moved items, and for each level the share of codes in use and the perplexity of the final codes.
     """
-    used = [column[column >= 0] for column in after.T]
+    level_codes = [column[column >= 0] for column in after.T]
     return {
         "levels": list(prefixes),
         "codes_per_level": size,
@@ -192,14 +203,14 @@ def health(before: np.ndarray, after: np.ndarray, size: int, prefixes: Sequence[
         "collision_rate_before": _collision_rate(before),
         "collision_rate": _collision_rate(after),
         "moved": int((before != after).any(1).sum()),
-        "usage_per_level": [len(np.unique(codes)) / size for codes in used],
-        "perplexity_per_level": [_perplexity(codes) for codes in used],
+        "usage_per_level": [len(np.unique(codes)) / size for codes in level_codes],
+        "perplexity_per_level": [_perplexity(codes) for codes in level_codes],
     }
 
 
 def _collision_rate(codes: np.ndarray) -> float:
-    _, owner, count = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    return float((count[owner.ravel()] > 1).mean()) if len(codes) else 0.0
+    _, number, count = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    return float((count[number.ravel()] > 1).mean()) if len(codes) else 0.0
 
 
 def _perplexity(codes: np.ndarray) -> float:
@@ -223,7 +234,7 @@ def _parse(line: str, where: str) -> tuple[str, dict[str, int]]:
     return item, code
 
 
-def _set_then_letter(level: str) -> tuple[int, str, str]:
+def _level_order(level: str) -> tuple[int, str, str]:
     if len(level) > 1:
         return 2, level[1:], level[0]
     return int(level.isupper()), "", level

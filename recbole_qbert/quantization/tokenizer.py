@@ -1,4 +1,4 @@
-"""Stages 1 and 2 with frozen weights: semantic IDs of a vocabulary that exists, for items that came later."""
+"""Semantic IDs for new items by the frozen weights of stages 1 and 2."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from recbole_qbert.utils.io import atomic_write
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    from safetensors.torch import save  # here: importing the package brings no more than RecBole does
+    """Write a safetensors file atomically."""
+    from safetensors.torch import save  # imported here, so that importing this package imports no more than RecBole does
 
     with atomic_write(path) as temporary:
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def injection_weights(network: DynamicInjection) -> dict[str, Tensor]:
-    """What is kept of stage 1: all but the items' own query vectors, which no new item has."""
+    """Return the weights of stage 1 to save: all but the query vectors of single items, which no new item has."""
     weights = {name: value for name, value in network.state_dict().items() if name != "query.weight"}
     return weights | {"no_id": network.query.weight.detach()[network.no_id]}
 
 
 def one_vector(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Mean of an item's vectors of one modality; ``[N, J, D]`` and ``[N, J]`` to ``[N, D]``, zeros where there are none."""
+    """Average the vectors of each item: ``[N, J, D]`` and ``[N, J]`` bool to ``[N, D]`` float32; zeros where it has none."""
     return (vectors.sum(1) / np.maximum(present.sum(1, keepdims=True), 1)).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A trained vocabulary.
+    """A trained vocabulary of semantic IDs.
 
     Attributes:
-        ids: semantic IDs of the items it was made for.
-        injection: stage 1, ``None`` where no code set needs it.
+        ids: semantic IDs of the items that it was trained on.
+        injection: stage 1; ``None`` where no code set needs it.
         quantizers: code set -> ``(network, mean [D], scale [])`` of stage 2, in the order of the levels.
     """
 
@@ -59,24 +59,24 @@ class Tokenizer:
         """Read what stages 1 and 2 wrote into a folder.
 
         Raises:
-            FileNotFoundError: there is no vocabulary, or a part of it is missing.
+            FileNotFoundError: the folder holds no vocabulary, or only a part of one.
             ValueError: the folder holds several.
         """
         from safetensors.torch import load_file
 
-        found = sorted(folder.glob("*.quantizer.safetensors"))
-        if not found:
+        paths = sorted(folder.glob("*.quantizer.safetensors"))
+        if not paths:
             raise FileNotFoundError(
                 f"{folder} holds no *.quantizer.safetensors; make one with 'run_recbole_qbert.py quantize'"
             )
-        if len(found) > 1:
-            raise ValueError(f"{folder} holds several vocabularies: {', '.join(path.name for path in found)}")
-        name = found[0].name.removesuffix(".quantizer.safetensors")
-        made = _stage_inputs(folder / f"{name}.sid.manifest.json")
-        weights = load_file(found[0])
-        config = QuantizerConfig(**made["settings"])
+        if len(paths) > 1:
+            raise ValueError(f"{folder} holds several vocabularies: {', '.join(path.name for path in paths)}")
+        name = paths[0].name.removesuffix(".quantizer.safetensors")
+        inputs = _stage_inputs(folder / f"{name}.sid.manifest.json")
+        weights = load_file(paths[0])
+        config = QuantizerConfig(**inputs["settings"])
         quantizers = {}
-        for code_set in made["code_sets"]:
+        for code_set in inputs["code_sets"]:
             state = {k.removeprefix(f"{code_set}."): v for k, v in weights.items() if k.startswith(f"{code_set}.")}
             mean, scale = state.pop("mean"), state.pop("scale")
             network = RQVAE(len(mean), config)
@@ -85,63 +85,63 @@ class Tokenizer:
         injection = None
         if "fused" in quantizers:
             settings = InjectionConfig(**_stage_inputs(folder / f"{name}.injection.manifest.json")["settings"])
-            injection = _injection(load_file(folder / f"{name}.injection.safetensors"), settings)
+            injection = _load_injection(load_file(folder / f"{name}.injection.safetensors"), settings)
         return cls(semantic_ids.load(folder / f"{name}.sid"), injection, quantizers)
 
     def extended(self, more: SemanticIDs, source: str, domain: str = "") -> Tokenizer:
-        """The same vocabulary with the IDs that ``add`` gave before; they then count as existing ones.
+        """Return a copy of the vocabulary that also has the IDs which ``add`` returned earlier.
 
         Args:
-            more: what ``add`` gave.
-            source: what to call it in an error.
-            domain: data set of a union whose items it has, under the names they have there; empty for all.
+            more: the IDs that ``add`` returned.
+            source: name of ``more`` in an error.
+            domain: data set of a union whose items ``more`` holds, under the item tokens of that data set; '' for all.
 
         Raises:
-            ValueError: it does not extend this vocabulary.
+            ValueError: ``more`` does not extend this vocabulary.
         """
         own = self.ids.of_domain(domain) if domain else self.ids
-        same = more.vocabulary == own.vocabulary and more.prefixes == own.prefixes
-        if not same or not np.array_equal(more.aligned(own.items, source), own.codes):
+        compatible = more.vocabulary == own.vocabulary and more.prefixes == own.prefixes
+        if not compatible or not np.array_equal(more.aligned(own.items, source), own.codes):
             raise ValueError(f"{source} is of another vocabulary; name a file that 'add' wrote with this one")
-        known = set(own.items)
-        rows = [row for row, item in enumerate(more.items) if item not in known]
+        own_items = set(own.items)
+        rows = [row for row, item in enumerate(more.items) if item not in own_items]
         items = tuple(f"{domain}/{more.items[row]}" if domain else more.items[row] for row in rows)
         ids = replace(self.ids, items=self.ids.items + items, codes=np.concatenate([self.ids.codes, more.codes[rows]]))
         return replace(self, ids=ids)
 
     @torch.no_grad()
     def add(self, new: ItemFeatures) -> SemanticIDs:
-        """IDs of new items, different from each other and from all that exist; what exists stays as it is.
+        """Assign IDs to new items, different from each other and from all existing IDs, which do not change.
 
-        Items are fused with the shared 'no ID' query, quantized with the weights as they are, and only the new ones are
-        moved where IDs collide (paper silent; design: IDs are frozen data).
+        New items are fused with the shared 'no ID' query and quantized with the frozen weights. Where IDs collide, only new
+        items move. The paper is silent; chosen because IDs that models were trained with must stay.
 
         Args:
-            new: features of the new items, of the encoders that the vocabulary was made with.
+            new: features of ``N_new`` items, from the encoders of the vocabulary's features.
 
         Returns:
-            The existing IDs, then the new ones.
+            The existing IDs, followed by the new ones.
 
         Raises:
-            ValueError: an item has an ID already, or features of another kind.
+            ValueError: an item has an ID already, or features are missing or of another width.
         """
-        known = set(self.ids.items)
-        again = [item for item in new.items if item in known]
-        if again:
-            raise ValueError(f"{len(again)} items have a semantic ID already (first: {again[0]}); leave them out")
-        self._check(new)
+        existing = set(self.ids.items)
+        repeated = [item for item in new.items if item in existing]
+        if repeated:
+            raise ValueError(f"{len(repeated)} items have a semantic ID already (first: {repeated[0]}); leave them out")
+        self._check_features(new)
         levels = len(self.ids.prefixes) // len(self.quantizers)
         blocks = []
         for number, (code_set, (network, mean, scale)) in enumerate(self.quantizers.items()):
-            vectors, real = self._vectors(code_set, new, mean)
+            vectors, has_vector = self._vectors(code_set, new, mean)
             taken = self.ids.codes[:, number * levels : (number + 1) * levels]
             codes, latents = network.encode((torch.from_numpy(vectors) - mean) / scale)
             block = np.full((len(new.items), levels), -1, dtype=np.int16)
-            block[real] = collision_resolution.reallocate(
-                codes.numpy()[real],
-                latents.numpy()[real],
+            block[has_vector] = collision_resolution.reallocate(
+                codes.numpy()[has_vector],
+                latents.numpy()[has_vector],
                 network.codebooks.numpy(),
-                [item for item, there in zip(new.items, real, strict=True) if there],
+                [item for item, has in zip(new.items, has_vector, strict=True) if has],
                 taken[(taken >= 0).all(1)],
             )
             blocks.append(block)
@@ -155,35 +155,35 @@ class Tokenizer:
         semantic_ids.require_unique(both, "the extended vocabulary")
         return both
 
-    def _check(self, new: ItemFeatures) -> None:
-        wanted = {name: len(mean) for name, (_, mean, _) in self.quantizers.items() if name != "fused"}
+    def _check_features(self, new: ItemFeatures) -> None:
+        widths = {name: len(mean) for name, (_, mean, _) in self.quantizers.items() if name != "fused"}
         if self.injection is not None:
-            wanted |= {name: int(layer.in_features) for name, layer in self.injection.project.items()}  # type: ignore[arg-type]
-        for name, width in wanted.items():
+            widths |= {name: int(layer.in_features) for name, layer in self.injection.project.items()}  # type: ignore[arg-type]
+        for name, width in widths.items():
             if name not in new.vectors or new.vectors[name].shape[2] != width:
-                found = new.vectors[name].shape[2] if name in new.vectors else "no such features"
+                actual = new.vectors[name].shape[2] if name in new.vectors else "no such features"
                 raise ValueError(
-                    f"the vocabulary was made from {name} features {width} wide; the new items have {found}. Encode them "
+                    f"the vocabulary was made from {name} features {width} wide; the new items have {actual}. Encode them "
                     "with the encoder of the other items"
                 )
 
     def _vectors(self, code_set: str, new: ItemFeatures, mean: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """``([N, D], [N] bool)``: what to quantize, and which items have it."""
+        """Vectors to quantize, ``[N, D]``, and which items have one, ``[N]`` bool."""
         if code_set == "fused" and self.injection is not None:
             rows = torch.full((len(new.items),), self.injection.no_id)
             vectors = {name: torch.from_numpy(new.vectors[name]) for name in self.injection.project}
             present = {name: torch.from_numpy(new.present[name]) for name in self.injection.project}
             return self.injection(rows, vectors, present).vector.numpy(), np.ones(len(new.items), dtype=bool)
-        real = new.present[code_set].any(1)
+        has_vector = new.present[code_set].any(1)
         vector = one_vector(new.vectors[code_set], new.present[code_set])
-        if code_set == next(iter(self.quantizers)):  # an item without any modality stands where the average item stands
-            nothing = ~np.any([new.present[modality].any(1) for modality in self.quantizers], axis=0)
-            vector[nothing] = mean.numpy()
-            real = real | nothing
-        return vector, real
+        if code_set == next(iter(self.quantizers)):  # an item without any modality gets the mean vector
+            featureless = ~np.any([new.present[modality].any(1) for modality in self.quantizers], axis=0)
+            vector[featureless] = mean.numpy()
+            has_vector = has_vector | featureless
+        return vector, has_vector
 
 
-def _injection(weights: dict[str, Tensor], config: InjectionConfig) -> DynamicInjection:
+def _load_injection(weights: dict[str, Tensor], config: InjectionConfig) -> DynamicInjection:
     widths = {
         name.split(".")[1]: value.shape[1]
         for name, value in weights.items()
@@ -195,7 +195,7 @@ def _injection(weights: dict[str, Tensor], config: InjectionConfig) -> DynamicIn
 
 
 def _stage_inputs(manifest: Path) -> dict[str, Any]:
-    """Read what a stage of the vocabulary was run on."""
+    """Read the inputs of a stage of the vocabulary from its manifest."""
     way_out = "it says how the vocabulary was made. Run quantize again"
     if not manifest.exists():
         raise FileNotFoundError(f"{manifest} is missing; {way_out}")

@@ -1,8 +1,8 @@
-"""A trained network as an index over its catalog: best items and ranks for histories, never a ``[B, N]`` of scores.
+"""Top-k items and ranks of a trained network for histories, without a ``[B, N]`` matrix of scores.
 
-The same order as ``SemanticSequenceModel.scores``: what a view's softmax subtracts is one number a user, so the mean of the
-views' log-probabilities ranks as the mean of their logits. The numbers themselves (``top_k`` with ``normalised``) need one
-more pass over the catalog a view. Rounding apart: sums are taken in another order.
+The order is that of ``SemanticSequenceModel.scores``: a view's softmax subtracts one number a user, so the mean of the
+views' log-probabilities ranks as the mean of their logits. Log-probabilities (``top_k`` with ``normalised``) need one more
+pass over the catalog for each view. Sums are taken in another order, so scores may be rounded otherwise.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ Adjust = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What the index is asked with for a batch of histories.
+class _Request:
+    """Arguments of the index for a batch of histories.
 
     Attributes:
         views: queries of each view, ``[B, K, M]`` or ``[B, D]``.
-        adjust: items ``[B, H]`` (-1: none) and what is added to their scores, in every view.
-        lifts: the same, of the prior; ``None`` without one.
-        exclude: ``[B, X]`` items that are no answer.
+        adjust: items ``[B, H]``, padded with -1, and the amounts added to their scores, in every view.
+        prior_logits: the same, from the prior; ``None`` without one.
+        exclude: ``[B, X]`` items that are not recommended, padded with -1.
     """
 
     views: list[Tensor]
     adjust: Adjust | None
-    lifts: Adjust | None
+    prior_logits: Adjust | None
     exclude: Tensor | None
 
 
 class CatalogRanker:
-    """Ranks the catalog of a network; made for its weights as they are now.
+    """Rank the catalog of a network, with its weights at construction.
 
     Args:
-        network: trained; ``eval()`` is the caller's business.
-        prior: added to the scores, if there is one.
-        dense: rank by item vectors, ``[N, D]`` float32, where codes alone would do. A matrix product over many users is
-            quicker than look-ups over many levels; for one user, and for memory, it is the other way round
-            (benchmarks/ranking.py). A network with a row of parameters an item has no choice.
+        network: a trained network; the caller calls ``eval()``.
+        prior: added to the scores, if not None.
+        dense: rank by item vectors, ``[N, D]`` float32, even if codes are sufficient. For many users, a matrix product is
+            faster than look-ups over many levels; for one user, look-ups are faster, and they take less memory
+            (benchmarks/ranking.py). A network with item embeddings is always ranked by vectors.
     """
 
     def __init__(
         self, network: SemanticSequenceModel, prior: CooccurrencePrior | None = None, *, dense: bool = True
     ) -> None:
         self.network, self.prior = network, prior
-        self.codewise = network.config.loss == "code"
+        self.by_code = network.config.loss == "code"
         self.table: Tensor | None = None
-        if self.codewise or (not dense and network.item_embedding is None):
+        if self.by_code or (not dense and network.item_embedding is None):
             self.index: ItemIndex | DenseIndex = ItemIndex(network.codes, network.codebook.shape[1], valid=network.valid)
         else:
             with torch.inference_mode():
@@ -71,59 +71,64 @@ class CatalogRanker:
         normalised: bool = True,
         threads: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """The ``k`` best items after each history, best first; of equal scores the lower row first.
+        """Find the ``k`` best items after each history, best first; of equal scores the lower row first.
 
         Args:
             sequences: ``[B, L]`` int64 histories, left-aligned, ``L`` at most ``max_length``.
             lengths: ``[B]`` int64, at least 1.
-            k: how many.
-            exclude: ``[B, X]`` int64 items that are no answer, besides what the network itself excludes; -1: none.
-            normalised: give log-probabilities, as ``SemanticSequenceModel.scores`` and the prior; otherwise the same less a
-                number that is the user's own.
-            threads: of the compiled methods of ``ItemIndex``.
+            k: number of items.
+            exclude: ``[B, X]`` int64 items to exclude besides those that the network excludes; padded with -1.
+            normalised: return log-probabilities, as ``SemanticSequenceModel.scores`` and the prior do; otherwise scores that
+                differ from them by one number for each user.
+            threads: number of threads of the compiled methods of ``ItemIndex``.
 
         Returns:
-            ``(scores [B, k] float32, items [B, k] int64)``; -inf and -1 where fewer than ``k`` items can be answers.
+            ``(scores [B, k] float32, items [B, k] int64)``; -inf and -1 where fewer than ``k`` items remain.
         """
         scores = torch.empty(len(sequences), k, device=sequences.device)
         items = torch.empty(len(sequences), k, dtype=torch.int64, device=sequences.device)
         for rows, allowed in self._domains(sequences):
-            asked = self._asked(sequences[rows], lengths[rows], None if exclude is None else exclude[rows])
-            query, adjust = torch.stack(asked.views).mean(0), _joined(asked.adjust, asked.lifts)
-            best, found = self.index.top_k(query, k, exclude=asked.exclude, adjust=adjust, allowed=allowed, threads=threads)
+            request = self._request(sequences[rows], lengths[rows], None if exclude is None else exclude[rows])
+            query, adjust = torch.stack(request.views).mean(0), _joined(request.adjust, request.prior_logits)
+            best, best_items = self.index.top_k(
+                query, k, exclude=request.exclude, adjust=adjust, allowed=allowed, threads=threads
+            )
             if normalised:
-                best = best - self._constant(asked, allowed)[:, None]
-            scores[rows], items[rows] = best, found
+                best = best - self._offset(request, allowed)[:, None]
+            scores[rows], items[rows] = best, best_items
         return scores, items
 
     @torch.inference_mode()
     def rank(
         self, sequences: Tensor, lengths: Tensor, target: Tensor, *, exclude: Tensor | None = None, threads: int = 1
     ) -> Tensor:
-        """Rank of each target among all items, counted from 1, ties against the model; ``[B]`` int64.
+        """Rank each target among all items, counting from 1, ties against the model.
 
         Args:
             sequences, lengths, exclude, threads: as for :meth:`top_k`.
-            target: ``[B]`` int64 items; one that can be no answer gets ``N``, the number of rows.
+            target: ``[B]`` int64 items.
+
+        Returns:
+            ``[B]`` int64; ``N``, the number of rows, for a target that cannot be recommended.
         """
         ranks = torch.empty(len(sequences), dtype=torch.int64, device=sequences.device)
         for rows, allowed in self._domains(sequences):
-            asked = self._asked(sequences[rows], lengths[rows], None if exclude is None else exclude[rows])
-            query, adjust = torch.stack(asked.views).mean(0), _joined(asked.adjust, asked.lifts)
+            request = self._request(sequences[rows], lengths[rows], None if exclude is None else exclude[rows])
+            query, adjust = torch.stack(request.views).mean(0), _joined(request.adjust, request.prior_logits)
             ranks[rows] = self.index.rank(
-                query, target[rows], exclude=asked.exclude, adjust=adjust, allowed=allowed, threads=threads
+                query, target[rows], exclude=request.exclude, adjust=adjust, allowed=allowed, threads=threads
             )
         return ranks
 
     def _domains(self, sequences: Tensor) -> list[tuple[Tensor | slice, Tensor | None]]:
-        """Rows of the batch that share their allowed items, and these."""
+        """Group the rows of the batch by their allowed items: ``(rows, allowed items)``."""
         domains = self.network.domains
         if domains is None:
             return [(slice(None), None)]
-        of_row = domains[sequences[:, 0]]
-        return [((of_row == domain).nonzero()[:, 0], domains == domain) for domain in of_row.unique()]
+        row_domain = domains[sequences[:, 0]]
+        return [((row_domain == domain).nonzero()[:, 0], domains == domain) for domain in row_domain.unique()]
 
-    def _asked(self, sequences: Tensor, lengths: Tensor, exclude: Tensor | None) -> _Asked:
+    def _request(self, sequences: Tensor, lengths: Tensor, exclude: Tensor | None) -> _Request:
         network = self.network
         views = []
         for view in network.config.views:
@@ -132,25 +137,25 @@ class CatalogRanker:
                 views.append(state)
                 continue
             tables = torch.einsum("bd,kmd->bkm", state, network.codebook)
-            views.append(network.code_log_ratios(tables) if self.codewise else tables)
+            views.append(network.code_log_ratios(tables) if self.by_code else tables)
         real = torch.arange(sequences.shape[1], device=sequences.device) < lengths[:, None]
         history = torch.where(real, sequences, -1)
         if network.config.repeat_penalty == "exclude":
             exclude = history if exclude is None else torch.cat([history, exclude], 1)
         adjust = (history, (-network.penalty).expand(history.shape)) if network.repeat_penalty is not None else None
-        return _Asked(views, adjust, None if self.prior is None else self.prior.sparse_logits(sequences, lengths), exclude)
+        return _Request(views, adjust, None if self.prior is None else self.prior.sparse_logits(sequences, lengths), exclude)
 
-    def _constant(self, asked: _Asked, allowed: Tensor | None) -> Tensor:
-        """What scores are above log-probabilities, ``[B]``."""
-        floor = 0.0 if self.prior is None else self.prior.base_logit
-        if self.codewise:
-            return asked.views[0].new_full((len(asked.views[0]),), -float(floor))
-        parts = [self.index.log_sum_exp(query, adjust=asked.adjust, allowed=allowed) for query in asked.views]
-        return torch.stack(parts).mean(0) - floor
+    def _offset(self, request: _Request, allowed: Tensor | None) -> Tensor:
+        """Difference between scores and log-probabilities, ``[B]``."""
+        base_logit = 0.0 if self.prior is None else self.prior.base_logit
+        if self.by_code:
+            return request.views[0].new_full((len(request.views[0]),), -float(base_logit))
+        parts = [self.index.log_sum_exp(query, adjust=request.adjust, allowed=allowed) for query in request.views]
+        return torch.stack(parts).mean(0) - base_logit
 
 
 def _joined(first: Adjust | None, second: Adjust | None) -> Adjust | None:
-    """Both lists of items and amounts."""
+    """Concatenate two lists of items and amounts."""
     if first is None or second is None:
         return first or second
     return torch.cat([first[0], second[0]], 1), torch.cat([first[1], second[1]], 1)

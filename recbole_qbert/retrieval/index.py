@@ -1,25 +1,26 @@
 """Exact best items and ranks over catalogs of any size, from the codes of the items or from a dense matrix.
 
-``ItemIndex`` is laid out once for a catalog and then asked with a batch of users' tables of code scores; ``DenseIndex``
-is the same for vectors. No ``[B, N]`` is ever held. From codes, the answer is that of ``ranking.code_scores`` followed by
-``ranking.top_k`` or ``rank_of``, to the bit, whatever the method, the batch and the number of threads.
+``ItemIndex`` is built once for a catalog and searched with a batch of users' tables of code scores; ``DenseIndex`` is the
+same for vectors. A ``[B, N]`` matrix never exists. From codes, the result equals ``scoring.code_scores`` followed by
+``scoring.top_k`` or ``rank_of`` to the bit, whatever the method, the batch and the number of threads.
 
-A score is the sum over levels (in the order of ``ranking.add_up``, float32), plus the bias of the item, plus what the call
-says of single items. The higher score comes first, among equal scores the lower item row. -inf means 'never an answer'.
+A score is the sum over levels (in the order of ``scoring.sum_levels``, float32), plus the bias of the item, plus the
+adjustments of the call. The higher score comes first, among equal scores the lower item row. An item at -inf is never
+recommended.
 
 Tables of a trained network with ``use_item_embedding: false``: the logits of a view are ``state . codebook``, less the
-penalty of the history's items. What a softmax subtracts from them is one number a user, the same for all items, so the mean
-over the views' log-probabilities ranks as the mean of their logits: one table ``einsum("bd,kmd->bkm", state, codebook)`` of
-the mean state, and ``adjust=(history, -penalty)``, the penalty being the same in every view. (With ``loss: code`` the
-tables are the mean of what ``SemanticSequenceModel.scores`` adds up.) A prior that is constant but for few items a user
-goes the same way.
+penalty of the history's items. A softmax subtracts the same number from all logits of a user, so the mean of the views'
+log-probabilities ranks as the mean of their logits: one table ``einsum("bd,kmd->bkm", state, codebook)`` of the mean state,
+and ``adjust=(history, -penalty)``, since the penalty is the same in every view. (With ``loss: code``, the tables are the
+mean of those that ``SemanticSequenceModel.scores`` adds up.) A prior that is constant except for a few items a user is added
+by ``adjust``, too.
 
-Methods: ``chunked`` gathers and adds with torch, a chunk of items at a time, on a CPU or a GPU. ``merged`` (compiled, CPU)
-covers two levels with one look-up in a table merged for the user. ``pruned`` skips, besides, blocks of items that share two
-leading codes and whose best imaginable score is below the k-th best, in the manner of RecJPQPrune and PQTopK (arXiv
-2505.00560, 2408.09992, 2312.06165). The fewer levels and the more the first two of them matter, the more it skips; of eight
-levels that matter alike, nothing, and looking costs some percent. ``auto`` is ``chunked`` on a GPU, otherwise ``merged``,
-for large catalogs ``pruned``.
+Methods: ``chunked`` gathers and adds with torch, one chunk of items at a time, on a CPU or a GPU. ``merged`` (compiled, CPU)
+reads two levels with one look-up in a table that is merged for the user. ``pruned`` also skips blocks of items that share
+their two leading codes if an upper bound of their scores is below the k-th best, similar to RecJPQPrune and PQTopK (arXiv
+2505.00560, 2408.09992, 2312.06165). It skips more the fewer levels there are and the more the first two contribute; with
+eight levels that contribute alike it skips nothing, and the bounds cost some percent. ``auto`` is ``chunked`` on a GPU,
+otherwise ``merged``, and ``pruned`` for large catalogs.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_qbert.retrieval.base import Index, largest
+from recbole_qbert.retrieval.base import Index, max_magnitude
 from recbole_qbert.retrieval.numba_backend import MergedItems, unmergeable, width_of
-from recbole_qbert.retrieval.torch_backend import LONGEST, ChunkedItems, Scorer
+from recbole_qbert.retrieval.torch_backend import MAX_CHUNK, ChunkedItems, Scorer
 from recbole_qbert.sequence.scoring import check_codes, pad_missing_level, sum_levels
 
-PRUNED_FROM = 1 << 18  # items; for fewer, looking at the blocks costs more than it saves (benchmarks/ranking.py)
+MIN_PRUNED_ITEMS = 1 << 18  # for fewer items, pruning costs more than it saves (benchmarks/ranking.py)
 METHODS = ("auto", "chunked", "merged", "pruned")
 
 
@@ -40,14 +41,14 @@ class ItemIndex(Index):
     """Items described by codes; ``queries`` are tables of code scores, ``[B, K, M]``, finite or -inf.
 
     Args:
-        codes: ``[N, K]`` integers in ``[-1, M)``; -1 where an item lacks a level: nothing is added there.
+        codes: ``[N, K]`` integers in ``[-1, M)``; -1 where an item lacks a level, which adds nothing.
         size: ``M``.
         bias: ``[N]`` float added to the items' scores.
-        valid: ``[N]`` bool, items that can ever be answers (a padding row can not); all by default.
-        method: see the module.
+        valid: ``[N]`` bool, items that can be recommended (padding cannot); all by default.
+        method: ``auto``, ``chunked``, ``merged`` or ``pruned``; see the module.
 
     Raises:
-        ValueError: shapes do not fit, a code is out of range, or the method cannot be had (codes on a GPU, more codes a
+        ValueError: shapes do not fit, a code is out of range, or the method is not possible (codes on a GPU, more codes a
             level than can be merged).
     """
 
@@ -71,40 +72,40 @@ class ItemIndex(Index):
         if reason and method != "auto":
             raise ValueError(f"method {method}: {reason}; or choose the method chunked")
         if method == "auto":
-            method = "chunked" if reason else "merged" if len(codes) < PRUNED_FROM else "pruned"
+            method = "chunked" if reason else "merged" if len(codes) < MIN_PRUNED_ITEMS else "pruned"
         self.method = method
         if self.method == "chunked":
             self._codes = _by_level(codes, size)
             self.chunked = ChunkedItems(self._codes, self._scorer, self.items, self.bias, self.valid)
             self.backend = self.chunked
         else:
-            self._given = codes  # the caller's, for the rare pass over all scores
-            self.chunked = ChunkedItems(codes, self._given_scorer, self.items, self.bias, self.valid)
+            self._caller_codes = codes  # not copied: only log_sum_exp reads them
+            self.chunked = ChunkedItems(codes, self._caller_scorer, self.items, self.bias, self.valid)
             self.backend = MergedItems(codes, size, self.bias, self.valid, self.method == "pruned")
 
     def _queries(self, queries: Tensor) -> tuple[Tensor, float]:
         if queries.dim() != 3 or queries.shape[1:] != (self.levels, self.size):
             raise ValueError(f"tables have shape {tuple(queries.shape)}; they must be [B, {self.levels}, {self.size}]")
         queries = queries.detach().to(self.device, torch.float32)
-        return queries, largest(queries.transpose(0, 1), "tables")
+        return queries, max_magnitude(queries.transpose(0, 1), "tables")
 
     def _scorer(self, tables: Tensor) -> Scorer:
-        silent = pad_missing_level(tables)
-        return lambda start, stop: sum_levels(silent, self._codes[:, start:stop].int())
+        padded = pad_missing_level(tables)
+        return lambda start, stop: sum_levels(padded, self._codes[:, start:stop].int())
 
-    def _given_scorer(self, tables: Tensor) -> Scorer:
-        silent = pad_missing_level(tables)
-        return lambda start, stop: sum_levels(silent, _by_level(self._given[start:stop], self.size).int())
+    def _caller_scorer(self, tables: Tensor) -> Scorer:
+        padded = pad_missing_level(tables)
+        return lambda start, stop: sum_levels(padded, _by_level(self._caller_codes[start:stop], self.size).int())
 
 
 class DenseIndex(Index):
     """Items described by vectors, for networks with ``use_item_embedding: true``; ``queries`` are states, ``[B, D]``.
 
-    A product is rounded as its library likes: scores, and the order of items that differ in the last bits, may change with
-    the number of users in a call.
+    The rounding of a matrix product depends on the library: scores, and the order of items whose scores differ in the last
+    bits, may change with the number of users in a call.
 
     Args:
-        vectors: ``[N, D]`` float; kept as they are, where they are.
+        vectors: ``[N, D]`` float; neither copied nor moved.
         bias, valid: as for :class:`ItemIndex`.
 
     Raises:
@@ -116,7 +117,7 @@ class DenseIndex(Index):
             raise ValueError(f"vectors are {vectors.dtype} {tuple(vectors.shape)}; they must be float [N, D]")
         super().__init__(len(vectors), vectors.device, bias, valid)
         self.vectors = vectors.detach()
-        self._longest = max([0.0, *(_longest(part, "vectors") for part in self.vectors.split(LONGEST))])
+        self._max_norm = max([0.0, *(_max_norm(part, "vectors") for part in self.vectors.split(MAX_CHUNK))])
         self.chunked = ChunkedItems(self.vectors, self._scorer, self.items, self.bias, self.valid)
         self.backend = self.chunked
 
@@ -124,28 +125,28 @@ class DenseIndex(Index):
         if queries.dim() != 2 or queries.shape[1] != self.vectors.shape[1]:
             raise ValueError(f"states have shape {tuple(queries.shape)}; they must be [B, {self.vectors.shape[1]}]")
         queries = queries.detach().to(self.device, self.vectors.dtype)
-        return queries, _longest(queries, "states") * self._longest
+        return queries, _max_norm(queries, "states") * self._max_norm
 
     def _scorer(self, queries: Tensor) -> Scorer:
         return lambda start, stop: (queries @ self.vectors[start:stop].T).float()
 
 
 def _by_level(codes: Tensor, size: int) -> Tensor:
-    """``[K, N]`` in the smallest type that holds them; a missing code is the entry after the last."""
+    """Transpose codes to ``[K, N]`` in the smallest possible type; a missing code is the entry after the last."""
     width = width_of(codes, size)
-    kept = torch.uint8 if width <= 1 << 8 else torch.int16 if width <= 1 << 15 else torch.int32
-    return torch.stack([torch.where(level < 0, size, level.int()).to(kept) for level in codes.T])
+    dtype = torch.uint8 if width <= 1 << 8 else torch.int16 if width <= 1 << 15 else torch.int32
+    return torch.stack([torch.where(level < 0, size, level.int()).to(dtype) for level in codes.T])
 
 
-def _longest(vectors: Tensor, name: str) -> float:
-    """Length of the longest vector.
+def _max_norm(vectors: Tensor, name: str) -> float:
+    """Norm of the longest vector.
 
     Raises:
-        ValueError: one is not finite.
+        ValueError: a vector is not finite.
     """
     if not vectors.numel():
         return 0.0
-    longest = float(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32).max())
-    if not longest < torch.inf:
+    norm = float(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32).max())
+    if not norm < torch.inf:
         raise ValueError(f"{name} hold NaN or infinite numbers")
-    return longest
+    return norm

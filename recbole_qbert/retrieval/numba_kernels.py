@@ -1,9 +1,9 @@
-"""Compiled kernels of ``topk_merged``: scan runs of items, keep the k best, skip what cannot be among them.
+"""Compiled kernels of ``numba_backend``: scan runs of items, keep the k best, and skip blocks that cannot hold one of them.
 
-There is one compiled version for each number of pairs and type of codes, made at the
-first use (some seconds) and kept on disk. Loops over items take plain arrays: handing on a tuple of them counts references.
+Each number of pairs and type of codes has a compiled version, which is made at the first use (some seconds) and cached on
+disk. Functions with loops over items take plain arrays, because passing a tuple of arrays counts references.
 
-Letters as in ``topk_layout``.
+Letters as in ``numba_layout``.
 """
 
 from __future__ import annotations
@@ -14,30 +14,33 @@ from numba import njit
 from recbole_qbert.retrieval.numba_layout import Array, Blocks, Bounds, Items, Users
 from recbole_qbert.utils.jit import compiled
 
-# Items that are compared with the k-th best score in one go. The loop over them holds nothing but look-ups, additions and
-# a comparison, so that it becomes vector instructions; on a hit it is run again item by item.
+# Items that are compared with the k-th best score at once. The loop over them has only look-ups, additions and a comparison,
+# so that it becomes vector instructions; if any item is good enough, they are scanned again one by one.
 BLOCK = 128
-CORNER = 16  # the first look at the catalog: items whose two leading codes are both among this many best ones
+CORNER = 16  # the first scan covers items whose two leading codes are both among this many best ones
 
 
 @compiled
 def top_k(items: Items, blocks: Blocks, users: Users, bounds: Bounds, allowed: Array, scores: Array, rows: Array) -> None:
     """Fill ``scores [B, k]`` float32 and ``rows [B, k]`` int64, ``k >= 1``, best first, -inf and -1 where items run out.
 
-    ``allowed`` is ``[N]`` bool by item row, or ``[0]``. With blocks, only items are scored whose block may hold one of the
-    best: the result is the same.
+    Args:
+        items, blocks, users, bounds: the catalog and the queries.
+        allowed: ``[N]`` bool by item row, or ``[0]`` if all are.
+        scores, rows: results. With blocks, only blocks that may hold one of the best items are scanned; the results are the
+            same.
     """
     width = bounds.row.shape[1]
     runs = np.empty((max(CORNER * CORNER, width), 2), np.int64)
     for user in range(len(users.tables)):
-        merged, special, best, found = _merge(users.tables[user]), users.items[user], scores[user], rows[user]
+        merged, changed, best, best_rows = _merge(users.tables[user]), users.items[user], scores[user], rows[user]
         size, floor = 0, np.float32(-np.inf)
         for step in range(width + 1):
-            if step <= 1:  # after the first look anew, now knowing a score that k items reach
+            if step <= 1:  # the second step starts anew, with the k-th best score of the first scan as a lower bound
                 floor = best[0] if step == 1 and size == len(best) else floor
-                size = _start(items, users, user, merged, allowed, best, found)
+                size = _start(items, users, user, merged, allowed, best, best_rows)
             if step == 0:
-                number = _first_look(items, blocks, bounds, user, runs)
+                number = _first_runs(items, blocks, bounds, user, runs)
             else:
                 first = bounds.firsts[user, step - 1]
                 limit = best[0] if size == len(best) else floor
@@ -50,15 +53,15 @@ def top_k(items: Items, blocks: Blocks, users: Users, bounds: Bounds, allowed: A
                 items.bias,
                 items.pairs,
                 merged,
-                special,
+                changed,
                 allowed,
                 runs[:number],
                 floor,
                 best,
-                found,
+                best_rows,
                 size,
             )
-        _sort(best, found, size)
+        _sort(best, best_rows, size)
 
 
 @compiled
@@ -73,14 +76,14 @@ def rank(
     worst: int,
     result: Array,
 ) -> None:
-    """Fill ``result [B]`` int64 with the number of items whose score is not below the target's, the target among them.
+    """Count the items whose score is not below the target's, the target included.
 
     Args:
         items, blocks, users, bounds, allowed: as for ``top_k``.
         target: ``[B]`` int64 item rows.
-        places: ``[B]`` int64, where they stand in the order of the index; -1: nowhere.
-        worst: the rank of a target that is no answer.
-        result: changed in place.
+        places: ``[B]`` int64, their positions in the order of the index; -1 if not there.
+        worst: rank of a target that cannot be recommended.
+        result: ``[B]`` int64, changed in place.
     """
     width = bounds.row.shape[1]
     runs = np.empty((max(CORNER * CORNER, width), 2), np.int64)
@@ -88,21 +91,21 @@ def rank(
         result[user] = worst
         if places[user] < 0 or not _is_allowed(allowed, target[user]):
             continue
-        merged, special, amounts = _merge(users.tables[user]), users.items[user], users.amounts[user]
+        merged, changed, amounts = _merge(users.tables[user]), users.items[user], users.amounts[user]
         score = _score(items, merged, places[user])
-        own = _find(special, target[user])
+        own = _find(changed, target[user])
         score = score + amounts[own] if own >= 0 else score
         if score == -np.inf:
             continue
         count = 0
-        for at in range(len(special)):  # the runs below count these by the tables alone
+        for at in range(len(changed)):  # correct their count: the runs below use their unchanged scores
             place = users.places[user, at]
-            if place >= 0 and _is_allowed(allowed, special[at]):
+            if place >= 0 and _is_allowed(allowed, changed[at]):
                 plain = _score(items, merged, place)
                 count += int(plain + amounts[at] >= score) - int(plain >= score)
         for step in range(max(width, 1)):
             if width == 0:
-                number = _first_look(items, blocks, bounds, user, runs)
+                number = _first_runs(items, blocks, bounds, user, runs)
             else:
                 first = bounds.firsts[user, step]
                 if bounds.row[user, first] < score:
@@ -114,7 +117,7 @@ def rank(
 
 @compiled
 def _merge(tables: Array) -> Array:
-    """Tables of pairs of levels, ``[2P, W]`` to ``[P, W * W]``: ``t0 + t1``, never -0.0."""
+    """Merge the tables of each pair of levels, ``[2P, W]`` to ``[P, W * W]``: ``t0 + t1``, never -0.0."""
     levels, size = tables.shape
     merged = np.empty((levels // 2, size * size), np.float32)
     for pair in range(levels // 2):
@@ -127,7 +130,7 @@ def _merge(tables: Array) -> Array:
 
 @njit(inline="always")
 def _sum(merged: Array, codes: Array, pairs: tuple[int, ...], place: int) -> float:
-    """An item's sum over levels, in the order of ``ranking.add_up``."""
+    """Sum an item's entries over levels, in the order of ``scoring.sum_levels``."""
     total = merged[0, codes[0, place]]
     for pair in range(1, len(pairs)):
         total += merged[pair, codes[pair, place]]
@@ -147,7 +150,7 @@ def _is_allowed(allowed: Array, row: int) -> bool:
 
 @compiled
 def _find(rows: Array, row: int) -> int:
-    """Where a row stands among ascending ones; -1: nowhere."""
+    """Find the index of a row in ascending rows; -1 if it is not there."""
     low, high = 0, len(rows)
     while low < high:
         middle = (low + high) // 2
@@ -159,23 +162,23 @@ def _find(rows: Array, row: int) -> int:
 
 
 @compiled
-def _start(items: Items, users: Users, user: int, merged: Array, allowed: Array, best: Array, found: Array) -> int:
-    """Begin with the items that have a score of their own, whatever it is; scans leave them out. Returns how many."""
+def _start(items: Items, users: Users, user: int, merged: Array, allowed: Array, best: Array, best_rows: Array) -> int:
+    """Start the heap with the items whose scores are changed, which scans leave out; return its size."""
     for at in range(len(best)):
-        best[at], found[at] = -np.inf, -1
+        best[at], best_rows[at] = -np.inf, -1
     size = 0
     for at in range(users.items.shape[1]):
         place = users.places[user, at]
         if place >= 0 and _is_allowed(allowed, users.items[user, at]):
             score = _score(items, merged, place) + users.amounts[user, at]
             if score > -np.inf:
-                size = _offer(best, found, size, score, users.items[user, at])
+                size = _offer(best, best_rows, size, score, users.items[user, at])
     return size
 
 
 @compiled
-def _first_look(items: Items, blocks: Blocks, bounds: Bounds, user: int, runs: Array) -> int:
-    """Runs of the likeliest blocks; of all items, where there are no blocks. Returns how many runs."""
+def _first_runs(items: Items, blocks: Blocks, bounds: Bounds, user: int, runs: Array) -> int:
+    """Fill ``runs`` with the most promising blocks, or all items if there are no blocks; return the number of runs."""
     width = bounds.row.shape[1]
     if width == 0:
         runs[0, 0], runs[0, 1] = 0, len(items.rows)
@@ -191,13 +194,13 @@ def _first_look(items: Items, blocks: Blocks, bounds: Bounds, user: int, runs: A
 
 @compiled
 def _runs(blocks: Blocks, bounds: Bounds, user: int, first: int, limit: float, runs: Array) -> int:
-    """Runs of the blocks of one ``a`` whose bound reaches a limit, neighbours in one. Returns how many runs."""
+    """Fill ``runs`` with the blocks of one ``a`` whose bound reaches a limit, adjacent ones joined; return their number."""
     start, ceiling, two, seconds = blocks.start, blocks.ceiling, bounds.two[user], bounds.seconds[user]
     rest, one = bounds.rest[user], bounds.one[user, first]
     width, best_bias = len(two), np.float32(0.0)
     if len(ceiling):
         best_bias = blocks.row_ceiling[first]
-    # A bound rises with two[b], so those that reach the limit, had their blocks the best bias, are the first of the sorted.
+    # A bound rises with two[b]: with the best bias, the blocks that reach the limit are the first in the sorted order.
     low, high = 0, width
     while low < high:
         middle = (low + high) // 2
@@ -241,15 +244,15 @@ def _scan(
     bias: Array,
     pairs: tuple[int, ...],
     merged: Array,
-    special: Array,
+    changed: Array,
     allowed: Array,
     runs: Array,
     floor: float,
     best: Array,
-    found: Array,
+    best_rows: Array,
     size: int,
 ) -> int:
-    """Offer the items of some runs that score ``floor`` or better and are not special; returns the number now kept."""
+    """Offer the unchanged items of some runs that score at least ``floor`` to the heap; return its size."""
     limit = best[0] if size == len(best) else floor
     for run in range(len(runs)):
         for first in range(runs[run, 0], runs[run, 1], BLOCK):
@@ -266,8 +269,8 @@ def _scan(
                 score, row = _sum(merged, codes, pairs, place), rows[place]
                 if len(bias):
                     score += bias[place]
-                if score >= limit and score > -np.inf and _is_allowed(allowed, row) and _find(special, row) < 0:
-                    size = _offer(best, found, size, score, row)
+                if score >= limit and score > -np.inf and _is_allowed(allowed, row) and _find(changed, row) < 0:
+                    size = _offer(best, best_rows, size, score, row)
                     limit = best[0] if size == len(best) else floor
     return size
 
@@ -283,7 +286,7 @@ def _count(
     runs: Array,
     score: float,
 ) -> int:
-    """Allowed items in some runs that score at least ``score`` by the tables and biases."""
+    """Count the allowed items of some runs whose unchanged score is at least ``score``."""
     count = 0
     for run in range(len(runs)):
         start, stop = runs[run, 0], runs[run, 1]
@@ -299,46 +302,46 @@ def _count(
     return count
 
 
-# The k best are a heap with the worst of them at place 0: the lowest score, and the highest row among equal ones.
+# The k best items are a heap with the worst at index 0: the lowest score, and among equal scores the highest row.
 @njit(inline="always")
 def _worse(score: float, row: int, other: float, other_row: int) -> bool:
     return score < other or (score == other and row > other_row)
 
 
 @compiled
-def _offer(best: Array, found: Array, size: int, score: float, row: int) -> int:
-    """Keep an item if it is among the best; returns how many are kept."""
+def _offer(best: Array, best_rows: Array, size: int, score: float, row: int) -> int:
+    """Put an item into the heap if it is among the best; return the size of the heap."""
     if size == len(best):
-        if _worse(best[0], found[0], score, row):
-            _sink(best, found, size, score, row)
+        if _worse(best[0], best_rows[0], score, row):
+            _sink(best, best_rows, size, score, row)
         return size
     at = size
-    while at > 0 and _worse(score, row, best[(at - 1) // 2], found[(at - 1) // 2]):
-        best[at], found[at] = best[(at - 1) // 2], found[(at - 1) // 2]
+    while at > 0 and _worse(score, row, best[(at - 1) // 2], best_rows[(at - 1) // 2]):
+        best[at], best_rows[at] = best[(at - 1) // 2], best_rows[(at - 1) // 2]
         at = (at - 1) // 2
-    best[at], found[at] = score, row
+    best[at], best_rows[at] = score, row
     return size + 1
 
 
 @compiled
-def _sink(best: Array, found: Array, size: int, score: float, row: int) -> None:
-    """Put an item in the place of the worst of the first ``size``."""
+def _sink(best: Array, best_rows: Array, size: int, score: float, row: int) -> None:
+    """Replace the worst of the first ``size`` items."""
     at = 0
     while 2 * at + 1 < size:
         child = 2 * at + 1
-        if child + 1 < size and _worse(best[child + 1], found[child + 1], best[child], found[child]):
+        if child + 1 < size and _worse(best[child + 1], best_rows[child + 1], best[child], best_rows[child]):
             child += 1
-        if not _worse(best[child], found[child], score, row):
+        if not _worse(best[child], best_rows[child], score, row):
             break
-        best[at], found[at] = best[child], found[child]
+        best[at], best_rows[at] = best[child], best_rows[child]
         at = child
-    best[at], found[at] = score, row
+    best[at], best_rows[at] = score, row
 
 
 @compiled
-def _sort(best: Array, found: Array, size: int) -> None:
-    """The heap's ``size`` items in order, best first."""
+def _sort(best: Array, best_rows: Array, size: int) -> None:
+    """Sort the ``size`` items of the heap, best first."""
     for last in range(size - 1, 0, -1):
-        score, row = best[last], found[last]
-        best[last], found[last] = best[0], found[0]
-        _sink(best, found, last, score, row)
+        score, row = best[last], best_rows[last]
+        best[last], best_rows[last] = best[0], best_rows[0]
+        _sink(best, best_rows, last, score, row)

@@ -1,6 +1,6 @@
-"""What ``topk_merged`` hands to the compiled kernels: tuples of arrays, whose types are part of a compiled version.
+"""Tuples of arrays that ``numba_backend`` passes to the compiled kernels; their types are part of a compiled version.
 
-What a catalog does not have is an array of length 0, not None, so that it makes no version of its own.
+An absent array has length 0 and is not None, so that it needs no compiled version of its own.
 
 Letters: ``n`` items of the index in its order, ``P`` pairs of levels, ``W`` entries a level.
 """
@@ -18,10 +18,10 @@ class Items(NamedTuple):
     """Items in the order of the index.
 
     Attributes:
-        codes: ``[P, n]`` uint16 or uint32, ``W * first + second`` code of the pair.
-        rows: ``[n]`` int32, item row of each; ascending among items of the same leading codes.
+        codes: ``[P, n]`` uint16 or uint32, ``W * first + second`` for the two codes of a pair.
+        rows: ``[n]`` int32 item rows; ascending among items with the same two leading codes.
         bias: ``[n]`` float32, added to the sum of the pairs; or ``[0]``.
-        pairs: ``P`` zeros. The length of a tuple is known when the code is compiled, so that the loop over it unrolls.
+        pairs: ``P`` zeros. The length of a tuple is known at compile time, so that the loop over it is unrolled.
     """
 
     codes: Array
@@ -31,10 +31,10 @@ class Items(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Items of the same two leading codes ``a, b`` stand together.
+    """Blocks of consecutive items with the same two leading codes ``a, b``.
 
     Attributes:
-        start: ``[W * W + 1]`` int64, where the items of ``W * a + b`` start; ``[0]`` for a catalog without blocks.
+        start: ``[W * W + 1]`` int64, first item of block ``W * a + b``; ``[0]`` for a catalog without blocks.
         ceiling: ``[W * W]`` float32, the highest bias in the block; or ``[0]``.
         row_ceiling: ``[W]`` float32, the highest bias among the blocks of ``a``; 0 without biases, -inf without items.
     """
@@ -45,12 +45,12 @@ class Blocks(NamedTuple):
 
 
 class Users(NamedTuple):
-    """What is asked for each of ``B`` users.
+    """Queries and changes of ``B`` users.
 
     Attributes:
         tables: ``[B, 2P, W]`` float32, finite or -inf.
-        items: ``[B, H]`` int64, ascending rows of items with a score of their own; -1 in unused places, which come first.
-        places: ``[B, H]`` int64, where these stand in the order of the index; -1: nowhere.
+        items: ``[B, H]`` int64, ascending rows of items with changed scores; unused entries (-1) come first.
+        places: ``[B, H]`` int64, position of each in the order of the index; -1 if it is not there.
         amounts: ``[B, H]`` float32 added to their scores.
     """
 
@@ -61,7 +61,9 @@ class Users(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Of each user: no item of block ``a, b`` scores above ``(((one[a] + two[b]) + rest[0]) + rest[1] …) + ceiling[a, b]``.
+    """Upper bounds for each user.
+
+    No item of block ``a, b`` scores above ``(((one[a] + two[b]) + rest[0]) + rest[1] …) + ceiling[a, b]``.
 
     Attributes:
         one, two: ``[B, W]`` float32.

@@ -1,7 +1,7 @@
-"""Dropout without masks on a CPU.
+"""Dropout on a CPU without a stored mask.
 
-torch draws one 53-bit number an element there (``bernoulli_``), keeps the mask and reads it again in the backward pass. Here
-one compiled pass decides by the element's place and two seeds whether it is dropped, in both directions.
+torch draws one 53-bit number an element (``bernoulli_``), stores the mask and reads it again in the backward pass. Here one
+compiled pass decides by the element's position and two seeds whether it is dropped, forward and backward alike.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from recbole_qbert.sequence.kernels.dispatch import call, can_use_kernels, dropo
 
 
 def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
-    """As ``torch.nn.functional.dropout``; another stream of random numbers on a CPU.
+    """Drop elements as ``torch.nn.functional.dropout`` does, with other random numbers on a CPU.
 
     Args:
         values: any shape, floating point.
         rate: share of elements that become 0; the others are scaled by ``1 / (1 - rate)``.
-        training: without it, values pass unchanged.
+        training: whether to drop at all; otherwise values are returned unchanged.
+
+    Returns:
+        A tensor of the shape of ``values``.
     """
     if not training or rate == 0:
         return values
@@ -35,17 +38,17 @@ def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, rate: float) -> Tensor:
-        ctx.drawn = (*dropout_state(rate), 1 / (1 - rate))
-        return _dropped(values, *ctx.drawn)
+        ctx.state = (*dropout_state(rate), 1 / (1 - rate))
+        return _drop(values, *ctx.state)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _dropped(grad[0], *ctx.drawn), None
+        return _drop(grad[0], *ctx.state), None
 
 
-def _dropped(values: Tensor, limit: np.uint64, low: np.uint64, high: np.uint64, factor: float) -> Tensor:
-    from recbole_qbert.sequence.kernels import attention_and_dropout  # numba takes a moment to import
+def _drop(values: Tensor, limit: np.uint64, low: np.uint64, high: np.uint64, factor: float) -> Tensor:
+    from recbole_qbert.sequence.kernels import attention_and_dropout  # imported late: numba is slow to import
 
     out = torch.empty_like(values, memory_format=torch.contiguous_format)
     flat = out.view(-1).numpy()

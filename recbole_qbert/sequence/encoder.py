@@ -1,4 +1,4 @@
-"""The transformer over items: one network for the bidirectional (masked) and the causal view (paper 3.5, Table 2)."""
+"""The transformer over items: one network for the bidirectional (masked) and the causal view (paper 3.5)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch.nn import functional as F
 
 from recbole_qbert.sequence.attention import Attention
 from recbole_qbert.sequence.dropout import dropout
-from recbole_qbert.sequence.packing import PackedSequences, pick
+from recbole_qbert.sequence.packing import PackedSequences, select_tokens
 
-# Biases live on the scale of attention logits (about 1), other weights on that of 0.02; see network.PENALTY_SCALE.
+# Biases have the scale of attention logits (about 1), other weights that of 0.02; see model.PENALTY_SCALE.
 BIAS_SCALE = 5.0
 
 
 class SequenceEncoder(nn.Module):
-    """Layers of self-attention and feed-forward over ``[B, L, D]``, with a learned attention bias a distance and head.
+    """Encode sequences of item vectors by self-attention and feed-forward layers.
 
-    Both views share every weight; only the attention mask differs. Order enters as distance, not as position: most
-    histories of Amazon data have three to six training items, so the position of a test item would be one that training
-    hardly saw. (Measured in docs/results.md.) The paper gives 4 layers, 4 heads and dropout 0.2; width and feed-forward
-    size follow from the parameter counts of its Table 6 (256 and 512).
+    Both views share every weight; only the attention mask differs. Attention has a learned bias for each distance and head.
+    Order enters as distance, not as position: most histories of Amazon data have three to six training items, so training
+    hardly sees the position of a test item (measured in docs/results.md). The paper gives 4 layers, 4 heads and dropout 0.2;
+    width and feed-forward size follow from the parameter counts of its Table 6 (256 and 512).
 
     Args:
         width: ``D``.
@@ -31,7 +31,7 @@ class SequenceEncoder(nn.Module):
         inner: width of the feed-forward layer.
         dropout: probability after the embedding and inside every block.
         attention_dropout: probability on attention weights.
-        positions: most positions a sequence can have.
+        positions: maximum length of a sequence.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class SequenceEncoder(nn.Module):
         """Encode left-aligned rows.
 
         Args:
-            items: ``[B, L, D]`` item vectors; what stands behind a row's length is ignored.
+            items: ``[B, L, D]`` item vectors; those behind a row's length are ignored.
             lengths: ``[B]`` int64, at least 1.
-            causal: position ``t`` sees positions up to ``t`` only; otherwise all of the row.
+            causal: position ``t`` sees positions up to ``t`` only; otherwise the whole row.
 
         Returns:
             ``[B, L, D]``, 0 behind a row's length.
@@ -65,22 +65,27 @@ class SequenceEncoder(nn.Module):
         rows = PackedSequences.of(lengths, items.shape[1])
         return rows.pad(self.encode(rows.pack(items), [(rows, causal)]))
 
-    def encode(self, tokens: Tensor, groups: Sequence[tuple[PackedSequences, bool]], asked: Tensor | None = None) -> Tensor:
-        """Encode packed rows, of all lengths and both views at once; only attention looks at them group by group.
+    def encode(
+        self, tokens: Tensor, groups: Sequence[tuple[PackedSequences, bool]], selected: Tensor | None = None
+    ) -> Tensor:
+        """Encode packed rows of all lengths and both views at once; only attention treats them group by group.
 
         Args:
             tokens: ``[T, D]`` item vectors of the rows of all groups, in their order.
             groups: rows of like length, and whether they are causal.
-            asked: ``[T]`` bool, tokens whose states are wanted: the last block computes no others. ``None``: all.
+            selected: ``[T]`` bool, tokens whose states to return: the last block computes no others. All when ``None``.
 
         Returns:
-            ``[P, D]`` states of the ``P`` tokens that are asked for, in their order.
+            ``[P, D]`` states of the ``P`` selected tokens, in their order.
+
+        Raises:
+            ValueError: a row is longer than ``positions``.
         """
         attention = Attention(groups, BIAS_SCALE * self.distance)
         hidden = dropout(self.norm(tokens), self.rate, self.training)
         for block in self.blocks[:-1]:
             hidden = block(hidden, attention)
-        return self.blocks[-1](hidden, attention, asked)
+        return self.blocks[-1](hidden, attention, selected)
 
 
 class _Block(nn.Module):
@@ -94,11 +99,11 @@ class _Block(nn.Module):
         self.grow, self.shrink = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, hidden: Tensor, attention: Attention, asked: Tensor | None = None) -> Tensor:
-        seen = attention(self.qkv(hidden), self.attention_rate if self.training else 0.0)
-        if asked is not None:  # every token is looked at, but not every one goes on
-            hidden, seen = pick(asked, hidden, seen)
-        hidden = self.norm_attention(hidden + self._drop(self.mix(seen)))
+    def forward(self, hidden: Tensor, attention: Attention, selected: Tensor | None = None) -> Tensor:
+        context = attention(self.qkv(hidden), self.attention_rate if self.training else 0.0)
+        if selected is not None:  # attention reads every token; only the selected ones are computed further
+            hidden, context = select_tokens(selected, hidden, context)
+        hidden = self.norm_attention(hidden + self._drop(self.mix(context)))
         return self.norm_feed(hidden + self._drop(self.shrink(self._drop(F.gelu(self.grow(hidden))))))
 
     def _drop(self, values: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
-"""Which positions of a sequence are hidden: random, span, tail and multi-region masks (paper 3.5).
+"""Masks that hide positions of a sequence: random, span, tail and multi-region (paper 3.5).
 
 Masks are drawn on items, not on single codes: an item's K codes are hidden together, because showing three of the four
-codes of an item gives the fourth away. Every function is a handful of tensor operations over the whole batch, takes its
-randomness from a ``torch.Generator`` (the global one when ``None``, which RecBole seeds) and keeps two promises for
-every row: at least one position is hidden and at least one stays visible. A row of length 0 or 1 cannot keep both and
-gets no mask at all.
+codes of an item gives the fourth away. Every function is a few tensor operations over the whole batch and takes its random
+numbers from a ``torch.Generator`` (the global one when ``None``, which RecBole seeds). In every row, at least one position
+is hidden and at least one stays visible; a row of length 0 or 1, where this is impossible, has no mask.
+
+``random``, ``span``, ``tail`` and ``multi_region`` have the arguments and the result of ``draw``, but for one ``ratio``, the
+share of positions to hide.
 """
 
 from __future__ import annotations
@@ -18,17 +20,17 @@ STRATEGIES = ("random", "span", "tail", "multi_region")
 
 
 def draw(lengths: Tensor, width: int, ratios: Mapping[str, float], generator: torch.Generator | None = None) -> Tensor:
-    """Draw one strategy a row, each with the same chance, and hide that strategy's share of the row.
+    """Draw one strategy for each row, all with the same probability, and hide that strategy's share of the row.
 
     The paper gives 'probabilities of 0.3 (span), 0.15 (multi-position) and 0.1 (tail)', 'jointly sampled'. We read the
     numbers as the share of positions that a strategy hides (Figure 5 calls the same number the mask ratio) and 'jointly'
     as one strategy a row; the paper is silent beyond that.
 
     Args:
-        lengths: ``[B]`` int64, items in each row; rows are left-aligned.
-        width: ``L``, positions of the result.
+        lengths: ``[B]`` int64, number of items in each row; rows are left-aligned.
+        width: ``L``, number of positions of the result.
         ratios: strategy name -> share of a row's positions to hide, in (0, 1).
-        generator: source of randomness.
+        generator: source of random numbers.
 
     Returns:
         ``[B, L]`` bool, true where an item is hidden.
@@ -51,22 +53,22 @@ def draw(lengths: Tensor, width: int, ratios: Mapping[str, float], generator: to
 
 
 def hidden_count(lengths: Tensor, ratio: float) -> Tensor:
-    """How many positions of each row a share of ``ratio`` hides: rounded, at least 1, at most ``length - 1``; ``[B]``."""
+    """Count the positions to hide in each row, ``[B]`` int64: ``ratio`` of the row, at least 1, at most ``length - 1``."""
     count = (lengths * ratio).round().long().clamp(min=1)
     return torch.minimum(count, lengths - 1).clamp(min=0)
 
 
 def random(lengths: Tensor, width: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
-    """BERT's mask: each position hidden with probability ``ratio``, then repaired to keep the two promises."""
+    """Hide each position with probability ``ratio``, as BERT does; at least one is hidden and one stays visible."""
     noise = _noise(lengths, width, generator)
     rank = noise.argsort(1).argsort(1)  # a uniformly random order of the row's real positions; padding sorts last
-    count = (noise < ratio).sum(1)  # binomial: the number hidden varies as independent draws make it vary
+    count = (noise < ratio).sum(1)  # the number of hidden positions is binomial, as with independent draws
     count = torch.minimum(count.clamp(min=1), lengths - 1).clamp(min=0)
     return rank < count[:, None]
 
 
 def span(lengths: Tensor, width: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
-    """One run of consecutive positions at a uniformly random place."""
+    """Hide one run of consecutive positions with a uniformly random start."""
     count = hidden_count(lengths, ratio)
     start = (_uniform(lengths, generator) * (lengths - count + 1)).floor().long()
     position = torch.arange(width, device=lengths.device)
@@ -74,7 +76,7 @@ def span(lengths: Tensor, width: int, ratio: float, generator: torch.Generator |
 
 
 def tail(lengths: Tensor, width: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
-    """The last positions of the row, as at inference; nothing is random here."""
+    """Hide the last positions of the row, as at inference; nothing is random."""
     del generator
     count = hidden_count(lengths, ratio)
     position = torch.arange(width, device=lengths.device)
@@ -82,10 +84,10 @@ def tail(lengths: Tensor, width: int, ratio: float, generator: torch.Generator |
 
 
 def multi_region(lengths: Tensor, width: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
-    """Several runs that do not touch, of one or two positions each, until the share is reached.
+    """Hide several blocks that do not touch, of one or two positions each, until the share is reached.
 
-    Seen as a line of hidden blocks and visible positions, a layout without touching blocks is a choice of places among
-    the gaps around the visible positions; choosing the places uniformly makes all such layouts equally likely.
+    A layout without touching blocks is a choice of gaps around the visible positions, at most one block a gap. Choosing the
+    gaps uniformly makes all such layouts equally likely.
     """
     count = hidden_count(lengths, ratio)
     visible = lengths - count
@@ -97,11 +99,11 @@ def multi_region(lengths: Tensor, width: int, ratio: float, generator: torch.Gen
     gaps = gaps.masked_fill(gap > visible[:, None], 2.0)
     chosen = gaps.argsort(1).argsort(1) < blocks[:, None]  # gap g lies before visible position g
     base, extra = count // blocks.clamp(min=1), count % blocks.clamp(min=1)
-    # Which blocks are one longer is drawn too.
-    lot = torch.rand(gaps.shape, generator=generator, device=lengths.device).masked_fill(~chosen, 2.0)
-    longer = lot.argsort(1).argsort(1) < extra[:, None]
+    # Which blocks are one position longer is random, too.
+    order = torch.rand(gaps.shape, generator=generator, device=lengths.device).masked_fill(~chosen, 2.0)
+    longer = order.argsort(1).argsort(1) < extra[:, None]
     size = torch.where(chosen, base[:, None] + longer.long(), torch.zeros_like(chosen, dtype=torch.long))
-    start = gap + size.cumsum(1) - size  # where the block of gap g begins, counting hidden positions before it
+    start = gap + size.cumsum(1) - size  # first position of the block of gap g, counting hidden positions before it
     edge = torch.zeros(len(lengths), 2 * width + 3, dtype=torch.long, device=lengths.device)
     edge.scatter_add_(1, start, chosen.long())
     edge.scatter_add_(1, start + size, -chosen.long())

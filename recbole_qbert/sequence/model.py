@@ -198,7 +198,7 @@ class SemanticSequenceModel(nn.Module):
         buckets = [length_bucket(sequences, lengths, process_rows[rows]) for rows in rows_by_length(lengths[process_rows])]
         if not buckets:
             return torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum() * 0.0
-        items = torch.cat([bucket.items.flatten()[bucket.packed.real] for bucket in buckets])
+        items = torch.cat([bucket.items.flatten()[bucket.packed.position] for bucket in buckets])
         vectors = self.item_vectors(items) if table is None else F.embedding(items, table)
         targets = [
             causal_targets(buckets, lengths) if hidden is None or view == "causal" else masked_targets(buckets, hidden)
@@ -269,7 +269,7 @@ class SemanticSequenceModel(nn.Module):
             vectors[torch.arange(len(sequences), device=sequences.device), lengths] = self.mask_vector
             lengths = lengths + 1
         rows = PackedSequences.of(lengths, vectors.shape[1])
-        last = torch.zeros(len(rows.real), dtype=torch.bool, device=lengths.device)
+        last = torch.zeros(len(rows.position), dtype=torch.bool, device=lengths.device)
         last[lengths.cumsum(0) - 1] = True
         return self.encoder.encode(rows.pack(vectors), [(rows, view == "causal")], last)
 

@@ -4,8 +4,8 @@ An item's score is the sum of one table entry per level, ``sum_k table[k, code_k
 network, no beam search and no matching of ID strings. Every item of the catalog is scored, so ranks are exact.
 Level entries of -1 (the item lacks that modality) contribute nothing.
 
-Rounding is part of the definition, so that every way to compute a score gives the same bits: levels are added in pairs,
-``((t0 + t1) + (t2 + t3)) + (t4 + t5) …``. A pair is what ``topk`` merges into one table.
+The order of additions is part of the definition, so that every way to compute a score gives the same bits: levels are added
+in pairs, ``((t0 + t1) + (t2 + t3)) + (t4 + t5) …``. ``retrieval`` merges each pair into one table.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Items scored at a time: bounds the temporary [B, CHUNK] of the gather to a few MB for usual batches.
+# Items scored at a time: limits the temporary [B, CHUNK] of the gather to a few MB for usual batches.
 CHUNK = 65_536
 
 
 def code_scores(tables: Tensor, codes: Tensor) -> Tensor:
-    """Score every item from the tables of its codes.
+    """Score every item by the sum of its codes' table entries.
 
     Args:
         tables: ``[B, K, M]`` float, one entry per code and user.
@@ -34,27 +34,31 @@ def code_scores(tables: Tensor, codes: Tensor) -> Tensor:
     if codes.shape[1] != levels:
         raise ValueError(f"items have {codes.shape[1]} codes but the tables have {levels} levels")
     check_codes(codes, size)
-    silent = pad_missing_level(tables)
+    padded = pad_missing_level(tables)
     scores = tables.new_empty(batch, len(codes))
     for start in range(0, len(codes), CHUNK):
         part = codes[start : start + CHUNK].long() % (size + 1)
-        scores[:, start : start + CHUNK] = sum_levels(silent, part.T)
+        scores[:, start : start + CHUNK] = sum_levels(padded, part.T)
     return scores
 
 
 def check_codes(codes: Tensor, size: int) -> None:
-    """Raise ValueError unless all codes are in ``[-1, size)``."""
+    """Check that all codes are in ``[-1, size)``.
+
+    Raises:
+        ValueError: a code is not.
+    """
     if codes.numel() and not (int(codes.min()) >= -1 and int(codes.max()) < size):
         raise ValueError(f"codes span [{int(codes.min())}, {int(codes.max())}]; tables have {size} entries a level")
 
 
 def pad_missing_level(tables: Tensor) -> Tensor:
-    """Tables with a zero put after the last code, for levels that an item lacks; ``[B, K, M]`` to ``[B, K, M + 1]``."""
+    """Append a zero after the last code, for levels that an item lacks: ``[B, K, M]`` to ``[B, K, M + 1]``."""
     return torch.cat([tables, tables.new_zeros(*tables.shape[:2], 1)], 2)
 
 
 def sum_levels(tables: Tensor, codes: Tensor) -> Tensor:
-    """The definition of a score, in its order of additions; ``[B, K, W]`` tables and ``[K, N]`` codes to ``[B, N]``."""
+    """Add up table entries in the defined order: ``[B, K, W]`` tables and ``[K, N]`` codes to ``[B, N]`` scores."""
     scores = tables.new_zeros(len(tables), codes.shape[1])  # from +0.0, so that no score is -0.0
     for low in range(0, len(codes), 2):
         pair = tables[:, low].index_select(1, codes[low])
@@ -65,11 +69,11 @@ def sum_levels(tables: Tensor, codes: Tensor) -> Tensor:
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``min(k, N)`` best items of each row; among equal scores the lower row number comes first.
+    """Find the ``min(k, N)`` best items of each row; among equal scores the lower item row comes first.
 
     Args:
         scores: ``[B, N]`` float.
-        k: how many.
+        k: number of items.
 
     Returns:
         ``(scores, items)``, both ``[B, min(k, N)]``, best first.
@@ -79,7 +83,7 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def rank_of(scores: Tensor, target: Tensor) -> Tensor:
-    """Rank of each row's target, counted from 1; items with the same score count as better (ties against the model).
+    """Rank each row's target, counting from 1; items with the same score count as better (ties against the model).
 
     Args:
         scores: ``[B, N]`` float.

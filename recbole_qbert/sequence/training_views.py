@@ -63,7 +63,7 @@ class ViewTargets:
         number = supervised.flatten().cumsum(0).view_as(supervised) - 1 + self.count
         row, position, source = (supervised[:, :, None] & history).nonzero(as_tuple=True)
         self.history.append((number[row, position], bucket.items[row, source]))
-        self.supervised.append(supervised.flatten()[bucket.packed.real])
+        self.supervised.append(supervised.flatten()[bucket.packed.position])
         self.items.append(items[supervised])
         self.count += len(self.items[-1])
 

@@ -1,8 +1,8 @@
-"""What a new item starts with: the vectors of the items whose features are nearest to its own.
+"""Cold start: a new item gets the vectors of the items whose features are nearest to its own.
 
-Semantic IDs alone place a new item too coarsely (docs/results.md): it shares a code or two with its neighbours, and most of
-what the model knows of an item lies in the sum of all of its codes and its row. So a new item borrows the whole vectors of
-its nearest neighbours in the space of the features, with no weight changed. Paper silent; measured in benchmarks/cold.py.
+Semantic IDs alone are too coarse for a new item (docs/results.md): it shares a code or two with similar items, while most of
+what the model has learned about an item is in the sum of all of its codes and its embedding. So a new item takes the vectors
+of its nearest neighbors in feature space; no weight is changed. The paper is silent; measured in benchmarks/cold.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from recbole_qbert.data.item_features import ItemFeatures
 from recbole_qbert.utils.io import atomic_write
 
-COUNT = 20  # chosen, with TEMPERATURE, on held-out items of Amazon_Scientific that no reported figure uses
+COUNT = 20  # chosen, with TEMPERATURE, on held-out items of Amazon_Scientific that no reported result uses
 TEMPERATURE = 0.1
 HEADER = "item_id:token\tneighbours:token_seq\tweights:float_seq"
 
@@ -25,7 +25,7 @@ class Neighbors:
     """Nearest old items of new ones.
 
     Attributes:
-        items: ``N`` new items; those that share no modality with any old one are not among them.
+        items: ``N`` new items, without those that share no modality with any old one.
         nearest: ``[N, k]`` tokens of old items, nearest first.
         weights: ``[N, k]`` float32, rows sum to 1.
     """
@@ -35,7 +35,7 @@ class Neighbors:
     weights: np.ndarray
 
     def and_of(self, others: Neighbors) -> Neighbors:
-        """These, and behind them those of other items; of two lengths ``k`` the shorter rows end in weights of 0."""
+        """Append the neighbors of other items; the shorter rows are padded with weights of 0."""
         width = max(self.nearest.shape[1], others.nearest.shape[1])
         nearest, weights = [], []
         for part in (self, others):
@@ -45,7 +45,7 @@ class Neighbors:
         return Neighbors(self.items + others.items, np.concatenate(nearest), np.concatenate(weights))
 
     def save(self, path: Path) -> None:
-        """Write an atomic file, one row a new item; whole or not at all."""
+        """Write an atomic file with one row for each new item, atomically."""
         with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
             handle.write(HEADER + "\n")
             for item, near, weight in zip(self.items, self.nearest, self.weights, strict=True):
@@ -53,15 +53,15 @@ class Neighbors:
 
 
 def neighbors_path(sid_file: Path) -> Path:
-    """Where the neighbours of the new items of a ``.sid`` file lie."""
+    """Path of the file with the neighbors of the new items of a ``.sid`` file."""
     return sid_file.with_suffix(".neighbours")
 
 
 def load(path: Path) -> Neighbors:
-    """Read what ``Neighbours.save`` wrote.
+    """Read a file that ``Neighbors.save`` wrote.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file is missing.
         ValueError: a bad header or row.
     """
     if not path.exists():
@@ -77,7 +77,7 @@ def load(path: Path) -> Neighbors:
             near, weight = (cells[1].split(" "), cells[2].split(" ")) if len(cells) == 3 else ([""], [])
             if len(near) != len(weight) or (nearest and len(near) != len(nearest[0])):
                 raise ValueError(
-                    f"{path}:{number}: not an item, its neighbours and as many weights; write the file again with add"
+                    f"{path}:{number}: expected an item, its neighbors and as many weights; write the file again with add"
                 )
             items.append(cells[0])
             nearest.append(near)
@@ -89,34 +89,34 @@ def load(path: Path) -> Neighbors:
 def nearest_neighbors(
     new: ItemFeatures, old: ItemFeatures, count: int = COUNT, temperature: float = TEMPERATURE
 ) -> Neighbors:
-    """Old items with the most similar features.
+    """Find the old items with the most similar features.
 
-    Similarity is the mean over the modalities that both items have of the cosine of their vectors, each modality centred on
-    the old items' mean (a mean of several vectors where an item has several).
+    Similarity is the cosine of the items' vectors, averaged over the modalities that both have. Each modality is centered on
+    the mean of the old items; several vectors of an item are averaged first. The paper is silent.
 
     Args:
-        new: ``N`` items.
-        old: at least one item with features.
-        count: ``k``; fewer when there are fewer old items.
-        temperature: of the softmax over similarities that gives the weights.
+        new: features of ``N`` items.
+        old: features of old items, at least one.
+        count: ``k``; fewer if there are fewer old items.
+        temperature: temperature of the softmax over similarities that gives the weights.
     """
     total = np.zeros((len(new.items), len(old.items)), dtype=np.float32)
     shared = np.zeros_like(total)
     for name in old.vectors:
         if name not in new.vectors:
             continue
-        base, here = _mean(old, name)
-        centre = base[here].mean(0) if here.any() else 0.0
-        query, there = _mean(new, name)
-        both = np.outer(there, here).astype(np.float32)
-        total += both * (_unit(query - centre) @ _unit(base - centre).T)
+        old_vectors, old_has = _mean(old, name)
+        center = old_vectors[old_has].mean(0) if old_has.any() else 0.0
+        new_vectors, new_has = _mean(new, name)
+        both = np.outer(new_has, old_has).astype(np.float32)
+        total += both * (_unit(new_vectors - center) @ _unit(old_vectors - center).T)
         shared += both
-    there = shared.any(1)
-    similar = np.where(shared > 0, total / np.maximum(shared, 1), -1.0)[there]
+    comparable = shared.any(1)
+    similar = np.where(shared > 0, total / np.maximum(shared, 1), -1.0)[comparable]
     rows = np.argsort(-similar, axis=1, kind="stable")[:, :count]
     logits = np.take_along_axis(similar, rows, 1) / temperature
     weights = np.exp(logits - logits.max(1, keepdims=True))
-    items = tuple(item for item, has in zip(new.items, there, strict=True) if has)
+    items = tuple(item for item, has in zip(new.items, comparable, strict=True) if has)
     return Neighbors(items, np.array(old.items)[rows], (weights / weights.sum(1, keepdims=True)).astype(np.float32))
 
 

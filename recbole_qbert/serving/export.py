@@ -1,4 +1,4 @@
-"""A trained model as a folder that stands alone: tensors and text, no pickle, no RecBole needed to read it.
+"""Export of a trained model to a folder of tensors and text that is read without pickle and without RecBole.
 
 The folder holds ``config.json`` (format, data set, settings of the network, structural prior, hashes of other files),
 ``model.safetensors`` (weights, and the pairs of the prior), ``items.sid`` (items in the order of their rows, with their
@@ -32,20 +32,20 @@ from recbole_qbert.utils.io import atomic_write, read_json, sha256, write_json
 FORMAT = 2
 CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
 _HASHED = (WEIGHTS, IDS, f"{IDS}.json")
-_PAIRS = ("pair", "value", "size")  # what a prior was counted from, which is not in its state
-_AGAIN = "export the model again with 'run_recbole_qbert.py export'"
+_PAIR_BUFFERS = ("pair", "value", "size")  # buffers of the prior that are not in its state_dict
+_WAY_OUT = "export the model again with 'run_recbole_qbert.py export'"
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What it takes to rank items.
+    """A trained model with its catalog.
 
     Attributes:
-        dataset: name of the data set it was trained on.
+        dataset: name of the data set that it was trained on.
         ids: semantic IDs of its ``N`` items, in the order of their rows.
         network: over ``N + 1`` rows, the first of them padding.
         prior: over the same rows; ``None`` without one, or where its weight is 0.
-        titles: of the items that have one.
+        titles: item token -> title, for the items that have one.
     """
 
     dataset: str
@@ -55,62 +55,61 @@ class TrainedModel:
     titles: dict[str, str]
 
     def with_items(self, ids: SemanticIDs, near: Neighbors | None = None) -> TrainedModel:
-        """The model over a larger catalog; new items follow the old ones, in the order of ``ids``.
+        """Copy the model onto a larger catalog; new items follow the old ones, in the order of ``ids``.
 
-        Where the network puts a new item: ``SemanticSequenceModel.with_items``. The structural prior has seen it with
-        nothing: there it counts like an old item that never occurred with the history.
+        The vectors of new items come from ``SemanticSequenceModel.with_items``. The structural prior has no pairs of them:
+        it scores them like old items that never occurred with the history.
 
         Args:
-            ids: the model's own IDs and others of the same vocabulary, as ``Tokenizer.add`` gives them.
-            near: old items like the new ones; without, new items are placed by their codes alone.
+            ids: the model's own IDs and those of new items, as ``Tokenizer.add`` returns them.
+            near: nearest old items of the new ones; when None, new items are scored by their codes alone.
 
         Raises:
             ValueError: an item of the model is missing or has another ID, the IDs are of another vocabulary, or ``near``
                 has no item of the model for a new one.
         """
-        theirs, own = ids.aligned(self.ids.items, "the given .sid file"), self.ids
-        differ = (theirs != own.codes).any(1) if ids.prefixes == own.prefixes else None
+        own, codes = self.ids, ids.aligned(self.ids.items, "the .sid file")
+        differ = (codes != own.codes).any(1) if ids.prefixes == own.prefixes else None
         if differ is None or (ids.vocabulary and own.vocabulary and ids.vocabulary != own.vocabulary):
             raise ValueError(
-                f"the given semantic IDs are of another vocabulary than the model's (levels {' '.join(ids.prefixes)} and "
+                f"the semantic IDs are of another vocabulary than the model's (levels {' '.join(ids.prefixes)} and "
                 f"{' '.join(own.prefixes)}); extend the model's own with 'run_recbole_qbert.py add'"
             )
         if differ.any():
             row = int(differ.argmax())
             raise ValueError(
-                f"item {own.items[row]} has the ID {own.text(row)} in the model and another in the given .sid file "
+                f"item {own.items[row]} has the ID {own.text(row)} in the model and another in the .sid file "
                 f"({int(differ.sum())} items differ): extend the model's own IDs with 'run_recbole_qbert.py add'"
             )
         largest = int(ids.codes.max())
         if largest >= own.size:
-            raise ValueError(f"the given .sid file has code {largest}; codes of the model end at {own.size - 1}")
-        known = set(own.items)
-        items = (*own.items, *(item for item in ids.items if item not in known))
-        larger = replace(own, items=items, codes=ids.aligned(items, "the given .sid file"))
+            raise ValueError(f"the .sid file has code {largest}; codes of the model end at {own.size - 1}")
+        own_items = set(own.items)
+        items = (*own.items, *(item for item in ids.items if item not in own_items))
+        larger = replace(own, items=items, codes=ids.aligned(items, "the .sid file"))
         prior = copy(self.prior)
         if prior is not None:
             prior.items = len(items) + 1
-        placed = () if near is None else _neighbours(near, own.items, items[len(own.items) :])
-        return replace(self, ids=larger, network=self.network.with_items(_codes(larger), *placed), prior=prior)
+        neighbors = () if near is None else _neighbor_rows(near, own.items, items[len(own.items) :])
+        return replace(self, ids=larger, network=self.network.with_items(_codes(larger), *neighbors), prior=prior)
 
 
-# ------------------------------------------------------------------------------------------------- from a checkpoint
 def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None = None) -> TrainedModel:
-    """What a checkpoint of QBERT4Rec and its data set hold; the only part of this module that needs RecBole.
+    """Read a checkpoint of QBERT4Rec and its data set; only this function needs RecBole.
 
     Args:
-        path: written by ``finetune`` or ``train``, or by RecBole.
-        data_path: folder that holds the data set's folder; by default where it lay at training.
-        sid: the semantic IDs the model was trained with; by default looked for where training found them.
+        path: checkpoint written by ``finetune`` or ``train``, or by RecBole.
+        data_path: folder that holds the data set's folder; by default the one used at training.
+        sid: semantic IDs that the model was trained with; by default the file used at training.
 
     Raises:
         ImportError: RecBole is not installed.
         FileNotFoundError: a file is missing.
-        ValueError: no checkpoint of one data set, other items than at training, or other semantic IDs.
+        ValueError: not a checkpoint of one data set, other items than at training, or other semantic IDs.
     """
     if find_spec("recbole") is None:
         raise ImportError(
-            f"{path} is a checkpoint, and reading it takes RecBole, which is not installed here (pip install "
+            f"{path} is a checkpoint, and reading it requires RecBole, which is not installed here (pip install "
             "recbole==1.2.1); or export it where RecBole is, and load the folder"
         )
     from recbole_qbert.recbole_integration import checkpoint_io, experiment, identifiers, patches
@@ -159,11 +158,11 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
 
 
 def _settings(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What the user set when the model was trained."""
+    """Read the properties that the user set for the training."""
     stored = checkpoint.get("config")
     if not isinstance(stored, dict) or stored.get("model") != MODEL or "external" not in stored:
-        found = stored.get("model", "something else") if isinstance(stored, dict) else "something else"
-        raise ValueError(f"{path} is no checkpoint of {MODEL} but of {found}")
+        model = stored.get("model", "something else") if isinstance(stored, dict) else "something else"
+        raise ValueError(f"{path} is not a checkpoint of {MODEL} but of {model}")
     settings: dict[str, Any] = stored["external"]
     if settings.get("domains"):
         raise ValueError(
@@ -174,10 +173,10 @@ def _settings(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _titles_of(path: Path, items: Sequence[str]) -> dict[str, str]:
-    """Titles from a RecBole ``.item`` file, on one line each; none where there is no file or no such column."""
+    """Read titles from a RecBole ``.item`` file; empty without the file or without a title column."""
     if not path.exists():
         return {}
-    wanted, titles = set(items), {}
+    catalog, titles = set(items), {}
     with open(path, encoding="utf-8") as handle:
         names = [name.split(":")[0] for name in handle.readline().rstrip("\r\n").split("\t")]
         if not {"item_id", "title"} <= set(names):
@@ -185,7 +184,7 @@ def _titles_of(path: Path, items: Sequence[str]) -> dict[str, str]:
         item, title = names.index("item_id"), names.index("title")
         for line in handle:
             cells = line.rstrip("\r\n").split("\t")
-            if len(cells) == len(names) and cells[item] in wanted and (text := " ".join(cells[title].split())):
+            if len(cells) == len(names) and cells[item] in catalog and (text := " ".join(cells[title].split())):
                 titles[cells[item]] = text
     return titles
 
@@ -223,10 +222,10 @@ def export_model(
 
 # -------------------------------------------------------------------------------------------------------- the folder
 def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
-    """Write the folder and return its ``config.json``; an export that lies there is replaced.
+    """Write a model to a folder, replacing an earlier export, and return its ``config.json``.
 
     Raises:
-        ValueError: ``folder`` is a file, or holds a ``config.json`` that is none of ours.
+        ValueError: ``folder`` is a file, or holds a ``config.json`` of other software.
     """
     from recbole_qbert.version import __version__
 
@@ -235,14 +234,14 @@ def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
     if (folder / CONFIG).exists():
         _read_config(folder, any_format=True)
     folder.mkdir(parents=True, exist_ok=True)
-    # First away, last written: an interruption between leaves a folder that says it is not finished.
+    # Removed first and written last, so that an interruption leaves a folder that is visibly incomplete.
     (folder / CONFIG).unlink(missing_ok=True)
     tensors: dict[str, Tensor] = {name: value for name, value in model.network.state_dict().items() if name != "codes"}
-    figures = None
+    prior_values = None
     if model.prior is not None:
-        tensors |= {f"prior.{name}": getattr(model.prior, name) for name in _PAIRS}
+        tensors |= {f"prior.{name}": getattr(model.prior, name) for name in _PAIR_BUFFERS}
         tensors["prior.pair"] = model.prior.pair.int()
-        figures = {name: float(value) for name, value in model.prior.state_dict().items()}
+        prior_values = {name: float(value) for name, value in model.prior.state_dict().items()}
     save_weights(folder / WEIGHTS, tensors)
     model.ids.save(folder / IDS)
     with atomic_write(folder / TITLES) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
@@ -255,7 +254,7 @@ def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
         "dataset": model.dataset,
         "items": len(model.ids.items),
         "sequence": asdict(model.network.config),
-        "cooccurrence_prior": figures,
+        "cooccurrence_prior": prior_values,
         "sha256": {name: sha256(folder / name) for name in _HASHED},
     }
     write_json(folder / CONFIG, config)
@@ -263,11 +262,11 @@ def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> TrainedModel:
-    """Read a folder that ``write`` has written.
+    """Read a folder that ``write`` wrote.
 
     Raises:
-        FileNotFoundError: the folder, or a file of it, is missing.
-        ValueError: another format, or a file that is not what was exported.
+        FileNotFoundError: the folder, or a file in it, is missing.
+        ValueError: another format, or a file that was changed or damaged.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; make it with 'run_recbole_qbert.py export'")
@@ -275,22 +274,24 @@ def load(folder: Path) -> TrainedModel:
     for name in _HASHED:
         path = folder / name
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing; {_AGAIN}")
+            raise FileNotFoundError(f"{path} is missing; {_WAY_OUT}")
         if sha256(path) != config["sha256"].get(name):
-            raise ValueError(f"{path} is not what was exported: damaged, or of another export; {_AGAIN}")
+            raise ValueError(f"{path} is damaged, or of another export; {_WAY_OUT}")
     from safetensors.torch import load_file
 
     tensors = load_file(folder / WEIGHTS)
-    pairs = {name: tensors.pop(f"prior.{name}") for name in _PAIRS if f"prior.{name}" in tensors}
+    pairs = {name: tensors.pop(f"prior.{name}") for name in _PAIR_BUFFERS if f"prior.{name}" in tensors}
     ids = semantic_ids.load(folder / IDS)
     try:
         network = _network(read(SequenceConfig, with_current_names(config["sequence"])), ids, tensors)
     except RuntimeError as error:
-        raise ValueError(f"{folder / CONFIG} is of another network than {WEIGHTS} beside it; {_AGAIN} ({error})") from error
+        raise ValueError(
+            f"{folder / CONFIG} does not describe the network of {WEIGHTS} beside it; {_WAY_OUT} ({error})"
+        ) from error
     prior = None
     if config["cooccurrence_prior"]:
-        if len(pairs) < len(_PAIRS):
-            raise ValueError(f"{folder / WEIGHTS} lacks parts of the structural prior; {_AGAIN}")
+        if len(pairs) < len(_PAIR_BUFFERS):
+            raise ValueError(f"{folder / WEIGHTS} lacks parts of the structural prior; {_WAY_OUT}")
         prior = CooccurrencePrior([], len(ids.items) + 1)
         prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
         prior.load_state_dict({name: torch.tensor(value) for name, value in config["cooccurrence_prior"].items()})
@@ -300,18 +301,20 @@ def load(folder: Path) -> TrainedModel:
 def _read_config(folder: Path, any_format: bool = False) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: {folder} is no exported model, or its export was interrupted; {_AGAIN}")
-    config = read_json(path, _AGAIN)
+        raise FileNotFoundError(
+            f"{path} is missing: {folder} is no exported model, or its export was interrupted; {_WAY_OUT}"
+        )
+    config = read_json(path, _WAY_OUT)
     if "recbole_qbert" not in config:
-        raise ValueError(f"{path} is not of an exported model of recbole_qbert; name another folder")
+        raise ValueError(f"{path} is not a file of an exported model of recbole_qbert; choose another folder")
     if not any_format and config.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {config.get('format')!r}, made by recbole_qbert {config['recbole_qbert']}; this version "
             f"reads format {FORMAT}: export the model again, or use that version"
         )
-    absent = [key for key in ("dataset", "sequence", "cooccurrence_prior", "sha256") if key not in config]
-    if absent and not any_format:
-        raise ValueError(f"{path} has no {', '.join(absent)}; {_AGAIN}")
+    missing = [key for key in ("dataset", "sequence", "cooccurrence_prior", "sha256") if key not in config]
+    if missing and not any_format:
+        raise ValueError(f"{path} has no {', '.join(missing)}; {_WAY_OUT}")
     return config
 
 
@@ -322,9 +325,9 @@ def _read_titles(path: Path) -> dict[str, str]:
     return {item: title for item, tab, title in (line.partition("\t") for line in lines) if tab}
 
 
-def _neighbours(near: Neighbors, old: Sequence[str], new: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Network rows and weights, ``[N_new, k]`` each, of the neighbours of new items that the model has; 0 for items that are
-    not in the file, which ``add`` leaves out where no feature says what they are like.
+def _neighbor_rows(near: Neighbors, old: Sequence[str], new: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Network rows and weights, ``[N_new, k]`` each, of the neighbors of new items; 0 for neighbors that the model does not
+    have, and for items that are not in the file (``add`` leaves out items that share no modality with old ones).
     """
     vocabulary = ItemVocabulary(tuple(old))
     row_of = ItemVocabulary(near.items).row_of
@@ -344,7 +347,7 @@ def _neighbours(near: Neighbors, old: Sequence[str], new: Sequence[str]) -> tupl
 
 
 def _codes(ids: SemanticIDs) -> Tensor:
-    """``[N + 1, K]``: the codes of a network's rows, padding first."""
+    """Codes of the network's rows, padding first: ``[N + 1, K]``."""
     return torch.cat([torch.full((1, ids.codes.shape[1]), -1), torch.from_numpy(ids.codes.astype("int64"))])
 
 

@@ -23,7 +23,7 @@ from recbole_qbert.serving.export import TrainedModel
 
 log = logging.getLogger(__name__)
 
-NAMED = 5  # unknown items that are named
+NAMED = 5  # number of unknown items that are named in a warning
 
 
 class Recommendation(NamedTuple):
@@ -31,8 +31,8 @@ class Recommendation(NamedTuple):
 
     Attributes:
         item: token.
-        score: log-probability, mean over the views, structural prior added where the model has one; higher is better.
-        title: ``None`` where it is not known.
+        score: log-probability, mean over the views, plus the prior if the model has one; higher is better.
+        title: ``None`` if the item has no title.
         semantic_id: ``<a_170><b_224><c_251><d_151>``.
     """
 
@@ -44,12 +44,12 @@ class Recommendation(NamedTuple):
 
 @dataclass(frozen=True)
 class Skipped:
-    """What the model did not know of the histories it was given; sums over blocks of them.
+    """Unknown items and histories that were skipped; can be added up over blocks of histories.
 
     Attributes:
-        items: unknown items, counted as often as they occur.
+        items: number of unknown items, counted as often as they occur.
         first: the first few of them.
-        histories: those without any known item; they get no recommendations.
+        histories: number of histories without any known item, which get no recommendations.
     """
 
     items: int = 0
@@ -61,14 +61,14 @@ class Skipped:
         return Skipped(self.items + other.items, first, self.histories + other.histories)
 
     def lines(self) -> list[str]:
-        """For a person: one line a kind of loss, none where nothing was lost."""
-        said = []
+        """Describe what was skipped in sentences; none if nothing was."""
+        sentences = []
         if self.items:
             first = ", ".join(self.first)
-            said.append(f"{self.items} items of histories are unknown to the model: skipped (first: {first})")
+            sentences.append(f"{self.items} items of histories are unknown to the model: skipped (first: {first})")
         if self.histories:
-            said.append(f"{self.histories} histories hold no item that the model knows: no recommendations for them")
-        return said
+            sentences.append(f"{self.histories} histories hold no item that the model knows: no recommendations for them")
+        return sentences
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Ranked:
     """Recommendations of many histories as arrays.
 
     Attributes:
-        rows: ``[H, min(k, N)]`` int64 rows of ``Recommender.items``, best first; -1 behind the last where there are fewer.
-        scores: as ``rows``, float32; -inf where the row is -1.
-        skipped: what was not known.
+        rows: ``[H, min(k, N)]`` int64 rows of ``Recommender.items``, best first, padded with -1.
+        scores: ``[H, min(k, N)]`` float32; -inf where the row is -1.
+        skipped: unknown items and histories.
     """
 
     rows: np.ndarray
@@ -87,16 +87,16 @@ class Ranked:
 
 
 class Recommender:
-    """Ranks all items of a catalog for histories of item tokens.
+    """Rank all items of a catalog for histories of item tokens.
 
     Args:
-        model: what ``load`` reads.
-        device: where to compute.
+        model: the trained model.
+        device: device to compute on.
 
     Attributes:
         items: ``N`` item tokens; new ones (``semantic_ids`` of ``load``) follow those of the training.
-        semantic_ids: of the items, in their order.
-        titles: item -> title, where there is one; may be added to.
+        semantic_ids: semantic IDs of the items, in their order.
+        titles: item token -> title, for items that have one; more can be added.
     """
 
     def __init__(self, model: TrainedModel, device: str | torch.device = "cpu") -> None:
@@ -120,15 +120,15 @@ class Recommender:
 
         Args:
             path: folder written by the ``export`` command, or a checkpoint (``.pth``), which needs RecBole and its data.
-            data_path: of a checkpoint: folder that holds the data set's folder; by default where it lay at training.
-            semantic_ids: ``.sid`` file of the ``add`` command, the model's IDs with those of new items behind them; the
-                ``.neighbours`` file beside it is used, too. New items are ranked, and may occur in histories.
-            device: where to compute.
+            data_path: for a checkpoint, folder that holds the data set's folder; by default the one used at training.
+            semantic_ids: ``.sid`` file of the ``add`` command: the model's IDs and those of new items. The ``.neighbours``
+                file beside it is read, too. New items are ranked, and may occur in histories.
+            device: device to compute on.
 
         Raises:
             ImportError: a checkpoint without RecBole.
             FileNotFoundError: the model, or a file of it, is missing.
-            ValueError: damaged, of another format, or IDs of another vocabulary.
+            ValueError: a file is damaged or of another format, or the IDs are of another vocabulary.
         """
         source = Path(path)
         if source.suffix == ".pth" or source.is_file():
@@ -136,25 +136,25 @@ class Recommender:
         else:
             model = export.load(source)
         if semantic_ids is not None:
-            given = Path(semantic_ids)
-            near = cold_start.neighbors_path(given)
-            model = model.with_items(id_files.load(given), cold_start.load(near) if near.exists() else None)
+            sid_file = Path(semantic_ids)
+            near = cold_start.neighbors_path(sid_file)
+            model = model.with_items(id_files.load(sid_file), cold_start.load(near) if near.exists() else None)
         return cls(model, device)
 
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10, *, exclude_seen: bool = True, batch_size: int = 512
     ) -> list[list[Recommendation]]:
-        """The best items for each history; what was unknown is logged as a warning.
+        """Recommend the best items for each history; unknown items are logged as a warning.
 
         Args:
-            histories: item tokens, oldest first. The newest ``max_length`` known ones count; unknown ones are skipped. A
-                history without any known item gets an empty list: the model has never learned to answer without one.
-            k: how many; fewer are given where there are no more.
-            exclude_seen: leave out all items of the given history, also those too old to count.
-            batch_size: histories computed at a time; the answer does not depend on it.
+            histories: item tokens, oldest first. Unknown items are skipped, and the newest ``max_length`` known ones are
+                used. A history without any known item gets an empty list, since the model is not trained for this.
+            k: number of items; fewer if the catalog has no more.
+            exclude_seen: exclude all items of the history, including those that are too old to be used.
+            batch_size: number of histories computed at a time; the result does not depend on it.
 
         Returns:
-            One list a history, best first; of equal scores the item with the lower row comes first.
+            One list for each history, best first; of equal scores the item with the lower row comes first.
 
         Raises:
             ValueError: ``k`` or ``batch_size`` below 1, or a history that is a string.
@@ -167,23 +167,27 @@ class Recommender:
     def recommend_arrays(
         self, histories: Sequence[Sequence[str]], k: int = 10, *, exclude_seen: bool = True, batch_size: int = 512
     ) -> Ranked:
-        """As ``recommend``, in arrays and without a warning: for many histories."""
+        """Recommend items for many histories: as ``recommend``, but returns arrays and logs no warning.
+
+        Args:
+            histories, k, exclude_seen, batch_size: as for :meth:`recommend`.
+        """
         if k < 1 or batch_size < 1:
             raise ValueError(f"k is {k} and batch_size {batch_size}; both must be at least 1")
-        known, skipped = self._known(histories)
-        shape = (len(known), min(k, len(self.items)))
+        encoded, skipped = self._encode(histories)
+        shape = (len(encoded), min(k, len(self.items)))
         rows, scores = np.full(shape, -1), np.full(shape, -np.inf, dtype=np.float32)
-        lengths = np.array([len(history) for history in known], dtype=np.int64)
-        # Like lengths together, so that short histories are not padded to the longest.
+        lengths = np.array([len(history) for history in encoded], dtype=np.int64)
+        # Sorted by length, so that short histories are not padded to the longest.
         order = np.argsort(lengths, kind="stable")
         order = order[np.count_nonzero(lengths == 0) :]
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            rows[part], scores[part] = self._best([known[place] for place in part], shape[1], exclude_seen)
+            rows[part], scores[part] = self._best([encoded[number] for number in part], shape[1], exclude_seen)
         return Ranked(rows, scores, skipped)
 
     def named(self, ranked: Ranked) -> list[list[Recommendation]]:
-        """Items, titles and IDs of what ``recommend_arrays`` returned."""
+        """Add item tokens, titles and semantic IDs to the result of ``recommend_arrays``."""
         pairs = zip(ranked.rows.tolist(), ranked.scores.tolist(), strict=True)
         return [
             [
@@ -195,7 +199,7 @@ class Recommender:
         ]
 
     def id_text(self, row: int) -> str:
-        """Semantic ID of the item in a row of ``items``."""
+        """Format the semantic ID of the item in a row of ``items``."""
         if row not in self._id_texts:
             self._id_texts[row] = self.semantic_ids.text(row)
         return self._id_texts[row]
@@ -206,45 +210,45 @@ class Recommender:
 
     @torch.inference_mode()
     def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
-        """Scores of all items.
+        """Score all items.
 
         Args:
             sequences: ``[B, L]`` int64 rows of ``items``, plus 1, left-aligned; ``L`` at most ``max_length``.
             lengths: ``[B]`` int64, at least 1.
 
         Returns:
-            ``[B, N + 1]`` float32; padding, the first, at -inf.
+            ``[B, N + 1]`` float32; the first column, padding, is -inf.
         """
         scores = self.network.scores(sequences, lengths)
         return scores if self.prior is None else scores + self.prior(sequences, lengths)
 
     def _best(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of ``items`` and scores, ``[B, k]`` each, of histories of network rows."""
+        """Find rows of ``items`` and scores, ``[B, k]`` each, for histories of network rows."""
         newest = [torch.from_numpy(history[-self.network.config.max_length :]) for history in histories]
         lengths = torch.tensor([len(history) for history in newest], device=self.device)
         sequences = pad_sequence(newest, batch_first=True).to(self.device)
         seen = None
         if exclude_seen:
-            whole = [torch.from_numpy(history) for history in histories]
-            seen = pad_sequence(whole, batch_first=True, padding_value=-1).to(self.device)
+            full = [torch.from_numpy(history) for history in histories]
+            seen = pad_sequence(full, batch_first=True, padding_value=-1).to(self.device)
         best, rows = self._ranker.top_k(sequences, lengths, k, exclude=seen, threads=torch.get_num_threads())
         return ItemVocabulary.from_recbole(rows).clamp(min=-1).cpu().numpy(), best.cpu().numpy()
 
-    def _known(self, histories: Sequence[Sequence[str]]) -> tuple[list[np.ndarray], Skipped]:
-        """Network rows of the known items of each history, and what was left out."""
-        known: list[np.ndarray] = []
+    def _encode(self, histories: Sequence[Sequence[str]]) -> tuple[list[np.ndarray], Skipped]:
+        """Look up the network rows of the known items of each history, and count what is skipped."""
+        encoded: list[np.ndarray] = []
         first: dict[str, None] = {}
         unknown = empty = 0
         for history in histories:
             if isinstance(history, str):
-                raise ValueError(f"a history is a list of item tokens; found the string {history!r}: put it into a list")
+                raise ValueError(f"a history is a list of item tokens, not the string {history!r}; put it into a list")
             rows = self._vocabulary.rows(history)
             if rows.size and rows.min() < 0:
-                lost = [item for item, row in zip(history, rows, strict=True) if row < 0]
-                unknown += len(lost)
+                missing = [item for item, row in zip(history, rows, strict=True) if row < 0]
+                unknown += len(missing)
                 if len(first) < NAMED:
-                    first |= dict.fromkeys(map(str, lost))
+                    first |= dict.fromkeys(map(str, missing))
                 rows = rows[rows >= 0]
-            known.append(ItemVocabulary.to_recbole(rows))
+            encoded.append(ItemVocabulary.to_recbole(rows))
             empty += not rows.size
-        return known, Skipped(unknown, tuple(first)[:NAMED], empty)
+        return encoded, Skipped(unknown, tuple(first)[:NAMED], empty)

@@ -1,4 +1,4 @@
-"""What every figure is written with (machine, versions, revision of the code), and timings that take turns."""
+"""Machine, versions and revision that are stored with every measurement, and interleaved timings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "numpy", "numba", "faiss-cpu", "recbole", "recbole-qbert")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, threads, load at the moment, GPU."""
+    """Describe the machine: processor, cores, memory, threads, present load, GPU."""
     return {
         "processor": _first_value(Path("/proc/cpuinfo"), "model name") or platform.processor(),
         "cores": os.cpu_count(),
@@ -31,28 +31,28 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Python and what the figures depend on; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Return the versions of Python and of ``PACKAGES``; None for a package that is not installed."""
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def revision() -> str | None:
-    """Last commit of code or property files, of the checkout that this package runs from; ``None`` outside of one.
+    """Return the last commit of code and property files in the checkout of this package; ``None`` outside of a checkout.
 
-    With ``+`` behind it where these differ from it. Results in the repository (``--archive``) change nothing.
+    A ``+`` is appended if they were changed since. Commits of results do not count.
     """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
 
     def git(*words: str) -> str:
-        ask = ["git", "-C", str(folder), *words]
-        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
         code = ("--", "recbole_qbert", "properties")
@@ -62,12 +62,15 @@ def revision() -> str | None:
 
 
 def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each way in each round. Ways take turns within a round, so that a busy machine is busy for all of them.
+    """Time alternatives in turns, so that other load on the machine affects all of them.
 
     Args:
-        ways: name -> what to time.
-        rounds: how often.
-        warm_up: how often each runs before, untimed.
+        ways: name -> function to time.
+        rounds: number of timed runs of each.
+        warm_up: number of untimed runs of each before.
+
+    Returns:
+        name -> seconds of each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(-warm_up, rounds):
@@ -80,7 +83,7 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int 
 
 
 def ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
-    """How many times faster: the median of the rounds' own ratios."""
+    """Compute how many times faster ``faster`` is: the median of the ratios of the rounds."""
     return statistics.median(one / other for one, other in zip(slower, faster, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Atomic writes, hashes and locks."""
+"""Atomic writes of files, hashes and locks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; rename it onto ``path`` when the block ends well, remove it otherwise."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block ends without an error, else remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -26,35 +26,39 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, way_out: str) -> dict[str, Any]:
-    """The JSON object in a file that this software wrote.
+    """Read the JSON object in a file that this software wrote.
+
+    Args:
+        path: the file.
+        way_out: what the user can do about a damaged file, for the error.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged; names the file and what is wrong, and ends in the way out.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not JSON or does not hold an object; the error names the file and ends with ``way_out``.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); {way_out}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not an object; {way_out}")
-    return found
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not an object; {way_out}")
+    return value
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write one ``.npy``, whole or not at all."""
+    """Write one ``.npy`` atomically."""
     with atomic_write(path) as temporary, open(temporary, "wb") as handle:
         np.save(handle, array)
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Compute the hex SHA-256 digest of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while part := handle.read(1 << 20):
@@ -63,16 +67,16 @@ def sha256(path: Path) -> str:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a log, if it is there: a crash, or a look while one is written, may find half a line."""
-    found = []
+    """Read the complete lines of a JSON-lines log; empty without the file. A line that is half written is skipped."""
+    entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
+            entries.append(json.loads(line))
+    return entries
 
 
 def digest(value: Any) -> str:
-    """Hex digest of a JSON-able value; the same for the same content whatever the order of its keys."""
+    """Compute the hex digest of a value that JSON can represent; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""How this package compiles: with numba, at the first call (some seconds), and kept on disk for the next process."""
+"""Just-in-time compilation by numba: at the first call (some seconds), cached on disk for later processes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from numba import njit
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """Compile at the first call; kept beside the function's file, or in the user's cache folder, or nowhere if none can be
-    written.
+    """Compile a function at its first call.
 
-    Kept code is made again when that file changes, not when another one does (this one, for example): all that a function
-    calls stands in its file.
+    The code is cached beside the function's file or, if that is read-only, in the user's cache folder, or not at all. It is
+    compiled anew when that file changes, but not when another one does (this one, for example), so a function may only call
+    functions of its own file.
 
     Args:
-        function: loops over arrays and numbers.
-        options: of ``numba.njit``.
+        function: a function that numba can compile.
+        options: options of ``numba.njit``.
     """
     try:
         return njit(nogil=True, cache=True, **options)(function)
