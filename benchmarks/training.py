@@ -131,7 +131,7 @@ def train_here(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import recbole_qbert  # noqa: F401  registers QBERT4Rec
-    from recbole_qbert.experiments.suites.worker import leave_history_out
+    from recbole_qbert.experiments.suites.worker import exclude_history
     from recbole_qbert.recbole_integration import experiment
 
     torch.set_num_threads(args.threads)
@@ -142,7 +142,7 @@ def train_here(args: argparse.Namespace) -> dict[str, Any]:
         config = configure(args, args.model, Path(folder))
         watch(config, turns)
         with contextlib.suppress(EnoughError):
-            experiment.train(config, prepare=leave_history_out)
+            experiment.train(config, prepare=exclude_history)
         turns.end()
     return {
         "model": args.model, "epochs": len(turns.training), "seconds_an_epoch": statistics.median(turns.training),

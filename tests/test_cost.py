@@ -160,11 +160,11 @@ def test_what_is_timed_finds_the_best_items(name: str) -> None:
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="max_length is 3"):
         cost.Sizes(10, max_length=3)
-    with pytest.raises(ValueError, match="width 15 is not a multiple of heads 2"):
+    with pytest.raises(ValueError, match=r"width 15.*heads 2"):
         cost.Sizes(10, width=15)
     with pytest.raises(ValueError, match="items is 0"):
         cost.Sizes(0)
-    with pytest.raises(ValueError, match="'SASrec' is none of"):
+    with pytest.raises(ValueError, match="'SASrec'"):
         cost.build("SASrec", SMALL)
     with pytest.raises(ValueError, match="rounds 0"):
         cost.measure(SMALL, ["SASRec"], rounds=0)

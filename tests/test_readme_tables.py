@@ -101,7 +101,7 @@ def test_rows_are_chosen_and_files_named(results: Path) -> None:
     (results / "training.json").rename(results / "toys.json")
     lines = readme_tables.table("training file=toys model=QBERT4Rec_both|GRU4Rec", results)
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| QBERT4Rec both", "| GRU4Rec"]
-    with pytest.raises(ValueError, match=r"toys\.json has no row with file=toys model=SASREC"):
+    with pytest.raises(ValueError, match=r"toys\.json.*model=SASREC"):
         readme_tables.table("training file=toys model=SASREC", results)
 
 
@@ -241,8 +241,8 @@ def test_suites_of_several_data_sets_stand_side_by_side(tmp_path: Path) -> None:
         "| ours | **.2000** (.0100) | **.2000** (.0100) |  | .2500 (.0100) † | .2500 (.0100) † |",
         "| TIGER |  |  | *.0950* |  |  |",
     ]
-    with pytest.raises(FileNotFoundError, match=r"C\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"C\.json"):
         readme_tables.table("quality file=A|C", tmp_path)
     (tmp_path / "C.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"C\.json is not what a suite writes \(KeyError: 'rows'\)"):
+    with pytest.raises(ValueError, match=r"C\.json.*'rows'"):
         readme_tables.table("quality file=C", tmp_path)

@@ -35,7 +35,7 @@ from recbole_qbert.experiments.suites import (
 )
 from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite
 from recbole_qbert.recbole_integration import experiment
-from recbole_qbert.utils.io import folder_lock, write_json
+from recbole_qbert.utils.io import file_lock, write_json
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -164,7 +164,7 @@ def test_a_suite_of_ones_own_may_share_with_one_of_the_package(tmp_path):
 
 
 def test_an_unknown_suite_and_a_broken_file_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no suite 'tabel2' \\(did you mean 'table2'\\?\\)"):
+    with pytest.raises(ValueError, match=r"'tabel2'.*'table2'"):
         suite_spec.load("tabel2")
     with pytest.raises(FileNotFoundError, match=r"mine\.yaml is missing"):
         suite_spec.load(str(tmp_path / "mine.yaml"))
@@ -191,9 +191,9 @@ def test_what_no_model_understands_is_refused_before_anything_runs(data, tmp_pat
 
 
 def test_what_a_suite_varies_is_not_taken_from_the_command_line(data, tmp_path):
-    with pytest.raises(ValueError, match="--n_layers is what suite tiny varies"):
+    with pytest.raises(ValueError, match="--n_layers"):
         planned(tmp_path, data, {"base": {"model": "QBERT4Rec"}}, {"n_layers": 3}, sweep={"key": "n_layers", "values": [1]})
-    with pytest.raises(ValueError, match="leave out --sources"):
+    with pytest.raises(ValueError, match="--sources"):
         planned(tmp_path, data, {"a": {"model": "QBERT4Rec"}}, sources=["Other"])
 
 
@@ -201,9 +201,9 @@ def test_what_a_suite_varies_is_not_taken_from_the_command_line(data, tmp_path):
 def test_seeds_are_different_whole_numbers_and_no_property(data, tmp_path):
     loaded = suite_spec.load(suite_file(tmp_path, {"SASRec": BASELINE}))
     for seeds in ([1, 1], [-1]):
-        with pytest.raises(ValueError, match=f"--seeds is {' '.join(map(str, seeds))}; it must list different"):
+        with pytest.raises(ValueError, match=f"--seeds is {' '.join(map(str, seeds))}"):
             trials.plan_runs(loaded, NAME, data, tmp_path, {}, seeds=seeds)
-    with pytest.raises(ValueError, match="--seed is of no use here"):
+    with pytest.raises(ValueError, match="--seed "):
         trials.plan_runs(loaded, NAME, data, tmp_path, {"seed": 7})
 
 
@@ -211,7 +211,7 @@ def test_a_damaged_result_is_named(data, tmp_path):
     trial = planned(tmp_path, data, {"SASRec": BASELINE}).trials[0]
     trial.folder.mkdir(parents=True)
     (trial.folder / "cell.json").write_text("{")
-    with pytest.raises(ValueError, match=r"seed-1/cell\.json is not JSON .*; delete it"):
+    with pytest.raises(ValueError, match=r"seed-1/cell\.json"):
         trial.result()
 
 
@@ -259,7 +259,7 @@ def test_tuned_settings_are_used_where_they_exist(data, tmp_path):
     loaded = suite_spec.load(suite_file(tmp_path, {"mine": row}))
     elsewhere = trials.plan_runs(loaded, "Other", data, tmp_path / "out", {}, settings_from=NAME).trials[0].request
     assert elsewhere["tuned"] == after["tuned"] and elsewhere["files"] == after["files"]
-    with pytest.raises(FileNotFoundError, match="nothing was tuned on Elsewhere; run tune --dataset Elsewhere first"):
+    with pytest.raises(FileNotFoundError, match="Elsewhere"):
         trials.plan_runs(loaded, NAME, data, tmp_path / "out", {}, settings_from="Elsewhere")
 
 
@@ -430,7 +430,7 @@ def test_the_prior_is_chosen_under_the_rule_of_validation(data, tmp_path):
 
 def test_baselines_that_know_no_penalty_are_stopped_with_the_history_left_out(data, tmp_path, monkeypatch):
     trial = run_here(planned(tmp_path, data, {"SASRec": BASELINE})).trials[0]
-    monkeypatch.setattr(worker, "leave_history_out", lambda model: None)
+    monkeypatch.setattr(worker, "exclude_history", lambda model, exclude=True: None)
     other = run_here(planned(tmp_path / "2", data, {"SASRec": BASELINE})).trials[0]
     better, worse = (max(e["valid_score"] for e in one.result()["curve"]) for one in (trial, other))
     assert better > worse
@@ -480,7 +480,7 @@ def test_statistics_are_those_of_the_file(data, tmp_path):
     found = json.loads((plan.folder / "table.json").read_text())["statistics"]
     assert 0 < found["users"] == sum(count >= 7 for count in counts.values()) < users
     assert "- Given for every row: user_inter_num_interval=[7,inf)." in (plan.folder / "table.md").read_text()
-    with pytest.raises(ValueError, match=r"suite tiny knows the property 'epcohs' \(did you mean 'epochs'"):
+    with pytest.raises(ValueError, match=r"'epcohs'.*'epochs'"):
         planned(tmp_path, data, {}, {"epcohs": 3}, kind="statistics")
 
 
@@ -496,7 +496,7 @@ def test_item_vectors_and_costs_become_tables(data, tmp_path):
     before = json.loads((plan.folder / "table.json").read_text())["costs"][0]["flops_score"]
     suite_kinds.make(planned(tmp_path, data, {}, {"MAX_ITEM_LIST_LENGTH": 25}, kind="cost", options=options))
     assert json.loads((plan.folder / "table.json").read_text())["costs"][0]["flops_score"] < before
-    with pytest.raises(ValueError, match="suite tiny: options has 'round'; known are models, batches, rounds, device"):
+    with pytest.raises(ValueError, match=r"'round'.*rounds"):
         suite_kinds.make(planned(tmp_path, data, {}, kind="cost", options={"round": 1}))
 
 
@@ -598,7 +598,7 @@ def test_a_spent_budget_starts_nothing(run_fake, capsys):
     assert "2 trials left; the same command goes on" in capsys.readouterr().out
     assert [runner.duration(text) for text in ("2h", "30m", "1h30m", "45s")] == [7200, 1800, 5400, 45]
     for text in ("2", "h", "2 h", "2x", "1.2.3h"):
-        with pytest.raises(ValueError, match="write it as 2h"):
+        with pytest.raises(ValueError, match="2h"):
             runner.duration(text)
 
 
@@ -943,7 +943,7 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
 
     plan = trials.plan_runs(replace(suite_spec.load(path), kind="embedding"), NAME, data, Path("three"), {})
     assert [trial.result() for trial in plan.trials] == [None, None]  # an archive has no semantic IDs
-    with pytest.raises(ValueError, match="--results_cache and --output are both kept"):
+    with pytest.raises(ValueError, match=r"--results_cache.*kept"):
         command([*options, "kept"])
     with pytest.raises(ValueError, match="statistics"):
         result_archive.refuse(Path("kept"), Path("three"), ["statistics"])
@@ -1101,12 +1101,12 @@ def test_an_archive_of_another_question_is_refused(tmp_path):
     assert result_archive.previous_table(tmp_path, plan) == {}
     path = tmp_path / f"tiny-{NAME}.json"
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"tiny-Tiny\.json is not JSON .*; delete it"):
+    with pytest.raises(ValueError, match=r"tiny-Tiny\.json"):
         result_archive.previous_table(tmp_path, plan)
     same = {"overrides": {"epochs": 3}, "sources": ["A"], "metrics": ["hit@1", "ndcg@10"], "rows": []}
     for other in ({"overrides": {}}, {"sources": []}, {"metrics": ["hit@1"]}, {"metrics": None}):
         write_json(path, same | other)
-        with pytest.raises(ValueError, match=f"was made with {next(iter(other))} .*--results_cache"):
+        with pytest.raises(ValueError, match=f"{next(iter(other))}.*--results_cache"):
             result_archive.previous_table(tmp_path, plan)
     write_json(path, same)
     assert result_archive.previous_table(tmp_path, plan) == same
@@ -1132,7 +1132,7 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
         time.sleep(0.02)
     started.kill()
     started.wait()
-    with folder_lock(ours.folder):  # when the training has ended, too
+    with file_lock(ours.folder):  # when the training has ended, too
         assert ours.result() is None and not list(plan.output.rglob("table.*"))
 
     figures = command([*options, "killed"])
@@ -1149,6 +1149,27 @@ def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, t
     assert tables == {name: (plan.folder / name).read_bytes() for name in tables}
 
 
+def test_old_names_are_still_understood(data, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(benchmark, "benchmark", lambda *given, **options: seen.update(options) or {})
+    old = ["--rows", "default", "--archive", "a", "--budget", "1h", "--tuned_on", "X", "--against", "default + prior"]
+    command(["--suite", "table2", "--dataset", NAME, "--data_path", str(data), *old])
+    assert (seen["models"], seen["results_cache"], seen["time_limit"]) == (["default"], "a", "1h")
+    assert (seen["settings_from"], seen["reference"]) == ("X", "default + prior")
+    assert suite_spec.current_name("default + prior") == "QBERT4Rec + co-occurrence"
+    path = Path(suite_file(tmp_path, {"QBERT4Rec": {"model": "QBERT4Rec"}}, reference="QBERT4Rec"))
+    path.write_text(path.read_text().replace("models:", "rows:").replace("reference: QBERT4Rec", "against: default"))
+    assert suite_spec.load(str(path)).reference == suite_spec.load(str(path)).models[0].name == "QBERT4Rec"
+    monkeypatch.undo()
+    options = ["--suite", str(path), "--dataset", NAME, "--data_path", str(data), "--output", "out", "--budget", "0s"]
+    assert command([*options, "--rows", "default", "--against", "default"])["left"] == 1
+    tuned = tmp_path / "out" / "tuned" / NAME / "SASRec fast.yaml"  # of before the names were changed
+    tuned.parent.mkdir(parents=True)
+    tuned.write_text("learning_rate: 0.0005\n")
+    [trial] = planned(tmp_path, data, {"SASRec (ours)": BASELINE | {"tuned": True}}).trials
+    assert trial.request["tuned"] == f"tuned/{NAME}/SASRec fast.yaml"
+
+
 def test_the_command_reports_failures_by_its_exit_code_and_prints_the_table(data, tmp_path, capsys, monkeypatch):
     def run(found, **_):
         return runner.Outcome(failed={trial.folder: "ValueError: no good" for trial in found})
@@ -1160,9 +1181,9 @@ def test_the_command_reports_failures_by_its_exit_code_and_prints_the_table(data
     assert f"# Tiny: {NAME}" in capsys.readouterr().out
     about = json.loads((tmp_path / "out" / "suites" / "tiny" / NAME / "suite.json").read_text())
     assert about["trials"][0]["path"].startswith(f"cells/{NAME}/SASRec-") and about["suite"]["models"][0]["name"] == "SASRec"
-    with pytest.raises(ValueError, match="no model 'SASREC' \\(did you mean 'SASRec'"):
+    with pytest.raises(ValueError, match=r"'SASREC'.*'SASRec'"):
         command([*options, "--models", "SASREC"])
-    with pytest.raises(ValueError, match="no table row 'SASRec \\+ co-occurrence'"):  # the row asks for none
+    with pytest.raises(ValueError, match="'SASRec \\+ co-occurrence'"):  # the row asks for none
         command([*options, "--reference", "SASRec + co-occurrence"])
     with pytest.raises(ValueError, match="--jobs is 0"):
         command([*options, "--jobs", "0"])

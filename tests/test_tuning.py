@@ -175,7 +175,7 @@ def test_a_failed_trial_does_not_stop_the_others(files, data, fake):
 
 
 def test_a_budget_ends_the_trials_and_the_best_so_far_is_written(files, data, fake, capsys, monkeypatch):
-    with pytest.raises(ValueError, match="no trial came to a result; the first one ended with: the time limit of 0s"):
+    with pytest.raises(ValueError, match="0s"):
         command(files, data, "--time_limit", "0s")
     assert fake() == []
     monkeypatch.setattr(runner.time, "monotonic", partial(next, itertools.count(0, 20)))  # 20 s a look
@@ -190,7 +190,7 @@ def test_a_budget_ends_the_trials_and_the_best_so_far_is_written(files, data, fa
 def test_without_any_result_nothing_is_written(files, data, fake):
     (files / "break").touch()
     (files / "space.yaml").write_text("learning_rate: [0.01]\nhidden_dropout_prob: [0.5]\n")
-    with pytest.raises(ValueError, match="no trial came to a result; the first one ended with: out of luck"):
+    with pytest.raises(ValueError, match="out of luck"):
         command(files, data)
     assert not (files / "out" / "tuned").exists()
 
@@ -223,26 +223,26 @@ def test_a_suite_that_does_not_measure_what_trials_are_judged_by_is_refused(file
     suite = yaml.safe_load((files / "tiny.yaml").read_text())
     suite["shared"] = {**suite.get("shared", {}), "topk": [20], "valid_metric": "NDCG@20"}
     (files / "tiny.yaml").write_text(yaml.safe_dump(suite))
-    with pytest.raises(ValueError, match=r"at \[20\] do not hold NDCG@10"):
+    with pytest.raises(ValueError, match=r"\[20\].*NDCG@10"):
         command(files, data)
     assert fake() == []
 
 
 def test_jobs_and_threads_are_at_least_one(files, data):
     for option in ("jobs", "threads"):
-        with pytest.raises(ValueError, match=f"--{option} is 0; it must be at least 1"):
+        with pytest.raises(ValueError, match=f"--{option} is 0"):
             command(files, data, f"--{option}=0")
 
 
 def test_models_without_a_space_or_a_row(data, tmp_path):
     suite = suite_spec.load("table2")
-    with pytest.raises(ValueError, match=r"no space is declared for Pop .*--space FILE"):
+    with pytest.raises(ValueError, match=r"Pop .*--space"):
         tuning.space_file("Pop")
     assert tuning.find_model("SASRec", suite) in suite.models
     assert tuning.find_model("Caser", suite).files == ("baseline/common.yaml",)
     assert tuning.find_model("QBERT4Rec", suite).files == ()
     fdsa = tuning.find_model("FDSA", suite)
-    with pytest.raises(ValueError, match=r"FDSA .* cannot be trained on Tiny: it needs item attributes"):
+    with pytest.raises(ValueError, match=r"FDSA.*Tiny.*item attributes"):
         tuning.plan(fdsa, suite, [{"learning_rate": 0.1}], NAME, data, tmp_path, {})
 
 

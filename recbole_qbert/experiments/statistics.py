@@ -1,4 +1,7 @@
-"""Spread over seeds; is one model better than another for the same users? Bootstrap over users and the seeds of both."""
+"""Describe the spread over seeds, and test whether one model is better than another for the same users.
+
+The test is a bootstrap over users and over the seeds of both models.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recbole_qbert.utils.metrics import ndcg
+
 LEVEL = 0.05
 DRAWS = 10_000
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds and the standard deviation (of a sample, ddof 1), ``None`` of one seed."""
+    """Mean over seeds and standard deviation (of a sample, ddof 1); ``None`` for one seed."""
 
     mean: float
     sd: float | None
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of at least one value."""
-        known = list(map(float, values))
-        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+        """Compute both from at least one value."""
+        numbers = list(map(float, values))
+        return cls(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same users, by NDCG@10.
+    """Difference of two models on the same users, by NDCG@10.
 
     Attributes:
-        difference: the one minus the other, mean over users and seeds.
+        difference: the first model minus the second, mean over users and seeds.
         low: lower end of the 95 % interval of the difference.
         high: upper end.
         p: two-sided; at least ``2 / (DRAWS + 1)``.
@@ -46,28 +51,28 @@ class Paired:
 
 
 def gains(ranks_of_seeds: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-    """NDCG@10 of each user with each seed; ``[S, U]``.
+    """Return NDCG@10 of each user with each seed; ``[S, U]``.
 
     Args:
-        ranks_of_seeds: rank of each user's target, counted from 1, one list a seed, users in the same order.
+        ranks_of_seeds: rank of each user's target, counted from 1: one list per seed, users in the same order.
     """
-    ranks = np.array(ranks_of_seeds, dtype=float)
-    return np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0)
+    return ndcg(np.array(ranks_of_seeds), 10)
 
 
 def paired(one: np.ndarray, other: np.ndarray, draws: int = DRAWS) -> Paired:
     """Compare two models, each trained with some seeds, on the same users.
 
-    What would other users and other seeds give? A draw of the bootstrap takes as many users, the same for both models, and
-    adds the effects of as many seeds of each. The effect of a seed is what all users share of it: the variance of the seeds'
-    means beyond what comes of users that differ by chance from seed to seed (two crossed random effects). A model with one
-    seed adds none: its spread is not known. The spread of few seeds is known badly: draws are scaled as Student's t scales
-    normal ones, with Satterthwaite's degrees of freedom for the variances of users and seeds together.
+    The test asks what other users and other seeds would give. Each draw of the bootstrap takes as many users as there are,
+    the same for both models, and adds the effects of as many seeds of each model. The effect of a seed is what all users
+    share: the variance of the seeds' means beyond what users contribute that differ by chance from seed to seed (two crossed
+    random effects). A model with one seed adds no effect: its spread is unknown. The spread of few seeds is poorly known, so
+    draws are scaled as Student's t scales normal ones, with Satterthwaite's degrees of freedom for the variances of users
+    and seeds together.
 
     Args:
-        one: gains of the one, ``[S, U]``.
-        other: gains of the other, ``[T, U]``.
-        draws: of the bootstrap.
+        one: gains of the first model, ``[S, U]``.
+        other: gains of the second model, ``[T, U]``.
+        draws: how many draws the bootstrap takes.
     """
     random = np.random.default_rng(0)
     difference = one.mean(0) - other.mean(0)
@@ -88,7 +93,7 @@ def paired(one: np.ndarray, other: np.ndarray, draws: int = DRAWS) -> Paired:
 
 
 def _effects_of_seeds(gain: np.ndarray) -> np.ndarray:
-    """Deviations of the seeds' means, scaled to the variance of what all users share; ``[S]``."""
+    """Return the deviations of the seeds' means, scaled to the variance of what all users share; ``[S]``."""
     seeds, users = gain.shape
     effects = gain.mean(1) - gain.mean()
     if seeds == 1 or users == 1 or not effects.any():

@@ -1,9 +1,10 @@
 """Tuning: a small declared space, the same number of trials for every model, chosen on validation.
 
-A trial is a training of the suites (``experiments.suites.trials``): a process of its own, a result that is kept, nothing run
-twice; and the trial that wins is the very training that a table needs with that seed. RecBole's HyperTuning keeps nothing
-between calls and runs all trials in one process; Optuna's samplers learn from trials, for which nine are too few. A shuffled
-grid is both: all of it with as many trials as points, a random search with fewer.
+A trial is a training of the suites (``experiments.suites.trials``): it has a process of its own, its result is stored,
+and it is not run twice. The trial with the best score is also the training that a table needs with that seed. RecBole's
+HyperTuning stores nothing between calls and runs all trials in one process. Optuna's samplers learn from trials, and nine
+are too few for that. A shuffled grid serves both: with as many trials as points all of it is run, with fewer it is a
+random search.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ import yaml
 
 from recbole_qbert.config.property_files import property_file, read_yaml
 from recbole_qbert.experiments.suites import trials as suite_trials
-from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite
+from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite, current_name
 from recbole_qbert.recbole_integration import experiment, registry
 from recbole_qbert.utils.formatting import format_properties
 from recbole_qbert.utils.io import atomic_write, write_json
 from recbole_qbert.utils.spelling import did_you_mean
 
-BUDGET = 9  # points of a space at most, so that no model gets more trials than another
+BUDGET = 9  # the largest number of points of a space, so that no model gets more trials than another
 SEED = 2026  # of every trial, and of the order of trials
-METRIC = "ndcg@10"  # on validation, under the rule of evaluation under which the model is stopped early
+METRIC = "ndcg@10"  # on validation, under the evaluation protocol that also stops the model early
 
 Point = dict[str, Any]
 
@@ -53,7 +54,7 @@ class TuningTrial:
 
 
 def space_file(model: str) -> Path:
-    """The declared space of a model.
+    """Find the file of a model's declared space.
 
     Raises:
         ValueError: none is declared.
@@ -68,7 +69,7 @@ def space_file(model: str) -> Path:
 
 
 def read_space(path: Path) -> dict[str, list[Any]]:
-    """Property -> its values.
+    """Read a space: property -> its values.
 
     Raises:
         FileNotFoundError: no such file.
@@ -88,7 +89,7 @@ def read_space(path: Path) -> dict[str, list[Any]]:
 
 
 def points(space: Mapping[str, Sequence[Any]], trials: int | None = None) -> list[Point]:
-    """Points of the grid in a shuffled order that is always the same; the first ``trials`` of them.
+    """List the points of the grid in a shuffled order that is always the same; the first ``trials`` of them.
 
     Raises:
         ValueError: fewer than one trial.
@@ -101,15 +102,16 @@ def points(space: Mapping[str, Sequence[Any]], trials: int | None = None) -> lis
 
 
 def find_model(name: str, suite: Suite, files: Sequence[str] = ()) -> ModelSpec:
-    """The row of the suite with this name; otherwise the model of this name with its own defaults.
+    """Find the model of a suite; otherwise take the registered model of this name with its own defaults.
 
     Args:
-        name: a row of the suite, or a registered model.
-        suite: where rows are looked for.
-        files: property files in place of the row's.
+        name: a model of the suite (its old name is accepted), or a registered model.
+        suite: where models are looked for.
+        files: property files in place of the model's.
     """
-    found = next((row for row in suite.models if row.name == name), None) or ModelSpec(name, name, _files_of(name))
-    return replace(found, files=tuple(str(Path(file).resolve()) for file in files)) if files else found
+    by_name = {spec.name: spec for spec in suite.models}
+    spec = by_name.get(name) or by_name.get(current_name(name)) or ModelSpec(name, name, _files_of(name))
+    return replace(spec, files=tuple(str(Path(file).resolve()) for file in files)) if files else spec
 
 
 def plan(
@@ -121,16 +123,16 @@ def plan(
     output: Path,
     given: Mapping[str, Any],
 ) -> list[TuningTrial]:
-    """A training for every point; checks all of it before anything is run.
+    """Make a trial for every point; check all of them before any is run.
 
     Args:
-        row: what is tuned.
+        row: the model that is tuned.
         suite: its ``shared`` properties hold for every trial.
         grid: points in the order of running.
         dataset: name of the data set.
         data_path: folder that holds its folder.
         output: folder of all results.
-        given: properties for every trial.
+        given: properties from the command line, for every trial.
 
     Raises:
         FileNotFoundError: the data set, or a property file, is missing.
@@ -160,7 +162,7 @@ def plan(
 
 
 def best(trials: Sequence[TuningTrial]) -> TuningTrial | None:
-    """The finished trial with the highest score, the earlier one of equals; ``None`` where none is finished."""
+    """Return the finished trial with the highest score, the earlier one of equals; ``None`` where none is finished."""
     finished = [trial for trial in trials if trial.score is not None]
     return max(finished, key=lambda trial: trial.score or 0.0, default=None)
 
@@ -169,11 +171,11 @@ def write(name: str, trials: Sequence[TuningTrial], output: Path, dataset: str, 
     """Write the chosen point as a property file, where suites look for it, and the trials beside it as JSON.
 
     Args:
-        name: of the row; names the file.
-        trials: all that were asked for, at least one finished.
+        name: of the model; names the file.
+        trials: all trials, at least one of them finished.
         output: folder of all results.
         dataset: name of the data set.
-        command: that asked for them, for the header.
+        command: the command line, for the header.
 
     Returns:
         The property file, ``<output>/tuned/<dataset>/<name>.yaml``.
@@ -207,7 +209,7 @@ def write(name: str, trials: Sequence[TuningTrial], output: Path, dataset: str, 
 
 
 def _files_of(model: str) -> tuple[str, ...]:
-    """What a model that stands in no suite is trained with; our own have their defaults."""
+    """List the property files of a model that is in no suite; our own models have their defaults."""
     try:
         registry.known_properties(model)
     except KeyError:
@@ -217,10 +219,10 @@ def _files_of(model: str) -> tuple[str, ...]:
 
 
 def _check(row: ModelSpec, point: Point, training: suite_trials.Trial) -> None:
-    """Refuse before hours of training what would make them worthless.
+    """Refuse, before hours of training, what would make them worthless.
 
-    A property that the model does not know changes nothing, so all trials would be one: our own models refuse unknown
-    properties by themselves, RecBole's take any. And trials are judged by a metric that must be measured.
+    A property that the model does not read changes nothing, so all trials would be the same. Our own models refuse unknown
+    properties by themselves; RecBole's accept any. The metric that judges trials must be measured, too.
     """
     files = [str(suite_trials.resolve_property_file(file)) for file in row.files]
     settings = {key: value for key, value in training.request["settings"].items() if key not in point}

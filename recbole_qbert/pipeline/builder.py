@@ -23,7 +23,7 @@ from recbole_qbert.pipeline.catalog import Catalog, StageSettings
 from recbole_qbert.quantization import semantic_ids, tokenizer
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.utils.cached_step import CachedStep
-from recbole_qbert.utils.io import digest, folder_lock, sha256, write_array
+from recbole_qbert.utils.io import digest, file_lock, sha256, write_array
 from recbole_qbert.utils.resumable_epochs import Epochs
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class SemanticIDBuilder:
             raise ValueError("semantic_ids is none: there are no IDs to build; set it to fused, per_modality or both")
         _require_enough_ids(len(self.catalog.items), self.settings.quantizer)  # before stage 1 spends its time
         figures: dict[str, Any] = {"seconds": {}}
-        with folder_lock(self.output):
+        with file_lock(self.output):
             with _timed(figures, "features"):
                 features, figures["features"] = self.features()
             if "fused" in self.settings.identifiers.code_sets(tuple(features.vectors)):

@@ -28,6 +28,7 @@ from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.scoring import rank_of
 from recbole_qbert.utils.io import digest
+from recbole_qbert.utils.metrics import metrics_from_ranks as metrics_from_ranks
 
 
 @dataclass
@@ -225,13 +226,6 @@ def target_ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
         found.append(rank_of(scores, target.to(scores.device)).cpu())
         owners.append(interaction[model.USER_ID].cpu())
     return torch.cat(found)[torch.cat(owners).argsort()].numpy()
-
-
-def metrics_from_ranks(rank: np.ndarray, topk: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """HR and NDCG of one target a user; names as RecBole's (``hit@10``, ``ndcg@10``)."""
-    hits = {k: rank <= k for k in topk}
-    result = {f"hit@{k}": float(hit.mean()) for k, hit in hits.items()}
-    return result | {f"ndcg@{k}": float((hit / np.log2(rank + 1.0)).mean()) for k, hit in hits.items()}
 
 
 @contextmanager

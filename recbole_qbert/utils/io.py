@@ -110,6 +110,3 @@ def file_lock(folder: Path, *, wait: bool = True, work: str = "process in") -> I
         yield
     finally:
         os.close(handle)
-
-
-folder_lock = file_lock  # the name before the two locks became one

@@ -1,4 +1,4 @@
-"""What a person reads of a suite: one HTML file that needs nothing else, and its plots as PNG files beside it."""
+"""Report of a suite: one HTML file that needs nothing else, and its plots as PNG files beside it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(results: Path, data_path: Path | None = None) -> Path:
         data_path = Path(suite.about["data_path"])
     drawn = {made.__name__: made(suite) for made in figures.ALL}
     explorer, style, missing = sections.explorer(suite, data_path)
-    found = [
+    parts = [
         Section("results", "Results", "Results", own_table(suite)),
         Section("embeddings", "Embeddings", "Item vectors in one plane", sections.embeddings(suite, drawn["embeddings"])),
         Section("sweep", "Sweep", f"What {suite.spec['sweep']} changes", gallery(drawn["sweep"])),
@@ -50,14 +50,14 @@ def write(results: Path, data_path: Path | None = None) -> Path:
         Section("cost", "Cost", "Time, memory and size", sections.cost(suite)),
         Section("environment", "Environment", "Where it was run", sections.environment(suite)),
     ]
-    missing = [*suite.unfinished, *_absent(suite, found), *missing]
-    found.append(Section("missing", "Missing", "What is missing or left out here", notes(missing)))
+    missing = [*suite.unfinished, *_absent(suite, parts), *missing]
+    parts.append(Section("missing", "Missing", "What is missing or left out here", notes(missing)))
     paper = f"{suite.spec['paper']} of the paper · " if suite.spec["paper"] else ""
     trials = f" · {len(suite.trials)} of {len(suite.about['trials'])} trials finished" if suite.about["trials"] else ""
     what = tag("a", f"missing or left out: {len(missing)}", href="#missing") if missing else "complete"
     subtitle = join(f"{paper}{suite.dataset}{trials} · ", what)
     foot = "One file without outside parts. All of it works without scripts, except the search among semantic IDs."
-    shown = [section for section in found if section.content]
+    shown = [section for section in parts if section.content]
     text = document(f"{suite.spec['title']}: {suite.dataset}", subtitle, shown, foot, style)
     for plot in itertools.chain(*drawn.values()):
         with atomic_write(suite.folder / f"{plot.name}.png") as temporary:
@@ -67,9 +67,9 @@ def write(results: Path, data_path: Path | None = None) -> Path:
     return suite.folder / "report.html"
 
 
-def _absent(suite: Suite, found: Sequence[Section]) -> list[str]:
-    """A line for each part of the report that this suite should have and has not."""
-    empty = {section.anchor for section in found if not section.content}
+def _absent(suite: Suite, parts: Sequence[Section]) -> list[str]:
+    """Name each part of the report that this suite should have and does not."""
+    empty = {section.anchor for section in parts if not section.content}
     expected = {"results": "results: table.json is missing, or of a kind that is not known here; run the suite again"}
     if suite.about["trials"]:
         expected |= {

@@ -1,4 +1,4 @@
-"""What a data set knows of its items for a person's eye: titles and small pictures."""
+"""Read titles of items and make small pictures of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MOST_PICTURE_BYTES = 2_500_000
 
 @dataclass(frozen=True)
 class Catalog:
-    """Titles and pictures, with a line for whatever is not there.
+    """Titles and pictures of items, and what is missing.
 
     Attributes:
         titles: item token -> title, shortened.
         images: item token -> first image file.
-        missing: what could not be read, for the reader of the report.
+        missing: a line for whatever could not be read.
     """
 
     titles: dict[str, str]
@@ -34,7 +34,13 @@ class Catalog:
 
     @classmethod
     def read(cls, data_path: Path | None, dataset: str, items: Sequence[str]) -> Catalog:
-        """Look into the data set's folder, ``data_path/<dataset>``."""
+        """Read the data set's folder.
+
+        Args:
+            data_path: folder that holds the data set's folder; ``None`` if it is not known.
+            dataset: name of the data set.
+            items: tokens.
+        """
         if data_path is None or not (data_path / dataset).is_dir():
             where = "no data folder was given" if data_path is None else f"the data folder has no {dataset}"
             return cls({}, {}, (f"titles and pictures: {where}",))
@@ -52,7 +58,7 @@ class Catalog:
 
 
 def read_titles(path: Path) -> dict[str, str]:
-    """Item token -> title from a RecBole ``.item`` file, shortened to ``TITLE_LENGTH``.
+    """Read item token -> title from a RecBole ``.item`` file, shortened to ``TITLE_LENGTH``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -73,7 +79,7 @@ def read_titles(path: Path) -> dict[str, str]:
 
 
 def thumbnails(catalog: Catalog, items: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Small JPEG pictures as data URIs, of the items in the given order until the room for them is used up.
+    """Make small JPEG pictures as data URIs, in the order of the items, until ``MOST_PICTURE_BYTES`` are used up.
 
     Returns:
         ``(item token -> data URI, notes)``: the notes say how many did not fit or could not be read.

@@ -1,4 +1,4 @@
-"""The comparison, both settings: means and spread, what differs for sure, what is copied, what failed or cannot be."""
+"""Section of the comparison, both evaluations: means, spread and tests; what is copied, what failed or is impossible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXPLAINED = {
 
 
 def comparison(suite: Suite) -> Html:
-    """Tables of both settings, legend and notes; empty without a ``table.json`` of a comparison."""
+    """Make the tables of both evaluations, with legend and footnotes; empty without a ``table.json`` of a comparison."""
     if not suite.rows:
         return Html("")
     tables = [_table(suite, setting) for setting in SETTINGS]
@@ -87,7 +87,7 @@ def _test(test: Mapping[str, Any] | None, itself: bool) -> list[object]:
 
 
 def _no_result(each: Mapping[str, Any]) -> str:
-    """In a word; the reasons are in the notes."""
+    """Say why a row has no result; details are in the footnotes."""
     return "not possible on this data set" if each["impossible"] else "failed" if each["failed"] else "not run yet"
 
 

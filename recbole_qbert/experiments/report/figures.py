@@ -1,4 +1,4 @@
-"""Which plots a suite gives: learning curves, seeds, sweep, embeddings in a plane, fusion depth."""
+"""Choose the plots of a suite: learning curves, seeds, sweep, embeddings in a plane, fusion depth."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from recbole_qbert.experiments.statistics import Spread
 
 
 def metric_name(metric: str) -> str:
-    """``hit@10`` -> ``HR@10``, as the paper and the documents write it."""
+    """Write ``hit@10`` as ``HR@10``, as the paper and the documents do."""
     return metric.upper().replace("HIT@", "HR@")
 
 
 def seeds(suite: Suite) -> list[Plot]:
-    """Every seed of every row."""
+    """Plot every seed of every model."""
     if suite.spec["sweep"] or not suite.rows:
         return []
     metric = "ndcg@10" if "ndcg@10" in suite.spec["metrics"] else suite.spec["metrics"][-1]
@@ -32,7 +32,7 @@ def seeds(suite: Suite) -> list[Plot]:
 
 
 def sweep(suite: Suite) -> list[Plot]:
-    """Metrics over the values of the setting that varies (figures 3 to 5)."""
+    """Plot metrics over the values of the setting that varies (figures 3 to 5)."""
     label = suite.spec["sweep"]
     known = [line for line in suite.rows if line["figures"] and line["name"] == line["spec"]]
     if not label or not known:
@@ -50,7 +50,7 @@ def sweep(suite: Suite) -> list[Plot]:
 
 
 def curves(suite: Suite) -> list[Plot]:
-    """Validation by epoch and by seconds of training."""
+    """Plot validation by epoch and by seconds of training."""
     by_epoch: dict[str, list[Curve]] = {}
     by_time: dict[str, list[Curve]] = {}
     for trial in suite.trials:
@@ -75,20 +75,20 @@ def curves(suite: Suite) -> list[Plot]:
 
 
 def depth(suite: Suite) -> list[Plot]:
-    """Figure 7; rows whose shares are the same (they have the same IDs) are one."""
+    """Plot Figure 7; rows whose shares are the same (they have the same IDs) are one."""
     rows = same_together({row: [depth_of(trial) for trial in trials if depth_of(trial)] for row, trials in suite.by_row()})
     caption = "Share of items by layers of fusion; error bars are one standard deviation over seeds."
     return [plots.depth("fusion_depth", caption, rows)] if rows else []
 
 
 def depth_of(trial: FinishedTrial) -> list[float]:
-    """Share of items at depth 1, 2, … of a finished trial; empty where stage 1 did not run."""
+    """Return the share of items at depth 1, 2, … of a finished trial; empty where stage 1 did not run."""
     shares = ((trial.result.get("identifiers") or {}).get("injection") or {}).get("depth") or []
     return [float(share) for share in shares] if any(shares) else []
 
 
 def same_together(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Rows of the same values under one name, joined by commas; those without any are left out."""
+    """Join the names of rows with the same values by commas; leave out rows without any."""
     groups: dict[str, list[Any]] = {}
     for row, known in rows.items():
         same = next((name for name, other in groups.items() if other == known), None)
@@ -100,7 +100,7 @@ def same_together(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def embeddings(suite: Suite) -> list[Plot]:
-    """Figure 6."""
+    """Plot Figure 6."""
     rows = {row: known for row, known in suite.embedding.items() if "points" in known}
     if not rows:
         return []
@@ -119,7 +119,7 @@ ALL = (seeds, sweep, curves, depth, embeddings)
 
 
 def _points(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float, float]]:
-    """``(stage, epoch, seconds, score)`` of validated epochs; epochs and seconds go on from stage to stage."""
+    """Return ``(stage, epoch, seconds, score)`` of validated epochs; epochs and seconds are counted over all stages."""
     found = []
     stages: list[Any] = []
     seconds = 0.0

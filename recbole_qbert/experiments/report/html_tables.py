@@ -1,4 +1,4 @@
-"""The report's tables: results, cost, tokenizer health, distances of embeddings, and where all of it was run."""
+"""Elements of the report's tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ NOTHING = "\N{EN DASH}"
 
 
 def table(caption: object, head: Sequence[object], rows: Iterable[Html], *more: Iterable[Html]) -> Html:
-    """A table that scrolls by itself where a page is narrow; ``more`` are further groups of rows."""
+    """Make a table that scrolls by itself on a narrow page.
+
+    Args:
+        caption: above the table.
+        head: titles of columns.
+        rows: made by ``line``.
+        more: further groups of rows.
+    """
     groups = [tag("tbody", *group) for group in map(list, (rows, *more)) if group]
     first, *others = head
     titles = [tag("th", first, scope="col"), *(tag("th", title, scope="col") for title in others)]
@@ -22,12 +29,18 @@ def table(caption: object, head: Sequence[object], rows: Iterable[Html], *more: 
 
 
 def line(name: object, cells: Iterable[object], class_: str | None = None) -> Html:
-    """One row of a table."""
+    """Make one row of a table.
+
+    Args:
+        name: its head.
+        cells: the other cells.
+        class_: of the row.
+    """
     return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), class_=class_)
 
 
 def spread(known: Spread | None, best: bool = False) -> Html:
-    """``.1013 ± .0013``."""
+    """Write ``.1013 ± .0013``, the mean in bold if it is the best."""
     if known is None:
         return Html(NOTHING)
     mean = tag("b", format_share(known.mean)) if best else format_share(known.mean)
@@ -35,12 +48,12 @@ def spread(known: Spread | None, best: bool = False) -> Html:
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """``1,585`` or ``0.421``; a dash for nothing."""
+    """Write ``1,585`` or ``0.421``; a dash for ``None``."""
     return NOTHING if value is None else f"{value:,.{digits}f}"
 
 
 def mean_of(values: Iterable[float | None], digits: int = 0) -> str:
-    """Mean of what is there, with the standard deviation where there are several."""
+    """Write the mean of the values that are not ``None``, with the standard deviation if there are several."""
     there = [value for value in values if value is not None]
     known = Spread.of(there) if there else None
     if known is None:
@@ -50,7 +63,7 @@ def mean_of(values: Iterable[float | None], digits: int = 0) -> str:
 
 
 def facts(known: Mapping[str, Any]) -> Html:
-    """A list of names and values; nested mappings in one line each."""
+    """Make a list of names and values; nested mappings are one line each."""
     entries = []
     for name, value in known.items():
         shown = (
@@ -63,10 +76,10 @@ def facts(known: Mapping[str, Any]) -> Html:
 
 
 def notes(lines: Sequence[object]) -> Html:
-    """Lines under a table; nothing for none."""
+    """Make a list of lines under a table; nothing for none."""
     return tag("ul", *(tag("li", text) for text in lines), class_="notes") if lines else Html("")
 
 
 def copied_name(name: str) -> Html:
-    """Name of a row that was not run."""
+    """Write the name of a row that is copied from the paper."""
     return join(name, " ", tag("span", "copied from the paper", class_="mark"))

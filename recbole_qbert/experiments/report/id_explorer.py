@@ -1,4 +1,4 @@
-"""The semantic-ID explorer: what items lie under a code, as nested ``<details>`` that open without scripts."""
+"""The semantic-ID explorer: the items under each code, as nested ``<details>`` that open without scripts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ _SAY_NOTHING = frozenset("and are can for from has have its not our that the thi
 
 @dataclass(frozen=True)
 class Explorer:
-    """Attributes:
-    markup: the explorer.
-    style: CSS rules that hold the pictures, each once however often it is shown.
-    notes: what is left out, one line each.
+    """The explorer of semantic IDs.
+
+    Attributes:
+        markup: the explorer.
+        style: CSS rules that hold the pictures, each once however often it is shown.
+        notes: what is left out, one line each.
     """
 
     markup: Html
@@ -61,7 +63,7 @@ def explorer(ids: SemanticIDs, names: Sequence[str], catalog: Catalog) -> Explor
 
 
 def _items_in_turn(ids: SemanticIDs, listing: id_tree.Listing) -> list[str]:
-    """Listed items, one of each first-level code in turn: so that the room for pictures serves all codes alike."""
+    """List the shown items, one of each first-level code in turn, so that pictures are spread evenly over codes."""
     codes = [[ids.items[listing.branch.of.rows[place]] for place in inner.listed()] for inner in listing.inner]
     return [item for several in zip_longest(*codes) for item in several if item is not None]
 
@@ -84,7 +86,7 @@ class _View:
         return tag("details", head, tag("div", *inner, self.left_out(listing), class_="tree"), class_="set", open=open_)
 
     def branch(self, listing: id_tree.Listing, above: int, most: int) -> Html:
-        """A code (or several that always go together), its count, what its items have in common, and its items."""
+        """Show a code (or several that always go together), its count, common words of its items, and its items."""
         branch, first = listing.branch, above == 0
         code = "".join(
             branch.of.token(level, int(branch.of.codes[branch.start, level])) for level in range(above, branch.level)
@@ -122,7 +124,7 @@ class _View:
         )
 
     def common(self, branch: id_tree.Branch) -> list[str]:
-        """Words in a third of the titles under a branch or more, and at least twice as common there as in all titles."""
+        """Choose words in at least a third of the titles under a branch, and twice as common there as in all titles."""
         rows = branch.of.rows[branch.start : branch.stop]
         counts = Counter(word for row in rows for word in self.words[row])
         score = {

@@ -29,16 +29,16 @@ class CodeSet:
     codes: np.ndarray
 
     def token(self, level: int, code: int) -> str:
-        """``<a_170>``."""
+        """Write a code as ``<a_170>``."""
         return f"<{self.prefixes[level]}_{code}>"
 
     def rest(self, place: int, level: int) -> str:
-        """Tokens of the item at ``place`` from a level on."""
+        """Write the tokens of the item at ``place`` from a level on."""
         return "".join(self.token(number, code) for number, code in enumerate(self.codes[place]) if number >= level)
 
 
 def code_sets(ids: SemanticIDs) -> list[CodeSet]:
-    """The code sets of IDs, as ``semantic_ids.prefixes_of`` names them: each begins with a letter a."""
+    """Split IDs into code sets, as ``semantic_ids.prefixes_of`` names them: each begins with a letter a."""
     starts = [number for number, prefix in enumerate(ids.prefixes) if prefix[0].lower() == "a"]
     found = []
     for start, stop in zip(starts, [*starts[1:], len(ids.prefixes)], strict=True):
@@ -51,7 +51,7 @@ def code_sets(ids: SemanticIDs) -> list[CodeSet]:
 
 @dataclass(frozen=True)
 class Branch:
-    """The items whose IDs begin alike: places ``start`` to ``stop`` of a code set, alike in the first ``level`` codes."""
+    """Items whose IDs have the same first ``level`` codes: places ``start`` to ``stop`` of a code set."""
 
     of: CodeSet
     start: int
@@ -70,7 +70,7 @@ class Branch:
 
     @cached_property
     def children(self) -> tuple[Branch, ...]:
-        """One branch a code of the next level; levels at which all items agree are skipped, except the first."""
+        """One branch per code of the next level; levels at which all items agree are skipped, except the first."""
         if self.level == self.of.codes.shape[1]:
             return ()
         column = self.of.codes[self.start : self.stop, self.level]
@@ -81,7 +81,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a page shows of a branch.
+    """Part of a branch that a page shows.
 
     Attributes:
         branch: the branch.
@@ -96,7 +96,7 @@ class Listing:
     left_out: int
 
     def listed(self) -> Iterator[int]:
-        """Places of all items listed under it."""
+        """Iterate over the places of all items listed under it."""
         yield from self.places
         for listing in self.inner:
             yield from listing.listed()
@@ -129,5 +129,5 @@ def choose(branch: Branch, room: int) -> Listing:
 
 
 def root(code_set: CodeSet) -> Branch:
-    """The branch of all items."""
+    """Return the branch of all items."""
     return Branch(code_set, 0, len(code_set.rows), 0)

@@ -1,4 +1,4 @@
-"""The table that a suite is about, by its kind."""
+"""Main table of a suite, by its kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recbole_qbert.utils.formatting import format_count
 
 
 def own_table(suite: Suite) -> Html:
-    """Empty where ``table.json`` is missing, and for figure 6, whose numbers stand beside its plot."""
+    """Make the main table; empty where ``table.json`` is missing, and for figure 6, whose numbers are beside its plot."""
     known = suite.table
     if "rows" in known:
         return comparison(suite)
@@ -23,7 +23,7 @@ def own_table(suite: Suite) -> Html:
 
 
 def _statistics(suite: Suite, known: Mapping[str, Any]) -> Html:
-    """The paper's Table 1."""
+    """Make the paper's Table 1."""
     found = known["statistics"]
     copied = [
         line(copied_name(row), [format_count(other[name]) if name in other else NOTHING for name in found], "copied")
@@ -34,7 +34,7 @@ def _statistics(suite: Suite, known: Mapping[str, Any]) -> Html:
 
 
 def _costs(known: Mapping[str, Any]) -> Html:
-    """The paper's Table 6."""
+    """Make the paper's Table 6."""
     rows = [
         line(
             cost["model"],

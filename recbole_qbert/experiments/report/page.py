@@ -18,7 +18,7 @@ _HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; ``anchor`` is its place in the page's address, ``short`` its name in the menu."""
+    """Part of the page; ``anchor`` is its id, ``short`` its name in the menu."""
 
     anchor: str
     short: str
@@ -50,7 +50,7 @@ def document(title: str, subtitle: object, sections: Sequence[Section], foot: ob
 
 
 def gallery(plots: Sequence[Plot], *beside: Html) -> Html:
-    """Plots with their captions, each in the colours of the page, and what stands beside them."""
+    """Show plots with their captions, each in the colours of the page, and other elements beside them."""
     figures = []
     for plot in plots:
         light, dark = ("data:image/png;base64," + base64.b64encode(png).decode() for png in (plot.light, plot.dark))

@@ -1,4 +1,4 @@
-"""The plots: numbers in, a PNG for light and one for dark pages out. Colours are told apart by colour-blind eyes too.
+"""Draw plots as PNG, one for light and one for dark pages, in colours that colour-blind eyes can tell apart.
 
 Colours after Okabe and Ito, "Color Universal Design" (2008); series also differ in their markers.
 """
@@ -58,8 +58,10 @@ class Plot:
 
 
 def require_matplotlib() -> None:
-    """Raises:
-    ImportError: matplotlib is not installed; says how to install it.
+    """Check that matplotlib is installed.
+
+    Raises:
+        ImportError: it is not; says how to install it.
     """
     try:
         import matplotlib  # noqa: F401
@@ -68,7 +70,14 @@ def require_matplotlib() -> None:
 
 
 def draw(name: str, caption: str, paint: Callable[[Figure, Theme], None], size: tuple[float, float] = NARROW) -> Plot:
-    """Paint a figure twice."""
+    """Paint a figure for light and for dark pages.
+
+    Args:
+        name: of the PNG file.
+        caption: what it shows.
+        paint: draws into a figure with a theme.
+        size: inches.
+    """
     light, dark = (_png(paint, theme, size) for theme in (LIGHT, DARK))
     return Plot(name, caption, light, dark, size[0] > NARROW[0])
 
@@ -130,7 +139,15 @@ class Curve:
 
 
 def learning_curves(name: str, caption: str, curves: Mapping[str, Sequence[Curve]], x_label: str, y_label: str) -> Plot:
-    """One line a run; runs of one row alike; earlier stages pale, the best of the last stage marked."""
+    """Draw one line per run: runs of one model alike, earlier stages pale, the best epoch of the last stage marked.
+
+    Args:
+        name: of the PNG file.
+        caption: what it shows.
+        curves: model -> its runs.
+        x_label: of the axis.
+        y_label: of the axis.
+    """
 
     def paint(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
@@ -153,7 +170,16 @@ def learning_curves(name: str, caption: str, curves: Mapping[str, Sequence[Curve
 def sweep(
     name: str, caption: str, values: Sequence[float | str], lines: Mapping[str, Sequence[Spread]], x_label: str, y_label: str
 ) -> Plot:
-    """A metric over the values of a setting, with error bars."""
+    """Draw a metric over the values of a setting, with error bars.
+
+    Args:
+        name: of the PNG file.
+        caption: what it shows.
+        values: of the setting.
+        lines: evaluation -> a spread per value.
+        x_label: of the axis.
+        y_label: of the axis.
+    """
 
     def paint(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
@@ -177,7 +203,14 @@ def sweep(
 
 
 def seeds(name: str, caption: str, rows: Mapping[str, Mapping[str, Sequence[float]]], x_label: str) -> Plot:
-    """A dot a seed and a stroke at the mean: ``rows`` maps row -> setting -> values."""
+    """Draw a dot per seed and a stroke at the mean.
+
+    Args:
+        name: of the PNG file.
+        caption: what it shows.
+        rows: model -> evaluation -> values.
+        x_label: of the axis.
+    """
     settings = list(dict.fromkeys(setting for row in rows.values() for setting in row))
 
     def paint(figure: Figure, theme: Theme) -> None:
@@ -202,7 +235,13 @@ def seeds(name: str, caption: str, rows: Mapping[str, Mapping[str, Sequence[floa
 
 
 def depth(name: str, caption: str, rows: Mapping[str, Sequence[Sequence[float]]]) -> Plot:
-    """Share of items at each fusion depth: ``rows`` maps row -> one list of shares a seed."""
+    """Draw the share of items at each fusion depth.
+
+    Args:
+        name: of the PNG file.
+        caption: what it shows.
+        rows: model -> one list of shares per seed.
+    """
 
     def paint(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
@@ -225,7 +264,13 @@ def depth(name: str, caption: str, rows: Mapping[str, Sequence[Sequence[float]]]
 
 
 def planes(name: str, caption: str, rows: Mapping[str, Mapping[str, Any]]) -> Plot:
-    """Figure 6: ``rows`` maps a row to what ``suites.embedding.measure`` gives; one panel each, points of an item joined."""
+    """Draw Figure 6: one panel per model, points of an item joined.
+
+    Args:
+        name: of the PNG file.
+        caption: what it shows.
+        rows: model -> what ``suites.embedding.measure`` returns.
+    """
 
     def paint(figure: Figure, theme: Theme) -> None:
         from matplotlib.collections import LineCollection

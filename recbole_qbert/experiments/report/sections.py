@@ -1,4 +1,4 @@
-"""The parts of the page besides the results: one function each, from what a suite's trials say."""
+"""Sections of the page besides the results, one function each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from recbole_qbert.utils.formatting import format_share
 
 
 def cost(suite: Suite) -> Html:
-    """What training and testing took: mean over seeds."""
+    """Make the table of cost: mean over seeds."""
     rows = []
     for row, trials in suite.by_row():
         results = [trial.result for trial in trials]
@@ -48,7 +48,7 @@ def cost(suite: Suite) -> Html:
 
 
 def health(suite: Suite) -> Html:
-    """Tokenizer health; rows whose trials have the same figures stand together."""
+    """Make the table of tokenizer health; models with the same figures share a row."""
     groups = figures.same_together(
         {row: [one for trial in trials if (one := _code_sets(trial))] for row, trials in suite.by_row()}
     )
@@ -97,7 +97,7 @@ def _health(several: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def depth(suite: Suite, plots: list[Plot]) -> Html:
-    """Figure 7, and its numbers."""
+    """Show Figure 7 and its numbers."""
     known = {row: [figures.depth_of(trial) for trial in trials if figures.depth_of(trial)] for row, trials in suite.by_row()}
     lines = [
         line(row, [_median(runs), mean_of((sum(d * s for d, s in enumerate(run, 1)) for run in runs), 2), len(runs)])
@@ -118,7 +118,7 @@ def _median(several: list[list[float]]) -> int:
 
 
 def embeddings(suite: Suite, plots: list[Plot]) -> Html:
-    """Figure 6 and its distances."""
+    """Show Figure 6 and its distances."""
     measured = {row: known for row, known in suite.embedding.items() if "distances" in known}
     if not measured:
         return Html("")
@@ -142,12 +142,12 @@ def embeddings(suite: Suite, plots: list[Plot]) -> Html:
 
 
 def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]]:
-    """The semantic-ID explorer of one trial: the row that tests are about, its first seed.
+    """Make the semantic-ID explorer of one trial: the first seed of the reference, or of another model with IDs.
 
     Returns:
         ``(markup, style, what is missing or left out)``; the markup is empty where no trial keeps IDs.
     """
-    found = _cell_with_ids(suite)
+    found = _trial_with_ids(suite)
     if found is None:
         return Html(""), "", ["semantic-ID explorer: no finished trial keeps a .sid file"] if suite.about["trials"] else []
     trial, path = found
@@ -168,7 +168,7 @@ def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]
     return join(intro, search, made.markup), made.style, [*catalog.missing, *made.notes]
 
 
-def _cell_with_ids(suite: Suite) -> tuple[FinishedTrial, Path] | None:
+def _trial_with_ids(suite: Suite) -> tuple[FinishedTrial, Path] | None:
     for trial in sorted(suite.trials, key=lambda trial: trial.row != suite.spec["reference"].removesuffix(COOCCURRENCE)):
         path = trial.folder / str(trial.result.get("sid"))
         if path.is_file():
@@ -177,7 +177,7 @@ def _cell_with_ids(suite: Suite) -> tuple[FinishedTrial, Path] | None:
 
 
 def environment(suite: Suite) -> Html:
-    """Machine, versions, revision and command; and by which revisions and machines the trials were made."""
+    """List machine, versions, revision and command, and the revisions and machines of the trials."""
     about = suite.about
     made_by = Counter(
         (str(trial.result.get("revision")), _machine(trial.result.get("machine") or {})) for trial in suite.trials
@@ -198,7 +198,7 @@ def environment(suite: Suite) -> Html:
 
 
 def _machine(known: Mapping[str, Any]) -> str:
-    """What stays the same from run to run; the load does not."""
+    """Describe the machine by what stays the same from run to run, without the load."""
     gpu = f", {known['gpu']}" if known.get("gpu") else ""
     return (
         f"{known.get('processor')}, {known.get('cores')} cores, {known.get('memory_gb')} GB{gpu}, {known.get('system')}"

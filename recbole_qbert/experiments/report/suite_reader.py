@@ -1,4 +1,4 @@
-"""What lies in the folder of a suite and in its trials, as a report needs it."""
+"""Read the folder of a suite and its trials for a report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTINGS = {"history_excluded": "history left out", "plain": "as RecBole evaluat
 
 @dataclass(frozen=True)
 class FinishedTrial:
-    """A finished training: its row's name, seed, folder and ``cell.json``."""
+    """Finished training: the model's name, seed, folder and ``cell.json``."""
 
     row: str
     seed: int
@@ -55,7 +55,7 @@ class Suite:
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
-        """Lines of a comparison; none of another kind of table."""
+        """Rows of a comparison; none of another kind of table."""
         return self.table.get("rows") or []
 
     @property
@@ -64,7 +64,7 @@ class Suite:
         return self.folder.parents[2]
 
     def by_row(self) -> Iterator[tuple[str, list[FinishedTrial]]]:
-        """Rows that have finished trials, with these."""
+        """Iterate over models that have finished trials, with these."""
         for row in dict.fromkeys(trial.row for trial in self.trials):
             yield row, [trial for trial in self.trials if trial.row == row]
 

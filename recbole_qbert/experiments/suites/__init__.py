@@ -1,5 +1,6 @@
-"""Benchmark suites: the paper's tables and figures, each one command, every model with the same care.
+"""Benchmark suites: the paper's tables and figures, one command each, one evaluation protocol for all models.
 
-A suite file (``spec``) names rows; a row and a seed make a trial (``trials``), which a process of its own trains and tests
-(``work``); ``runner`` runs the trials that have no result, and ``compare`` and ``tables`` make of them what a person reads.
+A suite file (``suite_spec``) lists models. A model and a seed make a trial (``trials``), which a process of its own
+trains and tests (``worker``). ``runner`` runs the trials without a result; ``comparison`` and ``markdown`` turn results
+into tables; ``result_archive`` keeps them in a small folder.
 """

@@ -129,12 +129,12 @@ class Operations:
     row: float
 
     def a_row(self, rows: int) -> float:
-        """Operations a row in a batch of so many."""
+        """Return the operations per row in a batch of ``rows`` rows."""
         return self.row + self.batch / rows
 
 
 def build(name: str, sizes: Sizes) -> Subject:
-    """An untrained network over a made-up catalog, on the CPU.
+    """Build an untrained network over a made-up catalog, on the CPU.
 
     Args:
         name: one of ``MODELS``.
@@ -220,19 +220,19 @@ def _theirs(name: str, sizes: Sizes) -> Subject:
 
 
 class _Catalog:
-    """All that RecBole's sequential models ask of a data set."""
+    """The part of a data set that RecBole's sequential models read."""
 
     def __init__(self, items: int) -> None:
         self.items = items
 
     def num(self, field: str) -> int:
-        """Values of a field, the padding among them."""
+        """Count the values of a field, with the padding."""
         del field
         return self.items + 1
 
 
 def parameters(module: nn.Module) -> dict[str, int]:
-    """Numbers of parameters.
+    """Count parameters.
 
     Returns:
         ``parameters`` (all), ``parameters_codes`` (tables of codes), ``parameters_items`` (rows of items, the padding's
@@ -249,7 +249,7 @@ def parameters(module: nn.Module) -> dict[str, int]:
 
 
 def scoring(subject: Subject) -> Operations:
-    """Operations of scoring the whole catalog for histories of ``max_length`` items; the network must be on the CPU."""
+    """Count the operations of scoring the whole catalog for full histories; the network must be on the CPU."""
     subject.module.eval()
     histories = _histories(subject.sizes, _ROWS_COUNTED, subject.sizes.max_length)
     with torch.no_grad():
@@ -257,12 +257,12 @@ def scoring(subject: Subject) -> Operations:
 
 
 def training(subject: Subject) -> Operations:
-    """Operations of loss and gradients of a batch of training rows; the network must be on the CPU."""
+    """Count the operations of loss and gradients of a batch of training rows; the network must be on the CPU."""
     subject.module.train()
     histories = _histories(subject.sizes, _ROWS_COUNTED, subject.sizes.max_length + 1)
-    found = _count(lambda: subject.loss(histories).backward(), _ROWS_COUNTED)
+    operations = _count(lambda: subject.loss(histories).backward(), _ROWS_COUNTED)
     subject.module.zero_grad()
-    return found
+    return operations
 
 
 def _summed_codes(vectors: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
@@ -300,7 +300,7 @@ def _count(run: Callable[[], Any], rows: int) -> Operations:
 
 @torch.no_grad()
 def latencies(subjects: Sequence[Subject], batch: int, rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of finding the ten best items for ``batch`` histories of the full length, in each round.
+    """Measure the seconds of finding the ten best items for ``batch`` histories of the full length, in each round.
 
     The subjects take turns within a round, so that a busy machine is busy for all of them.
 
@@ -325,7 +325,7 @@ def measure(
     rounds: int = 20,
     device: str = "cpu",
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Cost of models over one catalog.
+    """Measure the cost of models over one catalog.
 
     Args:
         sizes: of the catalog and the networks.
@@ -383,7 +383,7 @@ def measure(
 
 
 def published() -> list[dict[str, Any]]:
-    """The paper's own figures as rows (``copied`` is true), to stand beside ours; measured on an RTX 4090."""
+    """Return the paper's own figures as rows (``copied`` is true), measured on an RTX 4090."""
     known = read_yaml(property_file("benchmark/published.yaml"), "property")
     return [
         {
@@ -398,7 +398,7 @@ def published() -> list[dict[str, Any]]:
 
 
 def _pairs(models: Sequence[str]) -> list[tuple[str, str]]:
-    """RecBole's beside ours of the same sizes."""
+    """Pair RecBole's models with ours of the same sizes."""
     same = [name for name in OURS if name in models and not OURS[name][0]]
     return [(other, ours) for other in THEIRS if other in models for ours in same]
 
@@ -412,7 +412,7 @@ def _full(histories: Tensor) -> Tensor:
 
 
 def _until_done(way: Callable[[Tensor], Any], histories: Tensor, device: str) -> Callable[[], None]:
-    """The call, and the wait for the GPU to end it."""
+    """Return a function that makes the call and waits for the GPU to finish it."""
 
     def run() -> None:
         way(histories)

@@ -28,7 +28,7 @@ SHOWN = 150  # items drawn; distances are of all
 
 
 def vectors(identifiers: Path, features_folder: Path, dataset: str) -> dict[str, np.ndarray]:
-    """What stage 1 made of items: the vectors of each modality in the space of the fused ones, and these.
+    """Read the vectors of stage 1: those of each modality in the space of the fused ones, and the fused ones.
 
     Args:
         identifiers: folder of ``X.fused.npy``, ``X.injection.safetensors`` and ``X.sid``.
@@ -42,35 +42,35 @@ def vectors(identifiers: Path, features_folder: Path, dataset: str) -> dict[str,
         FileNotFoundError: a file is missing.
         ValueError: stage 1 was not run, or it is of other items.
     """
-    known = Tokenizer.load(identifiers)
-    if known.injection is None or not known.injection.project:
+    tokenizer = Tokenizer.load(identifiers)
+    if tokenizer.injection is None or not tokenizer.injection.project:
         raise ValueError(f"{identifiers}: stage 1 fused nothing here (no code set needs it, or there are no features)")
     fused = features.open_matrix(identifiers / f"{dataset}.fused.npy")
-    if len(fused) != len(known.ids.items):
+    if len(fused) != len(tokenizer.ids.items):
         raise ValueError(
-            f"{identifiers / dataset}.fused.npy has {len(fused)} rows for {len(known.ids.items)} items with an ID; "
+            f"{identifiers / dataset}.fused.npy has {len(fused)} rows for {len(tokenizer.ids.items)} items with an ID; "
             "run quantize again"
         )
-    network = known.injection
+    network = tokenizer.injection
     names = sorted(network.project, key=lambda name: ("text", "image", name).index(name))
-    given = features.load(features_folder, dataset, known.ids.items, names, missing="mask")
-    found = {}
+    matrices = features.load(features_folder, dataset, tokenizer.ids.items, names, missing="mask")
+    fused_space = {}
     with torch.no_grad():
         # With one vector an item and modality the query has no say; with several, new items' query weighs them here.
         query = network.query.weight[network.no_id].expand(len(fused), -1)
         for name in names:
-            there = given.present[name].any(1)
+            there = matrices.present[name].any(1)
             aligned = network.align(
-                query, name, torch.from_numpy(given.vectors[name]), torch.from_numpy(given.present[name])
+                query, name, torch.from_numpy(matrices.vectors[name]), torch.from_numpy(matrices.present[name])
             )
-            found[name] = F.normalize(aligned, dim=1).numpy()
-            found[name][~there] = np.nan
-    found["fused"] = F.normalize(torch.from_numpy(np.array(fused, dtype=np.float32)), dim=1).numpy()
-    return found
+            fused_space[name] = F.normalize(aligned, dim=1).numpy()
+            fused_space[name][~there] = np.nan
+    fused_space["fused"] = F.normalize(torch.from_numpy(np.array(fused, dtype=np.float32)), dim=1).numpy()
+    return fused_space
 
 
 def distances(found: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | int]]:
-    """Distances of every two kinds of vectors.
+    """Measure the distances of every two kinds of vectors.
 
     Args:
         found: kind -> ``[N, D]`` of length 1, NaN where an item has none.
@@ -98,12 +98,12 @@ def distances(found: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | in
 
 
 def plane(found: Mapping[str, np.ndarray], method: str = "pca", shown: int = SHOWN, seed: int = 0) -> dict[str, Any]:
-    """Places of some items in the plane.
+    """Place some items in the plane.
 
     Args:
         found: as for ``distances``.
         method: ``pca``, or ``tsne`` (which keeps neighbours together, and no distances).
-        shown: most items.
+        shown: how many items at most.
         seed: of the choice of items and of t-SNE.
 
     Returns:
@@ -142,7 +142,7 @@ def plane(found: Mapping[str, np.ndarray], method: str = "pca", shown: int = SHO
 
 
 def of_cell(trial: Path) -> dict[str, np.ndarray]:
-    """``vectors`` of a finished trial (``cell.json``, ``config.json``, the folder of its IDs).
+    """Read the ``vectors`` of a finished trial (``cell.json``, ``config.json``, the folder of its IDs).
 
     Raises:
         FileNotFoundError: the trial keeps no semantic IDs, or its features are gone.
@@ -160,16 +160,17 @@ def of_cell(trial: Path) -> dict[str, np.ndarray]:
 
 
 def measure(rows: Mapping[str, Sequence[Path]], method: str = "pca", shown: int = SHOWN) -> dict[str, Any]:
-    """Figure 6 of several rows of a suite.
+    """Measure Figure 6 for the models of a suite.
 
     Args:
-        rows: row -> its finished trials, one a seed.
+        rows: model -> its finished trials, one per seed.
         method: as for ``plane``.
         shown: as for ``plane``.
 
     Returns:
-        row -> what ``plane`` gives of the first trial, ``seeds``, and ``distances``: pair -> ``mean`` and ``other_items``
-        (over seeds), ``sd`` (of the mean, ``None`` of one seed), ``items``; of a row that cannot be measured its ``reason``.
+        model -> what ``plane`` returns of the first trial, ``seeds``, and ``distances``: pair -> ``mean`` and
+        ``other_items`` (over seeds), ``sd`` (of the mean, ``None`` of one seed), ``items``. A model that cannot be measured
+        has a ``reason`` instead.
     """
     result: dict[str, Any] = {}
     for row, trials in rows.items():
@@ -184,14 +185,20 @@ def measure(rows: Mapping[str, Sequence[Path]], method: str = "pca", shown: int 
 
 
 def write(suite: Path, rows: Mapping[str, Sequence[Path]], method: str = "pca") -> dict[str, Any]:
-    """``measure``, written as ``embedding.json`` into the folder of a suite, for its report."""
+    """Write what ``measure`` returns as ``embedding.json`` into the folder of a suite, for its report.
+
+    Args:
+        suite: folder of the suite.
+        rows: as for ``measure``.
+        method: as for ``plane``.
+    """
     measured = measure(rows, method)
     write_json(suite / FILE, measured)
     return measured
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """The distances as a Markdown table."""
+    """Write the distances as a Markdown table."""
     pairs = list(dict.fromkeys(pair for known in measured.values() for pair in known.get("distances", {})))
     lines = ["| squared distance | " + " | ".join(pairs) + " |", "|---" * (len(pairs) + 1) + "|"]
     for row, known in measured.items():

@@ -1,6 +1,6 @@
-"""Learning curves, from the lines that RecBole's trainers log of every epoch.
+"""Collect learning curves from the lines that RecBole's trainers log for every epoch.
 
-All trainers write these lines; ``fit``'s callback is called by some only, and is not told the time.
+All trainers write these lines; only some call ``fit``'s callback, and it does not get the time.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from recbole_qbert.utils.io import json_lines
 
 @contextmanager
 def watched(stage: str) -> Iterator[dict[int, dict[str, Any]]]:
-    """Collect the epochs of a training in the current folder; kept in a file there, so that a training can go on.
+    """Collect the epochs of a training; write them into a file in the current folder, so that a training can resume.
 
     Args:
         stage: name of the training.
 
     Yields:
-        Epoch -> ``epoch``, ``seconds`` (training and validation) and ``valid_score`` (``None`` where there is none); also
-        the epochs of before an interruption. The file has a line after training and another after validation.
+        Epoch -> ``epoch``, ``seconds`` (training and validation) and ``valid_score`` (``None`` where there is none), with
+        the epochs before an interruption. The file gets a line after training and another after validation.
     """
     file = Path(f"curve-{stage}.jsonl")
     epochs = {line["epoch"]: line for line in json_lines(file)}
@@ -38,14 +38,14 @@ def watched(stage: str) -> Iterator[dict[int, dict[str, Any]]]:
 
 
 def latest(folder: Path) -> str:
-    """Where the training is whose curves lie in ``folder``, for a person."""
+    """Describe how far the training is whose curves lie in ``folder``."""
     files = sorted(folder.glob("curve-*.jsonl"), key=lambda file: file.stat().st_mtime)
     lines = json_lines(files[-1]) if files else []
     if not lines:
         return "before the first epoch"
     scores = [line["valid_score"] for line in lines if line["valid_score"] is not None]
-    found = f", validation {scores[-1]:.4f} (best {max(scores):.4f})" if scores else ""
-    return f"{files[-1].stem.removeprefix('curve-')} epoch {lines[-1]['epoch'] + 1}{found}"
+    validation = f", validation {scores[-1]:.4f} (best {max(scores):.4f})" if scores else ""
+    return f"{files[-1].stem.removeprefix('curve-')} epoch {lines[-1]['epoch'] + 1}{validation}"
 
 
 class _Watch(logging.Handler):
@@ -57,14 +57,14 @@ class _Watch(logging.Handler):
         self.epochs, self.file = epochs, file
 
     def emit(self, record: logging.LogRecord) -> None:
-        found = self._EPOCH.match(self._COLOUR.sub("", str(record.msg)))
-        if found is None:
+        match = self._EPOCH.match(self._COLOUR.sub("", str(record.msg)))
+        if match is None:
             return
-        number, seconds = int(found[1]), float(found[2])
-        if found[3] is None:
+        number, seconds = int(match[1]), float(match[2])
+        if match[3] is None:
             self.epochs[number] = {"epoch": number, "seconds": seconds, "valid_score": None}
         else:
-            known = self.epochs[number]
-            known |= {"seconds": round(known["seconds"] + seconds, 2), "valid_score": float(found[3])}
+            epoch = self.epochs[number]
+            epoch |= {"seconds": round(epoch["seconds"] + seconds, 2), "valid_score": float(match[3])}
         with open(self.file, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(self.epochs[number]) + "\n")

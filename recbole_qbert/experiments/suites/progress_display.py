@@ -1,4 +1,4 @@
-"""What a person sees of trials that run for hours: on a terminal a line that is kept true, in a log one now and then."""
+"""Show running trials: one line on a terminal, updated in place; in a log, a line every ten minutes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ REDRAW = 1.0  # the same on a terminal
 
 
 class Status:
-    """How many trials are done, and where those that run are.
+    """Display of how many trials are finished, and how far the running ones are.
 
     Args:
-        total: trials to run.
+        total: how many trials are to be run.
     """
 
     def __init__(self, total: int) -> None:
@@ -36,10 +36,10 @@ class Status:
         self.bar.close()
 
     def show(self, running: Sequence[tuple[str, Path]]) -> None:
-        """Draw, if it is time to.
+        """Draw the display, if the last time is long enough ago.
 
         Args:
-            running: name and folder of every trial that runs.
+            running: name and folder of every running trial.
         """
         if not running or time.monotonic() - self.drawn < (PULSE if self.bar.disable else REDRAW):
             return
@@ -51,7 +51,7 @@ class Status:
             self.bar.set_description_str(text)
 
     def end(self, text: str) -> None:
-        """A trial has ended; says so."""
+        """Count a trial that has ended, and print a line."""
         self.done += 1
         self.bar.clear()
         say(f"[{self.done}/{self.total}] {text}")

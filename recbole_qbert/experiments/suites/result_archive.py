@@ -28,7 +28,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from recbole_qbert.config.property_files import read_yaml
 from recbole_qbert.experiments.suites.trials import RunPlan, Trial, folder_name
 from recbole_qbert.utils.console import say
-from recbole_qbert.utils.io import atomic_write, folder_lock, read_json, write_json
+from recbole_qbert.utils.io import atomic_write, file_lock, read_json, write_json
 
 RESULT, RANKS = "cell.json", "ranks.npz"
 EXACT_RANKS = 100
@@ -181,7 +181,7 @@ def _read(path: Path) -> pd.DataFrame:
 def _add(cache: Path, dataset: str, finished: Iterable[tuple[Trial, dict[str, Any]]]) -> None:
     """Write trials behind those that the file of a data set has; the file is replaced at once."""
     path = cache / f"{dataset}.parquet"
-    with folder_lock(cache):
+    with file_lock(cache):
         table = _read(path)
         known = set(table.groupby(["trial", "seed"], observed=True).groups)
         parts = [table]

@@ -1,4 +1,7 @@
-"""Runs trials that have no result yet, a child process each; stops in good order and goes on with the same command."""
+"""Run trials that have no result yet, each in a child process.
+
+Ctrl-C and SIGTERM stop the children; the same command continues with what is left.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,18 @@ _UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM; children are stopped."""
+    """Raised after Ctrl-C or SIGTERM; the children are stopped."""
 
 
 @dataclass
 class Outcome:
-    """What became of the trials of one call.
+    """Result of one call of ``run``.
 
     Attributes:
-        ran: trials that got a result now.
-        kept: trials that had one.
-        failed: trial -> reason; also those that failed before and were not tried again.
-        left: trials that the time_limit did not reach.
+        ran: trials that got a result in this call.
+        kept: trials that had a result before.
+        failed: folder of the trial -> reason; also trials that failed before and were not retried.
+        left: trials that the time limit did not reach.
     """
 
     ran: list[Trial] = field(default_factory=list)
@@ -60,15 +63,15 @@ def run(
     time_limit: float | None = None,
     worker: Sequence[str] = WORKER,
 ) -> Outcome:
-    """Run every trial once that has no result; one that fails does not stop the others.
+    """Run every trial that has no result; one that fails does not stop the others.
 
     Args:
-        trials: in the order of running; one that is there twice is run once.
-        jobs: trials at a time.
-        threads: of each; by default the cores divided by ``jobs``, or what ``OMP_NUM_THREADS`` says.
-        retry: try again what failed before.
-        time_limit: seconds after which no further trial is started; what runs is finished.
-        worker: command that runs the trial of the folder behind it.
+        trials: in the order of running; duplicates are run once.
+        jobs: how many trials run at a time.
+        threads: of each trial; by default the cores divided by ``jobs``, or what ``OMP_NUM_THREADS`` says.
+        retry: run again what failed before.
+        time_limit: seconds after which no further trial is started; running ones are finished.
+        worker: command that runs a trial; the folder is appended to it.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the children are stopped.
@@ -93,7 +96,7 @@ def run(
                 trial = waiting.pop(0)
                 if trial.result() is None:
                     children.append(_start(trial, threads, worker))
-                else:  # of another command that runs at the same time
+                else:  # run meanwhile by another command
                     outcome.kept.append(trial)
             if not children and time.monotonic() >= end:
                 break
@@ -106,12 +109,12 @@ def run(
             raise Interrupted(signal.Signals(received[0]).name)
     outcome.left = waiting
     if waiting:
-        say(f"time_limit spent: {len(waiting)} trials left; the same command goes on with them")
+        say(f"time limit reached: {len(waiting)} trials left; the same command goes on with them")
     return outcome
 
 
 def duration(text: str) -> float:
-    """Seconds of ``2h``, ``30m``, ``1h30m`` or ``45s``.
+    """Convert ``2h``, ``30m``, ``1h30m`` or ``45s`` to seconds.
 
     Raises:
         ValueError: another form.
@@ -125,22 +128,22 @@ def duration(text: str) -> float:
             raise ValueError
         return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
     except ValueError:
-        raise ValueError(f"time_limit is {text!r}; write it as 2h, 30m or 1h30m") from None
+        raise ValueError(f"time limit is {text!r}; write it as 2h, 30m or 1h30m") from None
 
 
 def name_of(trial: Trial) -> str:
-    """For a person."""
+    """Name a trial for a person."""
     return f"{trial.spec.name}, seed {trial.seed}"
 
 
 def _once(trials: Iterable[Trial]) -> Iterable[Trial]:
-    """Of rows that share a trial, one that asks for all that any of them does: its checkpoint, its IDs."""
-    found: dict[Path, Trial] = {}
+    """Deduplicate trials by folder; keep the strictest requirements (checkpoint, IDs)."""
+    by_folder: dict[Path, Trial] = {}
     for trial in trials:
-        same = found.setdefault(trial.folder, trial)
+        same = by_folder.setdefault(trial.folder, trial)
         more = trial if trial.spec.keep and not same.spec.keep else same
-        found[trial.folder] = replace(more, with_ids=trial.with_ids or same.with_ids)
-    return found.values()
+        by_folder[trial.folder] = replace(more, with_ids=trial.with_ids or same.with_ids)
+    return by_folder.values()
 
 
 def _start(trial: Trial, threads: int, worker: Sequence[str]) -> _Child:
@@ -149,11 +152,11 @@ def _start(trial: Trial, threads: int, worker: Sequence[str]) -> _Child:
     write_json(trial.folder / "config.json", {**trial.request, "with_ids": trial.with_ids})
     environment = dict(os.environ)
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    # The same code wherever the child stands; the same order of sets in every run.
+    # Import the same code in any working directory; iterate over sets in the same order in every run.
     package = str(Path(__file__).resolve().parents[3])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     environment["PYTHONHASHSEED"] = "0"
-    with open(trial.folder / "log.txt", "ab") as log:  # another command may be at this trial: its log stays
+    with open(trial.folder / "log.txt", "ab") as log:  # append: another command may be running this trial
         process = subprocess.Popen(
             [*worker, str(trial.folder), "--with_parent"], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             env=environment, start_new_session=True,  # Ctrl-C comes here, not there
@@ -162,7 +165,7 @@ def _start(trial: Trial, threads: int, worker: Sequence[str]) -> _Child:
 
 
 def _end(child: _Child, outcome: Outcome) -> str:
-    """Books what a child that has ended leaves; the line to print."""
+    """Record the outcome of a child that has ended; return the line to print."""
     trial, code = child.trial, child.process.returncode
     assert child.process.stdin is not None
     child.process.stdin.close()
@@ -187,7 +190,7 @@ def _end(child: _Child, outcome: Outcome) -> str:
 
 @contextmanager
 def _stoppable(children: list[_Child]) -> Iterator[list[int]]:
-    """In the block the list gets the signals of Ctrl-C and SIGTERM; whatever ends the block stops the children."""
+    """Collect the signals of Ctrl-C and SIGTERM in the list; stop the children when the block ends, for whatever reason."""
     received: list[int] = []
 
     def note(number: int, _: object) -> None:

@@ -1,4 +1,4 @@
-"""What is made of a suite, by kind: an object for ``table.json`` and the text of ``table.md``."""
+"""Make the tables of a suite, by kind: an object for ``table.json`` and the text of ``table.md``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SIZES = {
 
 
 def make(plan: RunPlan) -> str:
-    """Write ``suite.json``, ``table.json`` and ``table.md`` into the suite's folder; returns the Markdown."""
+    """Write ``suite.json``, ``table.json`` and ``table.md`` into the suite's folder; return the Markdown."""
     content, lines = KINDS[plan.suite.kind](plan)
     paper = f" ({plan.suite.paper} of the paper)" if plan.suite.paper else ""
     given = [] if plan.suite.kind == "quality" or not plan.overrides else ["", f"- {markdown.of_every_row(plan.overrides)}"]
@@ -41,7 +41,7 @@ def make(plan: RunPlan) -> str:
 
 
 def quality(plan: RunPlan) -> Made:
-    """Rows against rows."""
+    """Compare models."""
     comparison = compare(plan)
     notes = markdown.footnotes(comparison)
     lines = markdown.markdown(comparison, notes, depth=bool(plan.suite.options.get("depth")))
@@ -49,7 +49,7 @@ def quality(plan: RunPlan) -> Made:
 
 
 def statistics(plan: RunPlan) -> Made:
-    """Size of the data set as the models read it."""
+    """Count the data set as the models read it."""
     found, copied = _statistics(plan), suite_spec.published(plan.suite.name, plan.dataset)
     rows = [["", *found], [plan.dataset, *map(format_count, found.values())]]
     rows += [[f"*{row} (copied)*", *(f"*{format_count(known[name])}*" for name in found)] for row, known in copied.items()]
@@ -58,7 +58,7 @@ def statistics(plan: RunPlan) -> Made:
 
 
 def embedding(plan: RunPlan) -> Made:
-    """Text, image and fused vectors of every row's items: their distances, and one plane to draw them in."""
+    """Measure the text, image and fused vectors of every model's items: distances, and places in one plane."""
     from recbole_qbert.experiments.suites import embedding as module
 
     rows: dict[str, list[Any]] = {spec.name: [] for spec in plan.suite.models}
@@ -72,7 +72,7 @@ def embedding(plan: RunPlan) -> Made:
 
 
 def cost(plan: RunPlan) -> Made:
-    """Parameters, operations and latency of models over a catalog as large as the data set's.
+    """Measure parameters, operations and latency of models over a catalog as large as the data set's.
 
     Raises:
         ValueError: ``options`` or its ``sizes`` has a name that is not known.
@@ -103,7 +103,7 @@ KINDS: Mapping[str, Callable[[RunPlan], Made]] = {
 
 
 def _about(plan: RunPlan) -> dict[str, Any]:
-    """``suite.json``: what was requested, where the trials are, and with what."""
+    """Return ``suite.json``: the request, the folders of the trials, and the environment."""
     trials = [
         {"model": trial.spec.name, "seed": trial.seed, "path": str(trial.folder.relative_to(plan.output))}
         for trial in plan.shown

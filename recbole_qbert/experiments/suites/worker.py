@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,19 @@ from recbole_qbert.recbole_integration.identifiers import existing_file
 from recbole_qbert.recbole_integration.job import Job
 from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary
 from recbole_qbert.utils import environment
-from recbole_qbert.utils.io import atomic_write, digest, folder_lock, read_json, write_json
+from recbole_qbert.utils.io import atomic_write, digest, file_lock, read_json, write_json
+from recbole_qbert.utils.metrics import metrics_from_ranks
 
 LOG_LINES = 40
 A_MB = 2**20 if sys.platform == "darwin" else 2**10  # what getrusage counts in: bytes there, KiB elsewhere
 
 
 def main() -> int:
-    """Run the trial of the command line; 0, or 1 with the reason in ``failed.json``."""
+    """Run the trial of the command line.
+
+    Returns:
+        The exit code: 0, or 1 with the reason in ``failed.json``.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="CELLDIR")
     parser.add_argument("--with_parent", action="store_true", help="end when standard input does")
@@ -68,9 +72,9 @@ def main() -> int:
 
 
 def run(folder: Path) -> None:
-    """Train and test what ``config.json`` asks for; writes ``ranks.npz`` and ``cell.json``."""
+    """Train and test what ``config.json`` requests; write ``ranks.npz`` and ``cell.json``."""
     request = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    with folder_lock(folder):
+    with file_lock(folder):
         done = folder / "cell.json"
         if done.exists() and is_reusable(
             json.loads(done.read_text(encoding="utf-8")), request["keep"], request.get("with_ids", False)
@@ -78,19 +82,19 @@ def run(folder: Path) -> None:
             return  # another process was quicker
         with experiment.working_directory(folder / "work"):
             result, ranks = _run(request)
-        done.unlink(missing_ok=True)  # one that did not serve: its figures are not those of the new ranks
+        done.unlink(missing_ok=True)  # a result without what is needed: its metrics are not those of the new ranks
         with atomic_write(folder / "ranks.npz") as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, **ranks)
         checkpoint = Path(result["checkpoint"]) if request["keep"] else None
         write_json(done, result | {"checkpoint": checkpoint and str(checkpoint.relative_to(folder))})
-        for path in (folder / "work").rglob("*"):  # only now: whoever is killed before goes on from them
+        for path in (folder / "work").rglob("*"):  # only now: a trial that is killed before resumes from them
             if path.suffix in (".pth", ".progress") and path != checkpoint:
                 path.unlink()
 
 
 @dataclass
 class Stage:
-    """One training of a trial: pretraining, fine-tuning, or all there is."""
+    """One training of a trial: pretraining, fine-tuning, or the only one."""
 
     name: str
     dataset: str
@@ -100,14 +104,14 @@ class Stage:
 
 
 def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """``cell.json`` and the ranks."""
-    here = Path.cwd()
-    revision = _revision(here / "revisions.txt")
+    """Return the content of ``cell.json``, and the ranks."""
+    work = Path.cwd()
+    revision = _revision(work / "revisions.txt")
     files = [str(resolve_property_file(file)) for file in request["files"]]
     base = {
         **request["settings"],
         "seed": request["seed"],
-        "checkpoint_dir": str(here),
+        "checkpoint_dir": str(work),
         "show_progress": False,
         "state": "INFO",
     }
@@ -122,18 +126,18 @@ def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarr
             request["model"], stage.dataset, stage.data_path, base | stage.settings | carried, files
         )
         if stage.checkpoint_as and request["model"] != MODEL:
-            said = _shared(request, stage, config)
-            revision = _then(said["revision"], revision)
-        else:  # QBERT4Rec's trainer knows by itself that it has ended, and whether it would start from the same
-            trained, said = _train(here, stage, config)
-        epochs += said["epochs"]
-        peak = max(peak, said["peak_memory_mb"])
+            summary = _shared(request, stage, config)
+            revision = _then(summary["revision"], revision)
+        else:  # QBERT4Rec's trainer itself checks whether it has ended and would start from the same
+            trained, summary = _train(work, stage, config)
+        epochs += summary["epochs"]
+        peak = max(peak, summary["peak_memory_mb"])
         for name in seconds:
-            seconds[name] += said["seconds"][name]
-        if identifiers is None or request["sources"]:  # a later stage finds built what the first one has built
-            identifiers = said["identifiers"]
-        carried = {stage.checkpoint_as: said["checkpoint"]} if stage.checkpoint_as else {}
-    take_history_back(trained.model)  # the tests do their own excluding
+            seconds[name] += summary["seconds"][name]
+        if identifiers is None or request["sources"]:  # later stages load what the first one has built
+            identifiers = summary["identifiers"]
+        carried = {stage.checkpoint_as: summary["checkpoint"]} if stage.checkpoint_as else {}
+    exclude_history(trained.model, False)  # target_ranks excludes by itself
     started = time.perf_counter()
     ranks, test = tested(trained)
     seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
@@ -142,9 +146,9 @@ def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarr
         prior = experiment.add_prior(trained) | {
             "rule": validation_protocol(config)
         }  # as in validation: the model still knows
-        with_prior, figures = tested(trained)
-        ranks |= {f"prior_{name}": found for name, found in with_prior.items()}
-        test |= {f"prior_{name}": found for name, found in figures.items()}
+        with_prior, metrics = tested(trained)
+        ranks |= {f"prior_{name}": values for name, values in with_prior.items()}
+        test |= {f"prior_{name}": values for name, values in metrics.items()}
     rows = trained.test_data._dataset
     # Users by RecBole's ids, in whose order the ranks are: a model that knows other test users cannot be paired.
     ranks["users"] = np.sort(rows.inter_feat[config["USER_ID_FIELD"]].numpy()).astype(np.int32)
@@ -162,7 +166,7 @@ def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarr
         "items": rows.item_num - 1,
         "users": len(ranks["users"]),
         "identifiers": identifiers,
-        "sid": os.path.relpath(path, here.parent) if request["model"] == MODEL and (path := existing_file(config)) else None,
+        "sid": os.path.relpath(path, work.parent) if request["model"] == MODEL and (path := existing_file(config)) else None,
         "prior": prior,
         "checkpoint": trained.trainer.saved_model_file,
         "versions": environment.versions(),
@@ -173,35 +177,35 @@ def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarr
 
 
 def _shared(request: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, Any]:
-    """What ``_train`` says of a stage that another one goes on from.
+    """Return what ``_train`` returns of a stage that another one starts from.
 
     Trials of the same data, seed and settings in this stage share it. The first one trains it and has its log.
     """
     key = digest([fingerprint(Path(stage.data_path), stage.dataset), identity(config)])
     folder = Path(request["pretrained"]) / f"{request['model']}-{key[:12]}" / f"seed-{request['seed']}"
     done = folder / "stage.json"
-    with folder_lock(folder):
+    with file_lock(folder):
         if done.exists():
-            known = read_json(done, "delete it, and the stage is trained anew")
-            known["checkpoint"] = str(folder / known["checkpoint"])
-            if Path(known["checkpoint"]).exists():
-                return known
+            finished = read_json(done, "delete it, and the stage is trained anew")
+            finished["checkpoint"] = str(folder / finished["checkpoint"])
+            if Path(finished["checkpoint"]).exists():
+                return finished
             done.unlink()
         config["checkpoint_dir"] = str(folder)
         revision = _revision(folder / "revisions.txt")
-        said = _train(folder, stage, config)[1] | {"revision": revision}
-        write_json(done, said | {"checkpoint": os.path.relpath(said["checkpoint"], folder)})
-    return said
+        summary = _train(folder, stage, config)[1] | {"revision": revision}
+        write_json(done, summary | {"checkpoint": os.path.relpath(summary["checkpoint"], folder)})
+    return summary
 
 
-def _train(here: Path, stage: Stage, config: Any) -> tuple[experiment.Run, dict[str, Any]]:
-    """Run a stage, and say what the trial must know of it."""
-    with learning_curve.watched(stage.name) as seen:
-        prepare = partial(set_rule, config)
-        trained = experiment.train(config, prepare=prepare, checkpoint_file=here / f"{stage.name}.pth")
+def _train(folder: Path, stage: Stage, config: Any) -> tuple[experiment.Run, dict[str, Any]]:
+    """Run a stage; return it and what the trial records of it."""
+    with learning_curve.watched(stage.name) as curve:
+        prepare = exclude_history if validation_protocol(config) == "history_excluded" else None
+        trained = experiment.train(config, prepare=prepare, checkpoint_file=folder / f"{stage.name}.pth")
     losses = trained.trainer.train_loss_dict
     return trained, {
-        "epochs": [{"stage": stage.name, **seen.get(n, {"epoch": n}), "train_loss": float(x)} for n, x in losses.items()],
+        "epochs": [{"stage": stage.name, **curve.get(n, {"epoch": n}), "train_loss": float(x)} for n, x in losses.items()],
         "seconds": trained.seconds,
         "identifiers": getattr(trained.model, "identifier_figures", None),
         "checkpoint": os.path.abspath(trained.trainer.saved_model_file),
@@ -210,36 +214,36 @@ def _train(here: Path, stage: Stage, config: Any) -> tuple[experiment.Run, dict[
 
 
 def _peak_mb() -> int:
-    """Peak of this process's memory so far; a stage of another process has its own."""
+    """Return the peak of this process's memory so far; a stage of another process has its own."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB)
 
 
 def _revision(file: Path) -> str | None:
-    """Of the code, as it is now, before hours of training; behind those with which a killed training began."""
-    known = file.read_text().splitlines() if file.exists() else []
+    """Return the revisions of the code: those that a killed training began with, then today's."""
+    chain = file.read_text().splitlines() if file.exists() else []
     now = environment.revision()
-    if now is not None and known[-1:] != [now]:
-        known.append(now)
+    if now is not None and chain[-1:] != [now]:
+        chain.append(now)
         with atomic_write(file) as temporary:
-            temporary.write_text("".join(f"{revision}\n" for revision in known))
-    return _then(*known)
+            temporary.write_text("".join(f"{revision}\n" for revision in chain))
+    return _then(*chain)
 
 
 def _then(*revisions: str | None) -> str | None:
-    """Revisions, or chains of them, in the order in which they were at work."""
-    return " then ".join(dict.fromkeys(part for known in revisions if known for part in known.split(" then "))) or None
+    """Join revisions, or chains of them, in the order in which they ran."""
+    return " then ".join(dict.fromkeys(part for chain in revisions if chain for part in chain.split(" then "))) or None
 
 
 def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> list[Stage]:
-    """The trainings of a trial in their order."""
-    place = (request["dataset"], request["data_path"])
+    """List the trainings of a trial in order."""
+    data = (request["dataset"], request["data_path"])
     if request["stages"]:
         named = [(f"stage-{number}", dict(given)) for number, given in enumerate(request["stages"], 1)]
-        return [Stage(name, *place, given, given.pop("checkpoint_as", None)) for name, given in named]
+        return [Stage(name, *data, given, given.pop("checkpoint_as", None)) for name, given in named]
     if request["model"] != MODEL:
-        return [Stage("train", *place)]
-    last = Stage("finetune", *place)
-    before = Stage("pretrain", *place, experiment.pretraining_settings(config), "pretrained")
+        return [Stage("train", *data)]
+    last = Stage("finetune", *data)
+    before = Stage("pretrain", *data, experiment.pretraining_settings(config), "pretrained")
     if request["sources"]:
         union, ids = _vocabulary(request, config, base)
         before.dataset, before.data_path = union.dataset, str(union.data_path)
@@ -250,7 +254,7 @@ def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) ->
 
 
 def _identifiers(request: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Where the semantic IDs of a trial lie; trials of the same data, seed and settings of stages 1 and 2 share them."""
+    """Return the folder of a trial's semantic IDs; trials of the same data, seed and settings of stages 1 and 2 share it."""
     if request["model"] != MODEL or request["sources"]:
         return {}
     settings = asdict(stage_settings(patches.ConfigValues(config)))
@@ -259,9 +263,9 @@ def _identifiers(request: Mapping[str, Any], config: Any) -> dict[str, Any]:
 
 
 def _vocabulary(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> tuple[Job, Path]:
-    """The sources as one data set, and the target's semantic IDs, from one quantizer over sources and target.
+    """Return the pretraining on the sources, and the target's semantic IDs, from one quantizer over sources and target.
 
-    Cells of the same data, seed and settings of stages 1 and 2 share it; the first one builds it.
+    Trials of the same data, seed and settings of stages 1 and 2 share the vocabulary; the first one builds it.
     """
     sources, target = request["sources"], request["dataset"]
     data = [fingerprint(Path(request["data_path"]), name) for name in (*sources, target)]
@@ -269,30 +273,31 @@ def _vocabulary(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]
     folder = Path(request["vocabularies"]) / digest([sources, data, settings])[:12]
     files = [resolve_property_file(file) for file in request["files"]]
     job = Job.of("", request["data_path"], folder, base, files)
-    with folder_lock(folder):
+    with file_lock(folder):
         vocabulary = build_vocabulary(job, sources, [target])
     return vocabulary.pretraining, vocabulary.folder / f"{target}.sid"
 
 
 def tested(trained: experiment.Run) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
-    """Ranks, ``[U]`` int32, and figures of both evaluations."""
+    """Return ranks, ``[U]`` int32, and metrics of both evaluations."""
     ranks = {
         name: experiment.target_ranks(trained, trained.test_data, exclude_history=out) for name, out in EVALUATIONS.items()
     }
-    figures = {name: experiment.metrics_from_ranks(found) for name, found in ranks.items()}
-    return {name: found.astype(np.int32) for name, found in ranks.items()}, figures
+    metrics = {name: metrics_from_ranks(values) for name, values in ranks.items()}
+    return {name: values.astype(np.int32) for name, values in ranks.items()}, metrics
 
 
-def set_rule(config: Any, model: Any) -> None:
-    """Make a model's validation that of ``trials.validated``."""
-    if validation_protocol(config) == "history_excluded":
-        leave_history_out(model)
+def exclude_history(model: Any, exclude: bool = True) -> None:
+    """Let a sequential model's ``full_sort_predict`` rank the items of the history last, or, without ``exclude``, as before.
 
-
-def leave_history_out(model: Any) -> None:
-    """Make the validation of a sequential model rank the items of the history last."""
-    model.exclude_history = True  # for QBERT4RecTrainer, which ranks without full_sort_predict
-    if not hasattr(model, "ITEM_SEQ"):  # of RecBole's general models RecBole itself leaves the history out
+    ``model.exclude_history`` remains set: QBERT4RecTrainer ranks without ``full_sort_predict``, and fits the prior under it.
+    RecBole itself excludes the history of its general models.
+    """
+    if not exclude:
+        vars(model).pop("full_sort_predict", None)
+        return
+    model.exclude_history = True
+    if not hasattr(model, "ITEM_SEQ"):
         return
     plain = model.full_sort_predict
 
@@ -303,13 +308,8 @@ def leave_history_out(model: Any) -> None:
     model.full_sort_predict = excluded
 
 
-def take_history_back(model: Any) -> None:
-    """Let ``full_sort_predict`` rank the items of the history again."""
-    vars(model).pop("full_sort_predict", None)
-
-
 def _end_with_parent() -> None:
-    """A runner that is killed takes its trials with it: its end of the pipe closes, whatever it died of."""
+    """End when the runner does: its end of the pipe closes, whatever it died of."""
     while os.read(0, 1):  # not sys.stdin: its lock, held here, aborts an interpreter that ends
         pass
     os._exit(1)
