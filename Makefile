@@ -42,7 +42,7 @@ help:
 	@echo 'make test      everyday tests;  ARGS="-k packaging" for some of them'
 	@echo 'make test-all  these and the slow ones (and gpu, where there is one)'
 	@echo 'make lint      ruff, ruff format, import contracts, mypy'
-	@echo 'make docs      the site, into site/'
+	@echo 'make docs      the site, into build/site/'
 	@echo 'make check     lint and test'
 	@echo 'make clean     remove .venv and what builds and tools left'
 	@echo 'Each sets up $(VENV) first if it is not there or setup.py or constraints.txt changed.'

@@ -17,10 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PROPERTIES = "properties/model/QBERT4Rec.yaml"
 COPIED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-#: Pages that had another name; documents that were written before still link to them.
-RENAMED = {"data.md": "own-data.md", "life.md": "several-domains.md", "speed.md": "performance.md"}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-_INCLUDE = re.compile(r"<!-- include: (\S+) -->.*?<!-- end include -->", re.DOTALL)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -30,20 +27,6 @@ def on_files(files: Any, config: Any) -> Any:
     for name, text in pages().items():
         files.append(File.generated(config, name, content=text))
     return files
-
-
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put included files in, and let links to pages follow their new names."""
-
-    def included(match: re.Match[str]) -> str:
-        path = ROOT / "docs" / match[1]
-        return path.read_text(encoding="utf-8") if path.exists() else match[0]
-
-    def renamed(match: re.Match[str]) -> str:
-        target, hash_sign, anchor = match[3].partition("#")
-        return f"{match[1]}[{match[2]}]({RENAMED.get(target, target)}{hash_sign}{anchor})"
-
-    return _LINK.sub(renamed, _INCLUDE.sub(included, markdown))
 
 
 def pages() -> dict[str, str]:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 # Before torch is loaded: how long its threads spin while they wait for each other, in turns of a loop. By default (300,000),
 # on a machine that has anything else to do, a step of a small network takes ten times as long; with no spinning at all two
-# threads are slower than one (docs/speed.md). Whoever has set OMP_WAIT_POLICY is left alone.
+# threads are slower than one (docs/performance.md). Whoever has set OMP_WAIT_POLICY is left alone.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from recbole_qbert.sequence.kernels.dispatch import call, can_use_kernels, dropout_state, split_work
 from recbole_qbert.sequence.packing import PackedSequences
 
-# Longer rows are left to torch. Its fused kernel for CPUs has no dropout (limits are measured; docs/speed.md).
+# Longer rows are left to torch. Its fused kernel for CPUs has no dropout (limits are measured; docs/performance.md).
 MAX_KERNEL_LENGTH, MAX_KERNEL_LENGTH_WITH_DROPOUT = 12, 64
 
 
