@@ -144,7 +144,9 @@ def item_cells(item: str, fields: Metadata) -> tuple[tuple[str, ...], int]:
         "" if price is None else repr(price),
         " ".join(fields.image_urls),
     ]
-    too_long = [n for n, cell in enumerate(cells) if len(cell) > MAX_CELL]
-    for n in too_long:
-        cells[n] = cells[n][:MAX_CELL].rsplit(" ", 1)[0]
-    return tuple(cells), len(too_long)
+    return tuple(map(cut_cell, cells)), sum(len(cell) > MAX_CELL for cell in cells)
+
+
+def cut_cell(cell: str) -> str:
+    """Cut a cell that is longer than `MAX_CELL` at a space."""
+    return cell if len(cell) <= MAX_CELL else cell[:MAX_CELL].rsplit(" ", 1)[0]

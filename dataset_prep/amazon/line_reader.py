@@ -181,8 +181,7 @@ def _cut_at_lines(path: Path, pieces: Iterator[bytes]) -> Generator[Block, None,
     except (EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # isal's types call it an instance
         raise AmazonFormatError(
             f"{path}:{number}: the gzip data are damaged or incomplete here ({error}); download the file again and "
-            "compare its "
-            "size"
+            "compare its size"
         ) from error
     if dropped:
         yield Block(number, [bytes(open_line)], True, (number,))

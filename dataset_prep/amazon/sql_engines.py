@@ -133,8 +133,7 @@ class Spark:
         except (PySparkException, FileNotFoundError) as error:
             raise ValueError(
                 f"engine='spark' could not start Spark ({str(error).splitlines()[0]}); it needs Java 17: install it, and "
-                "set JAVA_HOME "
-                f"(now {os.environ.get('JAVA_HOME', 'not set')!r})"
+                f"set JAVA_HOME (now {os.environ.get('JAVA_HOME', 'not set')!r})"
             ) from None
 
     def stage(self, tasks: Sequence[Task], progress: bool) -> list[LineCount]:

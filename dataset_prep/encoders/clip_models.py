@@ -135,8 +135,7 @@ def _weights(name: str, pretrained: str) -> tuple[Path, Mapping[str, Any]]:
         if len({tuple(map(str, (*map(tag.get, PREPROCESSING), tag.get("quick_gelu")))) for tag in described}) > 1:
             raise ValueError(
                 f"pretrained {pretrained}: the file does not name the image preprocessing and activation of its weights, "
-                "and the "
-                f"published weights of {name} differ in both; write TAG={pretrained} with the tag of these weights "
+                f"and the published weights of {name} differ in both; write TAG={pretrained} with the tag of these weights "
                 f"({', '.join(tags)}), or use local-dir: with {CONFIG} beside the weights"
             )
         return Path(pretrained).expanduser(), described[0] if described else {}

@@ -20,8 +20,7 @@ def require_installed(*modules: str) -> None:
     if missing:
         raise ValueError(
             f"{', '.join(missing)} not installed; install the encoders: pip install 'recbole-qbert[encoders]' (in a "
-            "checkout: "
-            "pip install -c constraints.txt -e '.[encoders]')"
+            "checkout: pip install -c constraints.txt -e '.[encoders]')"
         )
 
 

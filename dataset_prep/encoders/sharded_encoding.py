@@ -128,8 +128,7 @@ def _encode(job: Job, encoder: Encoder, rows: range, advance: Callable[[int], ob
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"the device's memory is too small ({str(error).splitlines()[0]}); use smaller batches or bfloat16 and start "
-            "again: "
-            "finished shards are kept"
+            "again: finished shards are kept"
         ) from error
     not_finite = (~np.isfinite(shard.vectors)).any(-1) & ~np.isnan(shard.vectors).all(-1)
     if not_finite.any():
@@ -201,8 +200,7 @@ def _check_items(job: Job, rebuild: bool) -> None:
     if others:
         way_out = (
             f"it orders {' and '.join(f'{job.dataset}.{name}.npy' for name in others)}: restore the items of these "
-            "matrices, or "
-            f"move them away together with {job.names.name} and {job.record.name} and make them again"
+            f"matrices, or move them away together with {job.names.name} and {job.record.name} and make them again"
         )
     raise ValueError(
         f"{job.names} lists {len(before)} items and the data set has {len(now)}, which differ from line {line} on; {way_out}"

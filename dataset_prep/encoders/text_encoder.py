@@ -300,8 +300,7 @@ def load_network(folder: Path, config: Any, dtype: torch.dtype) -> Any:
     if missing:
         raise ValueError(
             f"{folder}: {len(missing)} tensors are missing in the weights (first: {missing[0]}), and transformers would "
-            "set them to "
-            "random numbers; copy the model again, or use weights of this architecture"
+            "set them to random numbers; copy the model again, or use weights of this architecture"
         )
     network = network.get_encoder() if config.is_encoder_decoder else network
     network.config.use_cache = False  # nothing is generated, so keys and values are not needed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_prep.amazon.cleaning import MAX_CELL
+from dataset_prep.amazon.cleaning import cut_cell
 from dataset_prep.importers import matrices
 from dataset_prep.importers.build import Build, FeatureReport, check_id, read_lines, write_lines
 from recbole_qbert.utils.io import write_json
@@ -193,11 +193,7 @@ def write_texts(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
         header: columns as ``name:type``.
         rows: cleaned cells of each row.
     """
-
-    def cut(cell: str) -> str:
-        return cell if len(cell) <= MAX_CELL else cell[:MAX_CELL].rsplit(" ", 1)[0]
-
-    write_lines(path, ("\t".join(map(cut, row)) for row in [header, *rows]))
+    write_lines(path, ("\t".join(map(cut_cell, row)) for row in [header, *rows]))
 
 
 def write_features(
