@@ -34,7 +34,7 @@ class Neighbors:
     nearest: np.ndarray
     weights: np.ndarray
 
-    def and_of(self, others: Neighbors) -> Neighbors:
+    def followed_by(self, others: Neighbors) -> Neighbors:
         """Append the neighbors of other items; the shorter rows are padded with weights of 0."""
         width = max(self.nearest.shape[1], others.nearest.shape[1])
         nearest, weights = [], []
