@@ -36,7 +36,7 @@ def draw(lengths: Tensor, width: int, ratios: Mapping[str, float], generator: to
         ValueError: no strategy, an unknown one, or a share outside (0, 1).
     """
     if not ratios:
-        raise ValueError(f"no mask strategy given; choose from {', '.join(STRATEGIES)}")
+        raise ValueError(f"there is no mask strategy; choose from {', '.join(STRATEGIES)}")
     for name, ratio in ratios.items():
         if name not in STRATEGIES:
             raise ValueError(f"unknown mask strategy {name!r}; choose from {', '.join(STRATEGIES)}")

@@ -183,9 +183,9 @@ def _titles_of(path: Path, items: Sequence[str]) -> dict[str, str]:
             return {}
         item, title = names.index("item_id"), names.index("title")
         for line in handle:
-            cells = line.rstrip("\r\n").split("\t")
-            if len(cells) == len(names) and cells[item] in catalog and (text := " ".join(cells[title].split())):
-                titles[cells[item]] = text
+            fields = line.rstrip("\r\n").split("\t")
+            if len(fields) == len(names) and fields[item] in catalog and (text := " ".join(fields[title].split())):
+                titles[fields[item]] = text
     return titles
 
 
