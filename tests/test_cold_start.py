@@ -50,12 +50,12 @@ def test_neighbours_of_two_additions_are_joined():
     new = described({"text": [[1, 0.1], [0, 1]]})
     many, few = cold_start.nearest_neighbors(new, old, count=3), cold_start.nearest_neighbors(new, old, count=1)
     for first, second in ((many, few), (few, many)):
-        both = first.and_of(second)
+        both = first.followed_by(second)
         assert both.items == first.items + second.items and both.nearest.shape == both.weights.shape == (4, 3)
         np.testing.assert_allclose(both.weights.sum(1), 1, rtol=1e-6)
         assert both.nearest[:, 0].tolist() == [*first.nearest[:, 0], *second.nearest[:, 0]]
     none = cold_start.nearest_neighbors(described({"text": [[0, 0]]}, {"text": np.array([[False]])}), old)
-    assert none.and_of(many).nearest.tolist() == many.and_of(none).nearest.tolist() == many.nearest.tolist()
+    assert none.followed_by(many).nearest.tolist() == many.followed_by(none).nearest.tolist() == many.nearest.tolist()
 
 
 def test_neighbours_survive_the_file_and_bad_files_are_named(tmp_path):

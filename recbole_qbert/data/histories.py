@@ -120,13 +120,13 @@ class Histories:
             yield from self._parquet_rows()
             return
         width = None
-        for number, cells in self._lines():
+        for number, fields in self._lines():
             if width is None:
-                width = len(cells)
+                width = len(fields)
                 continue
-            if len(cells) != width:
-                raise ValueError(f"{self.path}:{number}: {len(cells)} fields where the header has {width}")
-            yield f"{self.path}:{number}", [None if column is None else cells[column] for column in self._column_numbers]
+            if len(fields) != width:
+                raise ValueError(f"{self.path}:{number}: {len(fields)} fields where the header has {width}")
+            yield f"{self.path}:{number}", [None if column is None else fields[column] for column in self._column_numbers]
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         """Yield line number and fields of every line that is not blank."""
@@ -134,7 +134,7 @@ class Histories:
             try:
                 if self.path.suffix == ".csv":
                     reader = csv.reader(handle)
-                    yield from ((reader.line_num, cells) for cells in reader if cells)
+                    yield from ((reader.line_num, fields) for fields in reader if fields)
                 else:
                     for number, line in enumerate(handle, 1):
                         if text := line.rstrip("\n"):

@@ -112,18 +112,18 @@ def _unite_interactions(folders: dict[str, Path], path: Path) -> int:
         handle.write("\t".join(INTERACTION_COLUMNS) + "\n")
         for dataset, folder in folders.items():
             source = folder / f"{dataset}.inter"
-            for number, cells in _read_rows(source):
+            for number, fields in _read_rows(source):
                 if number == 1:
-                    names = [cell.split(":")[0] for cell in cells]
+                    names = [cell.split(":")[0] for cell in fields]
                     needed = [name.split(":")[0] for name in INTERACTION_COLUMNS]
                     missing = [name for name in needed if name not in names]
                     if missing:
                         raise ValueError(f"{source}:1: no column {', '.join(missing)} among {', '.join(names)}")
                     user, item, time = (names.index(name) for name in needed)
                     continue
-                if len(cells) != len(names):
-                    raise ValueError(f"{source}:{number}: {len(cells)} fields where the header has {len(names)}")
-                handle.write(f"{dataset}/{cells[user]}\t{dataset}/{cells[item]}\t{cells[time]}\n")
+                if len(fields) != len(names):
+                    raise ValueError(f"{source}:{number}: {len(fields)} fields where the header has {len(names)}")
+                handle.write(f"{dataset}/{fields[user]}\t{dataset}/{fields[item]}\t{fields[time]}\n")
                 count += 1
     return count
 
@@ -136,10 +136,10 @@ def _unite_items(folders: dict[str, Path], path: Path) -> None:
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
         handle.write("\t".join(columns) + "\n")
         for dataset, folder in folders.items():
-            for number, cells in _read_rows(folder / f"{dataset}.item"):
+            for number, fields in _read_rows(folder / f"{dataset}.item"):
                 if number == 1:
                     continue
-                row = dict(zip(headers[dataset], cells, strict=False))
+                row = dict(zip(headers[dataset], fields, strict=False))
                 row[columns[0]] = f"{dataset}/{row[columns[0]]}"
                 handle.write("\t".join(row.get(column, "") for column in columns) + "\n")
 

@@ -21,10 +21,26 @@ class Backend(Protocol):
         """Bytes of the catalog in memory."""
 
     def top_k(self, queries: Tensor, k: int, changes: Changes, threads: int) -> tuple[Tensor, Tensor]:
-        """Return ``(scores, rows)``, both ``[B, k]``, for ``1 <= k <= N``; arguments as for :meth:`Index.top_k`."""
+        """Find the best items.
+
+        Args:
+            queries, k, threads: as for :meth:`Index.top_k`, with ``1 <= k <= N``.
+            changes: changes of scores.
+
+        Returns:
+            ``(scores, rows)``, both ``[B, k]``.
+        """
 
     def rank(self, queries: Tensor, target: Tensor, changes: Changes, threads: int) -> Tensor:
-        """Return ranks, ``[B]`` int64; arguments as for :meth:`Index.rank`."""
+        """Rank targets.
+
+        Args:
+            queries, target, threads: as for :meth:`Index.rank`.
+            changes: changes of scores.
+
+        Returns:
+            ``[B]`` int64.
+        """
 
 
 class Index:

@@ -122,7 +122,11 @@ class MergedItems:
         return sum(array.nbytes for array in (*self.items[:3], self.place))
 
     def top_k(self, queries: Tensor, k: int, changes: Changes, threads: int) -> tuple[Tensor, Tensor]:
-        """Find the best items, as ``Backend.top_k``."""
+        """Find the best items.
+
+        Args:
+            queries, k, changes, threads: as for ``Backend.top_k``.
+        """
         items, blocks, allowed = self._allowed(changes)
         users, bounds = self._users(queries, changes, items, blocks)
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
@@ -134,7 +138,11 @@ class MergedItems:
         return torch.from_numpy(scores), torch.from_numpy(rows)
 
     def rank(self, queries: Tensor, target: Tensor, changes: Changes, threads: int) -> Tensor:
-        """Rank targets, as ``Backend.rank``."""
+        """Rank targets.
+
+        Args:
+            queries, target, changes, threads: as for ``Backend.rank``.
+        """
         items, blocks, allowed = self._allowed(changes)
         users, bounds = self._users(queries, changes, items, blocks)
         targets, worst, ranks = target.contiguous().numpy(), len(self.place), np.empty(len(queries), np.int64)

@@ -63,12 +63,20 @@ class ChunkedItems:
         self.nbytes = sum(part.nbytes for part in (stored, bias, valid) if part is not None)
 
     def top_k(self, queries: Tensor, k: int, changes: Changes, threads: int) -> tuple[Tensor, Tensor]:
-        """Find the best items, as ``Backend.top_k``; torch has its own setting for threads."""
+        """Find the best items; torch has its own setting for threads.
+
+        Args:
+            queries, k, changes, threads: as for ``Backend.top_k``.
+        """
         del threads
         return running_top_k(self._changed(queries, changes), len(queries), self.items, k, queries.device)
 
     def rank(self, queries: Tensor, target: Tensor, changes: Changes, threads: int) -> Tensor:
-        """Rank targets, as ``Backend.rank``; torch has its own setting for threads."""
+        """Rank targets; torch has its own setting for threads.
+
+        Args:
+            queries, target, changes, threads: as for ``Backend.rank``.
+        """
         del threads
         return running_rank(self._changed(queries, changes), self.items, target)
 
@@ -94,7 +102,13 @@ class ChunkedItems:
 
 
 def chunks(batch: int, items: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Yield the item rows ``[start, stop)`` of each chunk, in ascending order, for ``batch`` users and ``items`` items."""
+    """Yield the item rows ``[start, stop)`` of each chunk, in ascending order.
+
+    Args:
+        batch: ``B``.
+        items: ``N``.
+        device: device of the scores, on which the size of a chunk depends.
+    """
     max_scores = MAX_SCORES_CPU if device.type == "cpu" else MAX_SCORES_GPU
     step = max(MIN_CHUNK, min(MAX_CHUNK if device.type == "cpu" else items, max_scores // max(batch, 1)))
     for start in range(0, items, step):

@@ -4,9 +4,6 @@ Masks are drawn on items, not on single codes: an item's K codes are hidden toge
 codes of an item gives the fourth away. Every function is a few tensor operations over the whole batch and takes its random
 numbers from a ``torch.Generator`` (the global one when ``None``, which RecBole seeds). In every row, at least one position
 is hidden and at least one stays visible; a row of length 0 or 1, where this is impossible, has no mask.
-
-``random``, ``span``, ``tail`` and ``multi_region`` have the arguments and the result of ``draw``, but for one ``ratio``, the
-share of positions to hide.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ def draw(lengths: Tensor, width: int, ratios: Mapping[str, float], generator: to
         ValueError: no strategy, an unknown one, or a share outside (0, 1).
     """
     if not ratios:
-        raise ValueError(f"no mask strategy given; choose from {', '.join(STRATEGIES)}")
+        raise ValueError(f"there is no mask strategy; choose from {', '.join(STRATEGIES)}")
     for name, ratio in ratios.items():
         if name not in STRATEGIES:
             raise ValueError(f"unknown mask strategy {name!r}; choose from {', '.join(STRATEGIES)}")
@@ -59,7 +56,12 @@ def hidden_count(lengths: Tensor, ratio: float) -> Tensor:
 
 
 def random(lengths: Tensor, width: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
-    """Hide each position with probability ``ratio``, as BERT does; at least one is hidden and one stays visible."""
+    """Hide each position with probability ``ratio``, as BERT does; at least one is hidden and one stays visible.
+
+    Args:
+        lengths, width, generator: as for :func:`draw`.
+        ratio: share of positions to hide.
+    """
     noise = _noise(lengths, width, generator)
     rank = noise.argsort(1).argsort(1)  # a uniformly random order of the row's real positions; padding sorts last
     count = (noise < ratio).sum(1)  # the number of hidden positions is binomial, as with independent draws
@@ -68,7 +70,12 @@ def random(lengths: Tensor, width: int, ratio: float, generator: torch.Generator
 
 
 def span(lengths: Tensor, width: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
-    """Hide one run of consecutive positions with a uniformly random start."""
+    """Hide one run of consecutive positions with a uniformly random start.
+
+    Args:
+        lengths, width, generator: as for :func:`draw`.
+        ratio: share of positions to hide.
+    """
     count = hidden_count(lengths, ratio)
     start = (_uniform(lengths, generator) * (lengths - count + 1)).floor().long()
     position = torch.arange(width, device=lengths.device)
@@ -76,7 +83,12 @@ def span(lengths: Tensor, width: int, ratio: float, generator: torch.Generator |
 
 
 def tail(lengths: Tensor, width: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
-    """Hide the last positions of the row, as at inference; nothing is random."""
+    """Hide the last positions of the row, as at inference; nothing is random.
+
+    Args:
+        lengths, width, generator: as for :func:`draw`.
+        ratio: share of positions to hide.
+    """
     del generator
     count = hidden_count(lengths, ratio)
     position = torch.arange(width, device=lengths.device)
@@ -88,6 +100,10 @@ def multi_region(lengths: Tensor, width: int, ratio: float, generator: torch.Gen
 
     A layout without touching blocks is a choice of gaps around the visible positions, at most one block a gap. Choosing the
     gaps uniformly makes all such layouts equally likely.
+
+    Args:
+        lengths, width, generator: as for :func:`draw`.
+        ratio: share of positions to hide.
     """
     count = hidden_count(lengths, ratio)
     visible = lengths - count

@@ -104,4 +104,4 @@ def _neighbors(
     near = cold_start.nearest_neighbors(new, item_features.load(folder, dataset, described, tuple(new.vectors)))
     if len(near.items) < len(new.items):
         log.warning("%d new items have no features: they are ranked by their codes alone", len(new.items) - len(near.items))
-    return before.and_of(near) if before else near
+    return before.followed_by(near) if before else near

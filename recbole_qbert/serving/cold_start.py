@@ -34,7 +34,7 @@ class Neighbors:
     nearest: np.ndarray
     weights: np.ndarray
 
-    def and_of(self, others: Neighbors) -> Neighbors:
+    def followed_by(self, others: Neighbors) -> Neighbors:
         """Append the neighbors of other items; the shorter rows are padded with weights of 0."""
         width = max(self.nearest.shape[1], others.nearest.shape[1])
         nearest, weights = [], []
@@ -73,13 +73,13 @@ def load(path: Path) -> Neighbors:
         if (header := handle.readline().rstrip("\r\n")) != HEADER:
             raise ValueError(f"{path}:1: header is {header!r}; it must be {HEADER!r}")
         for number, line in enumerate(handle, 2):
-            cells = line.rstrip("\r\n").split("\t")
-            near, weight = (cells[1].split(" "), cells[2].split(" ")) if len(cells) == 3 else ([""], [])
+            fields = line.rstrip("\r\n").split("\t")
+            near, weight = (fields[1].split(" "), fields[2].split(" ")) if len(fields) == 3 else ([""], [])
             if len(near) != len(weight) or (nearest and len(near) != len(nearest[0])):
                 raise ValueError(
                     f"{path}:{number}: expected an item, its neighbors and as many weights; write the file again with add"
                 )
-            items.append(cells[0])
+            items.append(fields[0])
             nearest.append(near)
             weights.append([float(w) for w in weight])
     shape = len(items), len(nearest[0]) if nearest else 0

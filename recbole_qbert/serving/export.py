@@ -183,9 +183,9 @@ def _titles_of(path: Path, items: Sequence[str]) -> dict[str, str]:
             return {}
         item, title = names.index("item_id"), names.index("title")
         for line in handle:
-            cells = line.rstrip("\r\n").split("\t")
-            if len(cells) == len(names) and cells[item] in catalog and (text := " ".join(cells[title].split())):
-                titles[cells[item]] = text
+            fields = line.rstrip("\r\n").split("\t")
+            if len(fields) == len(names) and fields[item] in catalog and (text := " ".join(fields[title].split())):
+                titles[fields[item]] = text
     return titles
 
 
@@ -198,10 +198,10 @@ def export_model(
     """Write the model of a checkpoint as a folder that needs neither RecBole nor the data.
 
     Args:
-        checkpoint: written by ``finetune`` or ``train``, or by RecBole.
-        output: folder to write; an export that lies there is replaced.
-        data_path: folder that holds the data set's folder; by default where it lay at training.
-        semantic_ids: ``.sid`` file of the training; by default where training found it.
+        checkpoint: checkpoint written by ``finetune`` or ``train``, or by RecBole.
+        output: folder to write; an earlier export is replaced.
+        data_path: folder that holds the data set's folder; by default the one used at training.
+        semantic_ids: ``.sid`` file of the training; by default the one used at training.
 
     Returns:
         ``folder``, ``dataset``, ``items``, ``titles`` (numbers of them), ``levels``, ``cooccurrence_prior`` and ``bytes``.
@@ -220,7 +220,6 @@ def export_model(
     }
 
 
-# -------------------------------------------------------------------------------------------------------- the folder
 def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
     """Write a model to a folder, replacing an earlier export, and return its ``config.json``.
 

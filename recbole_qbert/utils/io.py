@@ -82,7 +82,7 @@ def digest(value: Any) -> str:
 
 @contextmanager
 def file_lock(folder: Path, *, wait: bool = True, work: str = "process in") -> Iterator[None]:
-    """Lock a folder against other processes; the lock ends with the process, however that ends.
+    """Lock a folder against other processes; the lock is released when the process ends in any way.
 
     Windows and file systems without locks let every process through.
 
