@@ -183,13 +183,13 @@ def _add(cache: Path, dataset: str, finished: Iterable[tuple[Trial, dict[str, An
     path = cache / f"{dataset}.parquet"
     with folder_lock(cache):
         table = _read(path)
-        known = set(table.groupby(["trial", "seed"], observed=True).groups)
+        in_cache = set(table.groupby(["trial", "seed"], observed=True).groups)
         parts = [table]
         for trial, result in finished:
             name = folder_name(result)
-            if (name, trial.seed) in known:
+            if (name, trial.seed) in in_cache:
                 continue
-            known.add((name, trial.seed))
+            in_cache.add((name, trial.seed))
             record = json.dumps(_portable(result) | {"sid": None, "checkpoint": None, "archived": True})
             ranks = trial.ranks()
             users = ranks.pop("users")
