@@ -40,14 +40,14 @@ def product(rows: int, sizes: cost.Sizes = SMALL) -> int:
 
 # -------------------------------------------------------------------------------------------------- operations
 def test_scoring_of_the_default_is_both_views_the_products_and_the_composition() -> None:
-    found = cost.scoring(cost.build("QBERT4Rec default", SMALL))
+    found = cost.scoring(cost.build("QBERT4Rec", SMALL))
     assert found.row == blocks(SMALL, 10, 1) + blocks(SMALL, 11, 1) + 2 * product(1)
     assert found.batch == TABLE * 12 * SMALL.width  # three code sets of four levels, one addition each
     assert found.a_row(4) == found.row + found.batch / 4
 
 
 def test_scoring_of_the_paper_is_one_view_and_a_sum_of_code_scores() -> None:
-    subject = cost.build("QBERT4Rec paper", SMALL)
+    subject = cost.build("QBERT4Rec (paper)", SMALL)
     sizes = subject.sizes
     assert (sizes.width, sizes.layers, sizes.heads, sizes.inner, sizes.items) == (256, 4, 4, 512, 37)
     found = cost.scoring(subject)
@@ -57,7 +57,7 @@ def test_scoring_of_the_paper_is_one_view_and_a_sum_of_code_scores() -> None:
 
 def test_training_of_the_default_is_three_times_its_products() -> None:
     """Forward and two gradients; the softmax computes its gradients in its own forward and is not counted twice."""
-    found = cost.training(cost.build("QBERT4Rec default", SMALL))
+    found = cost.training(cost.build("QBERT4Rec", SMALL))
     hidden = 3  # of 11 positions, the share 0.3
     # Both views read all 11 items, in one batch; the last of them predicts nothing in the causal view.
     assert found.row == 3 * (blocks(SMALL, 11, 10) + blocks(SMALL, 11, hidden) + product(10) + product(hidden))
@@ -112,7 +112,7 @@ def test_no_product_of_any_model_goes_uncounted(name: str) -> None:
 # -------------------------------------------------------------------------------------------------- parameters
 def test_parameters_of_the_paper_are_those_of_its_table_and_the_codes() -> None:
     """3.71M = 2.11M + 256 x 6,250: the published count is the encoder and item rows; code tables are not in it."""
-    found = cost.parameters(cost.build("QBERT4Rec paper, item rows", cost.Sizes(6250)).module)
+    found = cost.parameters(cost.build("QBERT4Rec (paper), item embedding", cost.Sizes(6250)).module)
     assert found["parameters_codes"] == 4 * 256 * 256
     assert found["parameters_items"] == 256 * 6251
     assert found["parameters"] - found["parameters_codes"] == pytest.approx(3.71e6, rel=0.002)
@@ -124,13 +124,13 @@ def test_parameters_grow_by_what_is_said(name: str) -> None:
     assert more["parameters"] - less["parameters"] == 100 * less["parameters_an_item"]
     parts = less["parameters_codes"] + less["parameters_items"] + less["parameters_encoder"]
     assert parts == less["parameters"] == sum(p.numel() for p in cost.build(name, cost.Sizes(50)).module.parameters())
-    grows = {"QBERT4Rec default": 64, "QBERT4Rec paper, item rows": 256, "SASRec": 64, "BERT4Rec": 65, "GRU4Rec": 64}
+    grows = {"QBERT4Rec": 64, "QBERT4Rec (paper), item embedding": 256, "SASRec": 64, "BERT4Rec": 65, "GRU4Rec": 64}
     assert less["parameters_an_item"] == grows.get(name, 0)
 
 
 # ---------------------------------------------------------------------------------------------------- the whole
 def test_measure_gives_a_row_for_each_model_and_batch() -> None:
-    models = ["QBERT4Rec default", "QBERT4Rec paper", "SASRec"]
+    models = ["QBERT4Rec", "QBERT4Rec (paper)", "SASRec"]
     rows, ratios = cost.measure(SMALL, models, batches=[1, 3], rounds=2)
     assert [(row["model"], row["batch"]) for row in rows] == [(model, batch) for batch in (1, 3) for model in models]
     assert all(0 < row["ms_a_user_best"] <= row["ms_a_user"] for row in rows)
@@ -139,9 +139,9 @@ def test_measure_gives_a_row_for_each_model_and_batch() -> None:
     assert theirs["flops_training_user"] == 10 * theirs["flops_training_row"]
     assert ours["flops_composition"] == TABLE * 12 * 16 and theirs["flops_composition"] == 0
     assert set(ratios) == {
-        "ms_a_user: SASRec/QBERT4Rec default, items 37, batch 1",
-        "ms_a_user: SASRec/QBERT4Rec default, items 37, batch 3",
-        "flops_training_user: SASRec/QBERT4Rec default, items 37",
+        "ms_a_user: SASRec/QBERT4Rec, items 37, batch 1",
+        "ms_a_user: SASRec/QBERT4Rec, items 37, batch 3",
+        "flops_training_user: SASRec/QBERT4Rec, items 37",
     }
 
 
@@ -177,12 +177,12 @@ def test_the_papers_own_figures_are_fifty_times_the_parameters() -> None:
 
 
 def test_the_command_writes_rows_ratios_and_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--items", "20", "--width", "8", "--max_length", "6", "--models", "QBERT4Rec default", "SASRec"]
+    options = ["--items", "20", "--width", "8", "--max_length", "6", "--models", "QBERT4Rec", "SASRec"]
     options += ["--batch", "1", "--rounds", "1", "--threads", "1"]
     model_cost.main([*options, "--json", str(tmp_path / "cost.json")])
     written = json.loads((tmp_path / "cost.json").read_text())
     assert written["settings"]["items"] == [20] and written["machine"]["cores"]
-    assert [row["model"] for row in written["rows"]][:2] == ["QBERT4Rec default", "SASRec"]
+    assert [row["model"] for row in written["rows"]][:2] == ["QBERT4Rec", "SASRec"]
     assert [row["items"] for row in written["rows"] if row.get("copied")] == [6250, 9416, 13839]
     assert len(written["ratios"]) == 2
     with pytest.raises(SystemExit, match="2"):

@@ -124,13 +124,13 @@ def test_ranking_as_its_benchmark_writes_it(tmp_path: Path, monkeypatch: pytest.
 
 def test_model_cost_as_its_benchmark_writes_it(tmp_path: Path) -> None:
     sizes = cost.Sizes(30, width=8, inner=8, max_length=5)
-    rows, ratios = cost.measure(sizes, ["QBERT4Rec default", "SASRec"], batches=[1, 2], rounds=1)
+    rows, ratios = cost.measure(sizes, ["QBERT4Rec", "SASRec"], batches=[1, 2], rounds=1)
     facts.write(tmp_path / "model_cost.json", {"width": 8}, [*rows, *cost.published()], ratios)
     lines = readme_tables.table("model_cost", tmp_path)
     assert lines[0].endswith("MFLOPs, scoring | MFLOPs, training | ms a user, batch 1 | ms a user, batch 2 |")
     assert len({line.count("|") for line in lines[:7]}) == 1
     ours = [cell.strip() for cell in lines[2].split("|")]
-    assert ours[1:4] == ["QBERT4Rec default", "30", "2 x 8"] and ours[5] == "8"
+    assert ours[1:4] == ["QBERT4Rec", "30", "2 x 8"] and ours[5] == "8"
     assert ours[6] == readme_tables.number(rows[0]["flops_score"] / 1e6)
     assert ours[9] == readme_tables.number(rows[2]["ms_a_user"])
     assert "3.71 |  | 185 (50 x parameters) |  | 2.66 (batch not given, RTX 4090) |" in lines[4]

@@ -679,6 +679,7 @@ def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **giv
         "key": row.name,
         "settings_key": row.name,
         "interactions": "same",
+        "features": None,
         "validated": "history_excluded",
         "overridden": [],
         "unknown": [],
@@ -1028,6 +1029,31 @@ def test_ranks_of_the_tail_are_cut_and_nothing_else_is_lost(tmp_path):
         assert {name: found.tolist() for name, found in trial.ranks().items()} == {
             name: [min(rank, 101) for rank in found] for name, found in ranks.items()
         }
+
+
+def test_a_damaged_results_cache_is_named(tmp_path):
+    trial = finished(tmp_path, ModelSpec("one", "M"), 1, [1, 2])
+    result_archive.store(tmp_path / "kept", tmp_path, [trial])
+    path = tmp_path / "kept" / f"{NAME}.parquet"
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-9], b"no Parquet file"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"Tiny\.parquet"):
+            result_archive.restore(tmp_path / "kept", NAME, [trial])
+        with pytest.raises(ValueError, match=r"Tiny\.parquet"):
+            result_archive.store(tmp_path / "kept", tmp_path, [trial])
+        assert path.read_bytes() == damaged
+
+
+def test_results_of_earlier_versions_get_their_hashes_in_the_results_cache(tmp_path):
+    trial = finished(tmp_path, ModelSpec("one", "M"), 1, [1, 2])
+    hashes = {key: trial.request[key] for key in ("settings_key", "interactions", "features")}
+    old = {key: value for key, value in trial.result().items() if key not in hashes}
+    write_json(trial.folder / "cell.json", old)
+    result_archive.store(tmp_path / "kept", tmp_path, [trial])
+    shutil.rmtree(trial.folder)
+    assert result_archive.restore(tmp_path / "kept", NAME, [trial]) == (1, [])
+    assert trial.result() == hashes | old | {"sid": None, "archived": True}
 
 
 def test_lines_of_an_earlier_table_stand_for_rows_without_results(tmp_path):

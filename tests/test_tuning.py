@@ -140,7 +140,7 @@ def test_the_best_point_is_written_and_nothing_runs_twice(files, data, fake, cap
     assert [trial["ndcg@10"] for trial in trials if trial["point"] == best] == [0.499]
 
     assert command(files, data) == figures and fake() == [] and path.read_text() == written
-    (files / "out" / trials[0]["training"] / "cell.json").unlink()  # as if killed before its end
+    (files / "out" / trials[0]["trial"] / "cell.json").unlink()  # as if killed before its end
     assert command(files, data) == figures and len(fake()) == 1 and path.read_text() == written
 
 

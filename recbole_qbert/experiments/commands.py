@@ -238,12 +238,12 @@ def _restored(cache: Path, plans: Sequence[trials.RunPlan]) -> list[trials.RunPl
     return restored
 
 
-def _current_names(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+def _current_names(names: Sequence[str], available: Sequence[str], what: str) -> list[str]:
     """Translate old names; refuse unknown ones."""
-    translated = [name if name in known else current_name(name) for name in names]
+    translated = [name if name in available else current_name(name) for name in names]
     for name, current in zip(names, translated, strict=True):
-        if current not in known:
-            raise ValueError(f"no {what} {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
+        if current not in available:
+            raise ValueError(f"no {what} {name!r}{did_you_mean(name, available)}; there are {', '.join(available)}")
     return translated
 
 

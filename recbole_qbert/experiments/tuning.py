@@ -196,7 +196,7 @@ def write(name: str, trials: Sequence[TuningTrial], output: Path, dataset: str, 
             {
                 "point": trial.point,
                 METRIC: trial.score,
-                "training": trial.training.folder.relative_to(output.resolve()).as_posix(),
+                "trial": trial.training.folder.relative_to(output.resolve()).as_posix(),
                 "failed": (trial.training.failure() or {}).get("reason"),
             }
             for trial in trials

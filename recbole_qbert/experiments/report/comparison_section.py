@@ -31,11 +31,11 @@ def comparison(suite: Suite) -> Html:
 
 
 def _table(suite: Suite, setting: str) -> Html:
-    known = suite.table
-    metrics, reference = list(known["metrics"]), known.get("reference") or ""
+    content = suite.table
+    metrics, reference = list(content["metrics"]), content.get("reference") or ""
     best = {
         metric: max(
-            (found[metric]["mean"] for each in known["rows"] if (found := each["figures"].get(setting))), default=0.0
+            (figures[metric]["mean"] for each in content["rows"] if (figures := each["figures"].get(setting))), default=0.0
         )
         for metric in metrics
     }
@@ -43,11 +43,11 @@ def _table(suite: Suite, setting: str) -> Html:
     if reference:
         head += [f"{reference} - row, NDCG@10", "p"]
     rows = []
-    for each in known["rows"]:
+    for each in content["rows"]:
         rows.append(_line(each, setting, metrics, best, reference))
         if each["published"] and setting == "plain":  # as the paper evaluates, as far as it says
             rows.append(_copied(each["spec"], each["published"], metrics, bool(reference)))
-    copied = known.get("copied", {}) if setting == "plain" else {}
+    copied = content.get("copied", {}) if setting == "plain" else {}
     others = [_copied(name, figures, metrics, bool(reference)) for name, figures in copied.items()]
     caption = join(tag("b", SETTINGS[setting][:1].upper() + SETTINGS[setting][1:]), f". {_EXPLAINED[setting]}")
     return table(caption, head, rows, others)
@@ -57,12 +57,12 @@ def _line(each: Mapping[str, Any], setting: str, metrics: list[str], best: Mappi
     columns = len(metrics) + 1 + (2 if reference else 0)
     marks = [
         word
-        for word, of_it in (
+        for word, applies in (
             ("tuned", each["tuned"]),
             ("earlier", each.get("earlier")),
             ("other features", each.get("other_features")),
         )
-        if of_it
+        if applies
     ]
     name = join(each["name"], *(part for word in marks for part in (" ", tag("span", word, class_="mark"))))
     figures = each["figures"].get(setting)

@@ -34,14 +34,14 @@ def seeds(suite: Suite) -> list[Plot]:
 def sweep(suite: Suite) -> list[Plot]:
     """Plot metrics over the values of the setting that varies (figures 3 to 5)."""
     label = suite.spec["sweep"]
-    known = [line for line in suite.rows if line["figures"] and line["name"] == line["spec"]]
-    if not label or not known:
+    rows = [line for line in suite.rows if line["figures"] and line["name"] == line["spec"]]
+    if not label or not rows:
         return []
     made = []
-    values = [_number(line["name"].partition("=")[2]) for line in known]
+    values = [_number(line["name"].partition("=")[2]) for line in rows]
     for metric in [name for name in ("hit@10", "ndcg@10") if name in suite.spec["metrics"]] or suite.spec["metrics"][:2]:
         spreads = {
-            title: [Spread(**line["figures"][setting][metric]) for line in known] for setting, title in SETTINGS.items()
+            title: [Spread(**line["figures"][setting][metric]) for line in rows] for setting, title in SETTINGS.items()
         }
         name = metric_name(metric)
         caption = f"Test {name} over {label}: mean over seeds; bars are one standard deviation."
@@ -101,12 +101,12 @@ def same_together(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 
 def embeddings(suite: Suite) -> list[Plot]:
     """Plot Figure 6."""
-    rows = {row: known for row, known in suite.embedding.items() if "points" in known}
+    rows = {row: values for row, values in suite.embedding.items() if "points" in values}
     if not rows:
         return []
-    known = next(iter(rows.values()))
-    method = {"pca": "principal components", "tsne": "t-SNE, which keeps neighbours but not distances"}[known["method"]]
-    shown = len(next(iter(known["points"].values())))
+    first = next(iter(rows.values()))
+    method = {"pca": "principal components", "tsne": "t-SNE, which keeps neighbours but not distances"}[first["method"]]
+    shown = len(next(iter(first["points"].values())))
     caption = (
         f"Text, image and fused vectors of {shown} items, drawn at random, in one plane ({method}); grey lines join an "
         "item's fused vector with its text and its image. Each panel has a plane of its own."
@@ -120,7 +120,7 @@ ALL = (seeds, sweep, curves, depth, embeddings)
 
 def _points(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float, float]]:
     """Return ``(stage, epoch, seconds, score)`` of validated epochs; epochs and seconds are counted over all stages."""
-    found = []
+    points = []
     stages: list[Any] = []
     seconds = 0.0
     for number, point in enumerate(curve, 1):
@@ -128,8 +128,8 @@ def _points(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float,
             stages.append(point["stage"])
         seconds += point.get("seconds") or 0.0
         if point.get("valid_score") is not None:
-            found.append((len(stages) - 1, float(number), seconds, float(point["valid_score"])))
-    return found
+            points.append((len(stages) - 1, float(number), seconds, float(point["valid_score"])))
+    return points
 
 
 def _number(text: str) -> float | str:

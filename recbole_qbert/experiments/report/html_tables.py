@@ -39,12 +39,12 @@ def line(name: object, cells: Iterable[object], class_: str | None = None) -> Ht
     return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), class_=class_)
 
 
-def spread(known: Spread | None, best: bool = False) -> Html:
+def spread(value: Spread | None, best: bool = False) -> Html:
     """Write ``.1013 ± .0013``, the mean in bold if it is the best."""
-    if known is None:
+    if value is None:
         return Html(NOTHING)
-    mean = tag("b", format_share(known.mean)) if best else format_share(known.mean)
-    return join(mean, "" if known.sd is None else tag("small", f" ± {format_share(known.sd)}"))
+    mean = tag("b", format_share(value.mean)) if best else format_share(value.mean)
+    return join(mean, "" if value.sd is None else tag("small", f" ± {format_share(value.sd)}"))
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -54,18 +54,18 @@ def number(value: float | None, digits: int = 0) -> str:
 
 def mean_of(values: Iterable[float | None], digits: int = 0) -> str:
     """Write the mean of the values that are not ``None``, with the standard deviation if there are several."""
-    there = [value for value in values if value is not None]
-    known = Spread.of(there) if there else None
-    if known is None:
+    present = [value for value in values if value is not None]
+    if not present:
         return NOTHING
-    deviation = number(known.sd, digits) if known.sd else "0"
-    return number(known.mean, digits) + (f" ± {deviation}" if float(deviation.replace(",", "")) else "")
+    over_seeds = Spread.of(present)
+    deviation = number(over_seeds.sd, digits) if over_seeds.sd else "0"
+    return number(over_seeds.mean, digits) + (f" ± {deviation}" if float(deviation.replace(",", "")) else "")
 
 
-def facts(known: Mapping[str, Any]) -> Html:
+def facts(values: Mapping[str, Any]) -> Html:
     """Make a list of names and values; nested mappings are one line each."""
     entries = []
-    for name, value in known.items():
+    for name, value in values.items():
         shown = (
             ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
             if isinstance(value, Mapping)

@@ -64,7 +64,7 @@ def explorer(ids: SemanticIDs, names: Sequence[str], catalog: Catalog) -> Explor
 
 def _items_in_turn(ids: SemanticIDs, listing: id_tree.Listing) -> list[str]:
     """List the shown items, one of each first-level code in turn, so that pictures are spread evenly over codes."""
-    codes = [[ids.items[listing.branch.of.rows[place]] for place in inner.listed()] for inner in listing.inner]
+    codes = [[ids.items[listing.branch.of.rows[position]] for position in inner.listed()] for inner in listing.inner]
     return [item for several in zip_longest(*codes) for item in several if item is not None]
 
 
@@ -97,21 +97,21 @@ class _View:
         alone = self.titles.get(self.items[branch.of.rows[branch.start]], "") if branch.count == 1 else ""
         parts.append(tag("span", alone or ", ".join(self.common(branch)), class_="words"))
         if first:
-            parts += [p for p in (self.image(place, branch) for place in listing.listed()) if p][:PICTURES_A_CODE]
-        items = [self.item(place, branch) for place in listing.places]
+            parts += [p for p in (self.image(position, branch) for position in listing.listed()) if p][:PICTURES_A_CODE]
+        items = [self.item(position, branch) for position in listing.places]
         below = [self.branch(inner, branch.level, most) for inner in listing.inner]
         content = [*below, tag("ul", *items) if items else "", self.left_out(listing)]
         return tag("details", tag("summary", *parts), *content, data_prefix=branch.prefix, data_count=branch.count)
 
-    def item(self, place: int, branch: id_tree.Branch) -> Html:
-        token = self.items[branch.of.rows[place]]
+    def item(self, position: int, branch: id_tree.Branch) -> Html:
+        token = self.items[branch.of.rows[position]]
         title = self.titles.get(token)
-        picture = self.image(place, branch)
-        rest = branch.of.rest(place, branch.level)
+        picture = self.image(position, branch)
+        rest = branch.of.rest(position, branch.level)
         return tag("li", picture or "", tag("span", title or ""), tag("small", token), tag("code", rest) if rest else "")
 
-    def image(self, place: int, branch: id_tree.Branch) -> Html | None:
-        number = self.picture.get(self.items[branch.of.rows[place]])
+    def image(self, position: int, branch: id_tree.Branch) -> Html | None:
+        number = self.picture.get(self.items[branch.of.rows[position]])
         return None if number is None else tag("i", class_=f"pic p{number}")
 
     def left_out(self, listing: id_tree.Listing) -> Html:

@@ -32,21 +32,21 @@ class CodeSet:
         """Write a code as ``<a_170>``."""
         return f"<{self.prefixes[level]}_{code}>"
 
-    def rest(self, place: int, level: int) -> str:
-        """Write the tokens of the item at ``place`` from a level on."""
-        return "".join(self.token(number, code) for number, code in enumerate(self.codes[place]) if number >= level)
+    def rest(self, position: int, level: int) -> str:
+        """Write the tokens of the item at ``position`` from a level on."""
+        return "".join(self.token(number, code) for number, code in enumerate(self.codes[position]) if number >= level)
 
 
 def code_sets(ids: SemanticIDs) -> list[CodeSet]:
     """Split IDs into code sets, as ``semantic_ids.prefixes_of`` names them: each begins with a letter a."""
     starts = [number for number, prefix in enumerate(ids.prefixes) if prefix[0].lower() == "a"]
-    found = []
+    sets = []
     for start, stop in zip(starts, [*starts[1:], len(ids.prefixes)], strict=True):
         codes = ids.codes[:, start:stop]
         rows = np.flatnonzero((codes >= 0).all(1))
         order = rows[np.lexsort(codes[rows].T[::-1])]
-        found.append(CodeSet(ids.prefixes[start:stop], order, codes[order]))
-    return found
+        sets.append(CodeSet(ids.prefixes[start:stop], order, codes[order]))
+    return sets
 
 
 @dataclass(frozen=True)

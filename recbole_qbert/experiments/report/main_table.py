@@ -14,26 +14,26 @@ from recbole_qbert.utils.formatting import format_count
 
 def own_table(suite: Suite) -> Html:
     """Make the main table; empty where ``table.json`` is missing, and for figure 6, whose numbers are beside its plot."""
-    known = suite.table
-    if "rows" in known:
+    content = suite.table
+    if "rows" in content:
         return comparison(suite)
-    if "statistics" in known:
-        return _statistics(suite, known)
-    return _costs(known) if "costs" in known else Html("")
+    if "statistics" in content:
+        return _statistics(suite, content)
+    return _costs(content) if "costs" in content else Html("")
 
 
-def _statistics(suite: Suite, known: Mapping[str, Any]) -> Html:
+def _statistics(suite: Suite, content: Mapping[str, Any]) -> Html:
     """Make the paper's Table 1."""
-    found = known["statistics"]
+    counts = content["statistics"]
     copied = [
-        line(copied_name(row), [format_count(other[name]) if name in other else NOTHING for name in found], "copied")
-        for row, other in known["copied"].items()
+        line(copied_name(row), [format_count(other[name]) if name in other else NOTHING for name in counts], "copied")
+        for row, other in content["copied"].items()
     ]
-    rows = [line(suite.dataset, map(format_count, found.values()))]
-    return table("Data as the models read them.", ("data set", *found), rows, copied)
+    rows = [line(suite.dataset, map(format_count, counts.values()))]
+    return table("Data as the models read them.", ("data set", *counts), rows, copied)
 
 
-def _costs(known: Mapping[str, Any]) -> Html:
+def _costs(content: Mapping[str, Any]) -> Html:
     """Make the paper's Table 6."""
     rows = [
         line(
@@ -43,7 +43,7 @@ def _costs(known: Mapping[str, Any]) -> Html:
                 cost["batch"], number(cost["ms_a_user"], 3),
             ],
         )
-        for cost in known["costs"]
+        for cost in content["costs"]
     ]  # fmt: skip
     copied = [
         line(
@@ -51,7 +51,7 @@ def _costs(known: Mapping[str, Any]) -> Html:
             [number(cost["parameters"]), _millions(cost["flops"]), NOTHING, 1, number(cost["ms"], 2)],
             "copied",
         )
-        for name, cost in known["copied"].items()
+        for name, cost in content["copied"].items()
     ]
     head = ("model", "parameters", "operations a user, scoring", "operations a user, training", "users a batch", "ms a user")
     caption = "Scoring the whole catalog for a history of the full length; the paper's operations are 50 x parameters."

@@ -28,15 +28,15 @@ def cost(suite: Suite) -> Html:
         results = [trial.result for trial in trials]
         seconds = [result["seconds"] for result in results]
         epochs = [len(result["curve"]) for result in results]
-        each = [known["training"] / count for known, count in zip(seconds, epochs, strict=True) if count]
+        each = [spent["training"] / count for spent, count in zip(seconds, epochs, strict=True) if count]
         shown = [
             results[0]["model"],
             len(results),
             mean_of(result["parameters"] for result in results),
             mean_of(epochs),
-            mean_of(known["training"] for known in seconds),
+            mean_of(spent["training"] for spent in seconds),
             mean_of(each, 2),
-            mean_of((known["test"] for known in seconds), 1),
+            mean_of((spent["test"] for spent in seconds), 1),
             mean_of(result["peak_memory_mb"] for result in results),
         ]
         rows.append(line(row, shown))
@@ -54,8 +54,8 @@ def health(suite: Suite) -> Html:
     )
     rows = [
         line(name, [tag("b", code_set[0]["code_set"]), *_health(code_set)])
-        for name, known in groups.items()
-        for code_set in zip(*known, strict=True)
+        for name, of_trials in groups.items()
+        for code_set in zip(*of_trials, strict=True)
     ]
     if not rows:
         return Html("")
@@ -72,18 +72,18 @@ def health(suite: Suite) -> Html:
 
 
 def _health(several: Iterable[Mapping[str, Any]]) -> list[str]:
-    known = list(several)
+    figures_of = list(several)
 
     def level_by_level(key: str, factor: int) -> str:
         return " ".join(
-            f"{factor * sum(values) / len(values):.0f}" for values in zip(*(one[key] for one in known), strict=True)
+            f"{factor * sum(values) / len(values):.0f}" for values in zip(*(one[key] for one in figures_of), strict=True)
         )
 
     def mean(key: str, digits: int = 0) -> str:
-        return mean_of((one.get(key) for one in known), digits)
+        return mean_of((one.get(key) for one in figures_of), digits)
 
     def percent(key: str) -> str:
-        return f"{sum(one[key] for one in known) / len(known):.1%}"
+        return f"{sum(one[key] for one in figures_of) / len(figures_of):.1%}"
 
     return [
         mean("items"),
@@ -98,10 +98,12 @@ def _health(several: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def depth(suite: Suite, plots: list[Plot]) -> Html:
     """Show Figure 7 and its numbers."""
-    known = {row: [figures.depth_of(trial) for trial in trials if figures.depth_of(trial)] for row, trials in suite.by_row()}
+    depths = {
+        row: [figures.depth_of(trial) for trial in trials if figures.depth_of(trial)] for row, trials in suite.by_row()
+    }
     lines = [
         line(row, [_median(runs), mean_of((sum(d * s for d, s in enumerate(run, 1)) for run in runs), 2), len(runs)])
-        for row, runs in figures.same_together(known).items()
+        for row, runs in figures.same_together(depths).items()
     ]
     caption = "Layers of fusion that an item goes through. The paper: most between one and three, median two."
     return gallery(plots, table(caption, ("row", "median", "mean", "seeds"), lines)) if lines else Html("")
@@ -119,17 +121,17 @@ def _median(several: list[list[float]]) -> int:
 
 def embeddings(suite: Suite, plots: list[Plot]) -> Html:
     """Show Figure 6 and its distances."""
-    measured = {row: known for row, known in suite.embedding.items() if "distances" in known}
+    measured = {row: values for row, values in suite.embedding.items() if "distances" in values}
     if not measured:
         return Html("")
-    pairs = list(dict.fromkeys(pair for known in measured.values() for pair in known["distances"]))
+    pairs = list(dict.fromkeys(pair for values in measured.values() for pair in values["distances"]))
     rows = []
-    for row, known in measured.items():
-        cells: list[object] = [known["seeds"]]
+    for row, values in measured.items():
+        cells: list[object] = [values["seeds"]]
         for pair in pairs:
-            found = known["distances"].get(pair)
-            cells += [NOTHING, NOTHING] if found is None else [
-                spread(Spread(found["mean"], found["sd"])), format_share(found["other_items"])
+            distance = values["distances"].get(pair)
+            cells += [NOTHING, NOTHING] if distance is None else [
+                spread(Spread(distance["mean"], distance["sd"])), format_share(distance["other_items"])
             ]  # fmt: skip
         rows.append(line(row, cells))
     head = ["row", "seeds", *(title for pair in pairs for title in (pair, "of different items"))]
@@ -147,15 +149,15 @@ def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]
     Returns:
         ``(markup, style, what is missing or left out)``; the markup is empty where no trial keeps IDs.
     """
-    found = _trial_with_ids(suite)
-    if found is None:
+    chosen = _trial_with_ids(suite)
+    if chosen is None:
         return Html(""), "", ["semantic-ID explorer: no finished trial keeps a .sid file"] if suite.about["trials"] else []
-    trial, path = found
+    trial, path = chosen
     try:
         ids = semantic_ids.load(path)
     except ValueError as error:
         return Html(""), "", [f"semantic-ID explorer: {error}"]
-    names = [known["code_set"] for known in _code_sets(trial)]
+    names = [code_set["code_set"] for code_set in _code_sets(trial)]
     catalog = Catalog.read(data_path, suite.dataset, ids.items)
     made = explore.explorer(ids, names, catalog)
     intro = tag(
@@ -182,7 +184,7 @@ def environment(suite: Suite) -> Html:
     made_by = Counter(
         (str(trial.result.get("revision")), _machine(trial.result.get("machine") or {})) for trial in suite.trials
     )
-    known = {
+    values = {
         "command": tag("code", about["command"]) if about.get("command") else NOTHING,
         "table made with revision": about.get("revision"),
         "table made on": _machine(about.get("machine") or {}),
@@ -194,19 +196,17 @@ def environment(suite: Suite) -> Html:
         "seeds": ", ".join(map(str, dict.fromkeys(trial.seed for trial in suite.trials))),
         "settings of every row": (suite.spec.get("shared") or {}) | about.get("overrides", {}),
     }
-    return facts(known)
+    return facts(values)
 
 
-def _machine(known: Mapping[str, Any]) -> str:
+def _machine(machine: Mapping[str, Any]) -> str:
     """Describe the machine by what stays the same from run to run, without the load."""
-    gpu = f", {known['gpu']}" if known.get("gpu") else ""
-    return (
-        f"{known.get('processor')}, {known.get('cores')} cores, {known.get('memory_gb')} GB{gpu}, {known.get('system')}"
-        if known
-        else NOTHING
-    )
+    if not machine:
+        return NOTHING
+    processor, cores, memory, system = (machine.get(key) for key in ("processor", "cores", "memory_gb", "system"))
+    gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
+    return f"{processor}, {cores} cores, {memory} GB{gpu}, {system}"
 
 
 def _code_sets(trial: FinishedTrial) -> list[Mapping[str, Any]]:
-    found = ((trial.result.get("identifiers") or {}).get("semantic_ids") or {}).get("code_sets")
-    return found or []
+    return ((trial.result.get("identifiers") or {}).get("semantic_ids") or {}).get("code_sets") or []

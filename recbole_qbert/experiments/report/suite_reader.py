@@ -86,18 +86,18 @@ def read(folder: Path) -> Suite:
         raise ValueError(f"{folder / 'suite.json'} lacks suite, dataset or trials; run the suite again to write it anew")
     order = {row["name"]: number for number, row in enumerate(about["suite"].get("models", ()))}
     trials, unfinished = [], []
-    for known in sorted(about["trials"], key=lambda known: (order.get(known["model"], len(order)), known["seed"])):
-        at = folder.parents[2] / known["path"]
+    for entry in sorted(about["trials"], key=lambda entry: (order.get(entry["model"], len(order)), entry["seed"])):
+        at = folder.parents[2] / entry["path"]
         if (at / "cell.json").exists():
-            trials.append(FinishedTrial(known["model"], known["seed"], at, _json(at / "cell.json")))
+            trials.append(FinishedTrial(entry["model"], entry["seed"], at, _json(at / "cell.json")))
             continue
         failed = _json(at / "failed.json") if (at / "failed.json").exists() else None
-        reason = f"failed: {failed['reason']} (log: {known['path']}/log.txt)" if failed else "not run yet"
-        unfinished.append(f"{known['model']}, seed {known['seed']}: {reason}")
+        reason = f"failed: {failed['reason']} (log: {entry['path']}/log.txt)" if failed else "not run yet"
+        unfinished.append(f"{entry['model']}, seed {entry['seed']}: {reason}")
     unfinished += [f"{row}: not possible on this data set: {reason}" for row, reason in about.get("impossible", {}).items()]
     optional = {name: folder / f"{name}.json" for name in ("table", "embedding")}
-    found = {name: _json(path) if path.exists() else {} for name, path in optional.items()}
-    return Suite(folder, about, found["table"], found["embedding"], tuple(trials), tuple(unfinished))
+    content = {name: _json(path) if path.exists() else {} for name, path in optional.items()}
+    return Suite(folder, about, content["table"], content["embedding"], tuple(trials), tuple(unfinished))
 
 
 def _json(path: Path) -> dict[str, Any]:

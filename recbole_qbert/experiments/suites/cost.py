@@ -44,10 +44,10 @@ from recbole_qbert.utils.environment import ratio, take_turns
 
 # Name -> property files and changes of them.
 OURS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "QBERT4Rec default": ((), {}),
-    "QBERT4Rec default, no item rows": ((), {"use_item_embedding": False}),
-    "QBERT4Rec paper, item rows": (("paper/QBERT4Rec.yaml",), {"use_item_embedding": True}),
-    "QBERT4Rec paper": (("paper/QBERT4Rec.yaml",), {}),
+    "QBERT4Rec": ((), {}),
+    "QBERT4Rec, no item embedding": ((), {"use_item_embedding": False}),
+    "QBERT4Rec (paper), item embedding": (("paper/QBERT4Rec.yaml",), {"use_item_embedding": True}),
+    "QBERT4Rec (paper)": (("paper/QBERT4Rec.yaml",), {}),
 }
 THEIRS = ("SASRec", "BERT4Rec", "GRU4Rec")
 MODELS = (*OURS, *THEIRS)

@@ -69,11 +69,11 @@ def vectors(identifiers: Path, features_folder: Path, dataset: str) -> dict[str,
     return fused_space
 
 
-def distances(found: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | int]]:
+def distances(vectors_of: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | int]]:
     """Measure the distances of every two kinds of vectors.
 
     Args:
-        found: kind -> ``[N, D]`` of length 1, NaN where an item has none.
+        vectors_of: kind -> ``[N, D]`` of length 1, NaN where an item has none.
 
     Returns:
         ``"text - image"`` -> ``mean`` over items that have both, ``other_items`` the same between vectors of different items
@@ -81,7 +81,7 @@ def distances(found: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | in
         are left out.
     """
     result: dict[str, dict[str, float | int]] = {}
-    for (left, a), (right, b) in itertools.combinations(found.items(), 2):
+    for (left, a), (right, b) in itertools.combinations(vectors_of.items(), 2):
         both = np.isfinite(a).all(1) & np.isfinite(b).all(1)
         count = int(both.sum())
         if count < 2:
@@ -97,11 +97,11 @@ def distances(found: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | in
     return result
 
 
-def plane(found: Mapping[str, np.ndarray], method: str = "pca", shown: int = SHOWN, seed: int = 0) -> dict[str, Any]:
+def plane(vectors_of: Mapping[str, np.ndarray], method: str = "pca", shown: int = SHOWN, seed: int = 0) -> dict[str, Any]:
     """Place some items in the plane.
 
     Args:
-        found: as for ``distances``.
+        vectors_of: as for ``distances``.
         method: ``pca``, or ``tsne`` (which keeps neighbours together, and no distances).
         shown: how many items at most.
         seed: of the choice of items and of t-SNE.
@@ -114,10 +114,10 @@ def plane(found: Mapping[str, np.ndarray], method: str = "pca", shown: int = SHO
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-    count = len(next(iter(found.values())))
+    count = len(next(iter(vectors_of.values())))
     rows = np.sort(np.random.default_rng(seed).permutation(count)[:shown])
-    there = {kind: np.isfinite(matrix[rows]).all(1) for kind, matrix in found.items()}
-    stacked = np.concatenate([matrix[rows][there[kind]] for kind, matrix in found.items()]).astype(np.float64)
+    there = {kind: np.isfinite(matrix[rows]).all(1) for kind, matrix in vectors_of.items()}
+    stacked = np.concatenate([matrix[rows][there[kind]] for kind, matrix in vectors_of.items()]).astype(np.float64)
     if len(stacked) < 3:
         raise ValueError(f"{len(stacked)} vectors are too few for a plane; there must be 3 or more")
     if method == "pca":
@@ -137,7 +137,7 @@ def plane(found: Mapping[str, np.ndarray], method: str = "pca", shown: int = SHO
         flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(stacked)
         axes = ["t-SNE 1", "t-SNE 2"]
     places = iter(np.round(flat, 4).tolist())
-    points = {kind: [next(places) if real else None for real in there[kind]] for kind in found}
+    points = {kind: [next(places) if real else None for real in there[kind]] for kind in vectors_of}
     return {"method": method, "axes": axes, "points": points}
 
 
@@ -175,10 +175,14 @@ def measure(rows: Mapping[str, Sequence[Path]], method: str = "pca", shown: int 
     result: dict[str, Any] = {}
     for row, trials in rows.items():
         try:
-            found = [of_cell(trial) for trial in trials]
-            if not found:
+            of_trials = [of_cell(trial) for trial in trials]
+            if not of_trials:
                 raise ValueError("no finished trial")
-            result[row] = {**plane(found[0], method, shown), "seeds": len(found), "distances": _over_seeds(found)}
+            result[row] = {
+                **plane(of_trials[0], method, shown),
+                "seeds": len(of_trials),
+                "distances": _over_seeds(of_trials),
+            }
         except (OSError, ValueError) as error:
             result[row] = {"reason": str(error)}
     return result
@@ -199,32 +203,32 @@ def write(suite: Path, rows: Mapping[str, Sequence[Path]], method: str = "pca") 
 
 def table(measured: Mapping[str, Any]) -> str:
     """Write the distances as a Markdown table."""
-    pairs = list(dict.fromkeys(pair for known in measured.values() for pair in known.get("distances", {})))
+    pairs = list(dict.fromkeys(pair for values in measured.values() for pair in values.get("distances", {})))
     lines = ["| squared distance | " + " | ".join(pairs) + " |", "|---" * (len(pairs) + 1) + "|"]
-    for row, known in measured.items():
-        if "reason" in known:
-            lines.append(f"| {row} | " + " | ".join([f"not measured: {known['reason']}", *[""] * (len(pairs) - 1)]) + " |")
+    for row, values in measured.items():
+        if "reason" in values:
+            lines.append(f"| {row} | " + " | ".join([f"not measured: {values['reason']}", *[""] * (len(pairs) - 1)]) + " |")
             continue
-        trials = [known["distances"].get(pair) for pair in pairs]
-        lines.append(f"| {row} | " + " | ".join(_cell(trial) if trial else "" for trial in trials) + " |")
+        cells = [values["distances"].get(pair) for pair in pairs]
+        lines.append(f"| {row} | " + " | ".join(_cell(cell) if cell else "" for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(known: Mapping[str, Any]) -> str:
-    spread = "" if known["sd"] is None else f" ({known['sd']:.4f})"
-    return f"{known['mean']:.4f}{spread}; different items {known['other_items']:.4f}"
+def _cell(distance: Mapping[str, Any]) -> str:
+    spread = "" if distance["sd"] is None else f" ({distance['sd']:.4f})"
+    return f"{distance['mean']:.4f}{spread}; different items {distance['other_items']:.4f}"
 
 
-def _over_seeds(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, float | int | None]]:
-    several = [distances(one) for one in found]
+def _over_seeds(of_trials: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, float | int | None]]:
+    several = [distances(one) for one in of_trials]
     result: dict[str, dict[str, float | int | None]] = {}
     for pair in several[0]:
-        known = [one[pair] for one in several if pair in one]
-        means = [one["mean"] for one in known]
+        of_pair = [one[pair] for one in several if pair in one]
+        means = [one["mean"] for one in of_pair]
         result[pair] = {
             "mean": float(np.mean(means)),
             "sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-            "other_items": float(np.mean([one["other_items"] for one in known])),
-            "items": known[0]["items"],
+            "other_items": float(np.mean([one["other_items"] for one in of_pair])),
+            "items": of_pair[0]["items"],
         }
     return result

@@ -33,7 +33,9 @@ from recbole_qbert.utils.io import atomic_write, file_lock, read_json, write_jso
 RESULT, RANKS = "cell.json", "ranks.npz"
 EXACT_RANKS = 100
 _ORDER = ["user", "trial", "seed", "evaluation"]  # found by trying: in this order zstd makes the smallest file
+_COLUMNS = ["trial", "seed", "evaluation", "user", "rank", "record"]
 _REPEATED = ["trial", "seed", "evaluation", "record"]
+_HASHES = ("settings_key", "interactions", "features")
 _LARGE_PAGE = 2**26  # bytes; a file of one page a column is the smallest
 
 
@@ -58,6 +60,9 @@ def restore(cache: Path, dataset: str, trials: Sequence[Trial]) -> tuple[int, li
     Returns:
         How many results were written, and the finished trials that were made with other item features than the data set
         has now; these lie in the folders of their own keys.
+
+    Raises:
+        ValueError: the file of the data set is damaged.
     """
     count, outdated = 0, []
     table = _read(cache / f"{dataset}.parquet")
@@ -172,10 +177,17 @@ def previous_table(cache: Path, plan: RunPlan) -> dict[str, Any]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Read the trials of a data set; no rows where there is no file."""
-    if path.exists():
-        return pq.read_table(path, read_dictionary=_REPEATED).to_pandas()
-    return pd.DataFrame({"trial": [], "seed": [], "evaluation": [], "user": [], "rank": [], "record": []})
+    """Read the trials of a data set; no rows where there is no file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.exists():
+        return pd.DataFrame({name: [] for name in _COLUMNS})
+    try:
+        return pq.read_table(path, columns=_COLUMNS, read_dictionary=_REPEATED).to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no results cache ({error}); restore it from the repository, or delete it") from None
 
 
 def _add(cache: Path, dataset: str, finished: Iterable[tuple[Trial, dict[str, Any]]]) -> None:
@@ -183,14 +195,15 @@ def _add(cache: Path, dataset: str, finished: Iterable[tuple[Trial, dict[str, An
     path = cache / f"{dataset}.parquet"
     with file_lock(cache):
         table = _read(path)
-        known = set(table.groupby(["trial", "seed"], observed=True).groups)
+        in_cache = set(table.groupby(["trial", "seed"], observed=True).groups)
         parts = [table]
         for trial, result in finished:
             name = folder_name(result)
-            if (name, trial.seed) in known:
+            if (name, trial.seed) in in_cache:
                 continue
-            known.add((name, trial.seed))
-            record = json.dumps(_portable(result) | {"sid": None, "checkpoint": None, "archived": True})
+            in_cache.add((name, trial.seed))
+            hashes = {key: trial.request[key] for key in _HASHES}  # results of earlier versions have only the key
+            record = json.dumps(hashes | _portable(result) | {"sid": None, "checkpoint": None, "archived": True})
             ranks = trial.ranks()
             users = ranks.pop("users")
             parts += [

@@ -31,8 +31,8 @@ def make(plan: RunPlan) -> str:
     """Write ``suite.json``, ``table.json`` and ``table.md`` into the suite's folder; return the Markdown."""
     content, lines = KINDS[plan.suite.kind](plan)
     paper = f" ({plan.suite.paper} of the paper)" if plan.suite.paper else ""
-    given = [] if plan.suite.kind == "quality" or not plan.overrides else ["", f"- {markdown.of_every_row(plan.overrides)}"]
-    text = "\n".join([f"# {plan.suite.title}: {plan.dataset}{paper}", "", *lines, *given]) + "\n"
+    note = [] if plan.suite.kind == "quality" or not plan.overrides else ["", f"- {markdown.of_every_row(plan.overrides)}"]
+    text = "\n".join([f"# {plan.suite.title}: {plan.dataset}{paper}", "", *lines, *note]) + "\n"
     write_json(plan.folder / "suite.json", _about(plan))
     write_json(plan.folder / "table.json", content)
     with atomic_write(plan.folder / "table.md") as temporary:
@@ -50,11 +50,14 @@ def quality(plan: RunPlan) -> Made:
 
 def statistics(plan: RunPlan) -> Made:
     """Count the data set as the models read it."""
-    found, copied = _statistics(plan), suite_spec.published(plan.suite.name, plan.dataset)
-    rows = [["", *found], [plan.dataset, *map(format_count, found.values())]]
-    rows += [[f"*{row} (copied)*", *(f"*{format_count(known[name])}*" for name in found)] for row, known in copied.items()]
+    counts, copied = _statistics(plan), suite_spec.published(plan.suite.name, plan.dataset)
+    rows = [["", *counts], [plan.dataset, *map(format_count, counts.values())]]
+    rows += [
+        [f"*{name} (copied)*", *(f"*{format_count(printed[count])}*" for count in counts)]
+        for name, printed in copied.items()
+    ]
     notes = ["", "- *(copied)*: printed in the paper."] if copied else []
-    return {"suite": plan.suite.name, "statistics": found, "copied": copied}, [*markdown.table(rows), *notes]
+    return {"suite": plan.suite.name, "statistics": counts, "copied": copied}, [*markdown.table(rows), *notes]
 
 
 def embedding(plan: RunPlan) -> Made:
@@ -67,7 +70,7 @@ def embedding(plan: RunPlan) -> Made:
             rows[trial.spec.name].append(trial.folder)
     measured = module.write(plan.folder, rows)
     wanted = ("seeds", "distances", "reason")
-    distances = {row: {key: known[key] for key in wanted if key in known} for row, known in measured.items()}
+    distances = {row: {key: values[key] for key in wanted if key in values} for row, values in measured.items()}
     return {"suite": plan.suite.name, "rows": distances}, module.table(measured).splitlines()
 
 
@@ -79,8 +82,9 @@ def cost(plan: RunPlan) -> Made:
     """
     from recbole_qbert.experiments.suites import cost as module
 
-    options, given = dict(plan.suite.options), {_SIZES[key]: value for key, value in plan.overrides.items() if key in _SIZES}
-    sizes = {**options.pop("sizes", {}), **given}
+    options = dict(plan.suite.options)
+    overrides = {_SIZES[key]: value for key, value in plan.overrides.items() if key in _SIZES}
+    sizes = {**options.pop("sizes", {}), **overrides}
     for names, chosen in ((module.OPTIONS, options), (_SIZES.values(), sizes)):
         if strange := [key for key in chosen if key not in names]:
             raise ValueError(f"suite {plan.suite.name}: options has {strange[0]!r}; known are {', '.join(names)}")
@@ -90,8 +94,8 @@ def cost(plan: RunPlan) -> Made:
     for row in rows:
         flops, count = (f"{row[name] / 1e6:.2f}M" for name in ("flops_score", "parameters"))
         shown.append([row["model"], count, flops, str(row["batch"]), f"{row['ms_a_user']:.3f}"])
-    for name, known in copied.items():
-        figures = f"{known['parameters'] / 1e6:.2f}M", f"{known['flops'] / 1e6:.2f}M", "1", f"{known['ms']:.2f}"
+    for name, printed in copied.items():
+        figures = f"{printed['parameters'] / 1e6:.2f}M", f"{printed['flops'] / 1e6:.2f}M", "1", f"{printed['ms']:.2f}"
         shown.append([f"*{name} (copied)*", *(f"*{text}*" for text in figures)])
     return {"suite": plan.suite.name, "costs": rows, "ratios": ratios, "copied": copied}, markdown.table(shown)
 
@@ -121,5 +125,5 @@ def _statistics(plan: RunPlan) -> dict[str, Any]:
     with experiment.working_directory(plan.folder):
         data = patches.quick_start.create_dataset(config)
     users, items, interactions = data.user_num - 1, data.item_num - 1, data.inter_num  # RecBole counts the padding
-    found = {"users": users, "items": items, "interactions": interactions}
-    return found | {"sparsity": 1 - interactions / users / items, "length": interactions / users}
+    counts = {"users": users, "items": items, "interactions": interactions}
+    return counts | {"sparsity": 1 - interactions / users / items, "length": interactions / users}
