@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Iterable
 from typing import Any
 
 Figures = dict[str, Any]
-ARCHIVE = "folder, small enough for a repository, that finished trainings are taken from and put into, and tables"
 
 
 def workflow_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -25,24 +22,3 @@ def refuse_properties(args: argparse.Namespace) -> None:
     """
     if args.properties:
         raise ValueError(f"{args.command} takes no properties; found {', '.join(args.properties)}")
-
-
-def typed(args: argparse.Namespace, options: Iterable[str]) -> str:
-    """Return what to type to give a command these options, and the properties it was given."""
-    words = ["run_recbole_qbert.py", args.command]
-    for option in options:
-        if value := getattr(args, option):
-            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join([*words, *(f"--{key}={value}" for key, value in args.properties.items())])
-
-
-def refuse_none_at_a_time(args: argparse.Namespace) -> None:
-    """Refuse ``--jobs`` and ``--threads`` below 1.
-
-    Raises:
-        ValueError: names the option.
-    """
-    for option in ("jobs", "threads"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise ValueError(f"--{option} is {value}; it must be at least 1")
