@@ -125,7 +125,13 @@ def store(cache: Path, output: Path, trials: Iterable[Trial], tuned: Iterable[Pa
 
 
 def store_table(cache: Path, plan: RunPlan, command: str) -> None:
-    """Put a suite's table into the results cache, under the command that makes it."""
+    """Put a suite's table into the results cache.
+
+    Args:
+        cache: folder of the results cache.
+        plan: what was run.
+        command: what makes the table; stands in its first line.
+    """
     for ending, head in ((".json", ""), (".md", f"<!-- {command} -->\n")):
         table = (plan.folder / f"table{ending}").read_text(encoding="utf-8")
         for folder in (plan.output, plan.data_path):  # which reasons of failures may name
