@@ -8,7 +8,7 @@ case>``, its defaults in a YAML file inside its own package, its Dataset and Tra
 before, in the same process.
 
 Touched in RecBole: ``Config._load_internal_config_dict``, ``quick_start.run_recboles`` and the name
-``get_model`` inside ``recbole.config.configurator``. ``tests/test_plugin.py`` fails when one of them changes.
+``get_model`` inside ``recbole.config.configurator``. ``tests/test_registry.py`` fails when one of them changes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from recbole_qbert.utils.spelling import did_you_mean
 _RECBOLE = Path(recbole.__file__).parent
 _KINDS = ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
 #: Keys RecBole reads though none of its YAML files or argument lists has them (found by a search of its
-#: code, which tests/test_plugin.py repeats), and the flags of its scripts, which Config sees in sys.argv.
+#: code, which tests/test_registry.py repeats), and the flags of its scripts, which Config sees in sys.argv.
 _UNLISTED = frozenset(
     """model dataset config_files encoding verbose tail_ratio neg_sampling training_neg_sample_num
     valid_neg_sample_args test_neg_sample_args
