@@ -63,7 +63,7 @@ else:
         trainer=CooccurrenceKNNTrainer,
         properties=property_file("model/CooccurrenceKNN.yaml"),
     )
-    registry.use_dataset(["FDSA", "S3Rec"], AttributeDataset)
+    registry.use_dataset(["FDSA", "S3Rec"], AttributeDataset, dataset_arguments=["attribute_min_items"])
 
     load_data_and_model = checkpoint_io.load_data_and_model
     objective_function = registry.objective_function

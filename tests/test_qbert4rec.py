@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recbole.data.dataset
 import torch
 
 import recbole_qbert
 from recbole_qbert.config import property_files
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.recbole_integration import checkpoint_io, experiment, patches
+from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
+from recbole_qbert.recbole_integration.dataset import HistoryDataset
 from recbole_qbert.sequence import prior_fitting
 from recbole_qbert.serving import export
 from tests.helpers_recbole import QUICK, write_dataset
@@ -287,6 +290,66 @@ def test_hyper_tuning_finds_the_model(data, tmp_path, monkeypatch):
         )  # fmt: skip
         tuning.run()
     assert len(tuning.params2result) == 2
+
+
+def test_one_configuration_serves_several_models(data, tmp_path, trained):
+    """Properties of SASRec and GRU4Rec change nothing, nor does RecBole's default of negative samples."""
+    theirs = {"loss_type": "CE", "hidden_act": "gelu", "layer_norm_eps": 1e-12, "embedding_size": 16, "num_layers": 1}
+    theirs |= {"dropout_prob": 0.3, "train_neg_sample_args": None}
+    for model in ("SASRec", "GRU4Rec"):
+        assert configure(data, tmp_path, model=model, **theirs)["loss_type"] == "CE"
+    negatives = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+    for number, also in enumerate(({}, {"train_neg_sample_args": negatives}, {"loss_type": "BPR"})):
+        folder = tmp_path / str(number)
+        with experiment.working_directory(folder):
+            assert experiment.train(configure(data, folder, **theirs | also)).test() == trained.test()
+
+
+def test_unused_properties_are_told_on_the_terminal_of_a_command(data, tmp_path, caplog):
+    config = configure(data, tmp_path, loss_type="CE", attribute_min_items=5, state="INFO")
+    with caplog.at_level("INFO"), experiment.working_directory(tmp_path):
+        from recbole.utils import init_logger
+
+        init_logger(config)
+    (record,) = [record for record in caplog.records if "loss_type" in record.getMessage()]
+    assert record.name.startswith("recbole_qbert") and "attribute_min_items" in record.getMessage()
+
+
+def test_loaders_from_a_file_have_the_semantic_ids_of_the_settings(data, tmp_path, monkeypatch):
+    """RecBole takes the file whatever the settings of stages 1 and 2 are."""
+    from recbole.data import create_dataset, data_preparation
+
+    monkeypatch.chdir(tmp_path)
+
+    def prepare(**settings):
+        config = configure(data, tmp_path, semantic_ids="fused", save_dataloaders=True, state="INFO", **settings)
+        train_data, *others = data_preparation(config, create_dataset(config))
+        parts = [train_data._dataset, *(loader._dataset for loader in others)]
+        assert all(part.semantic_ids is parts[0].semantic_ids for part in parts)
+        return parts[0]
+
+    first = prepare()
+    (saved,) = (tmp_path / "saved").glob("*dataloader.pth")
+    stamp = saved.stat().st_mtime_ns
+    again = prepare()
+    assert np.array_equal(again.semantic_ids.codes, first.semantic_ids.codes)
+    other = prepare(rq_codes=12)
+    assert saved.stat().st_mtime_ns == stamp, "the file was read, not replaced"
+    assert other.semantic_ids.size == 12
+    with pytest.raises(ValueError, match="rq_levels"):
+        prepare(rq_levels=1)
+
+
+def test_baselines_build_no_semantic_ids(data, tmp_path):
+    from recbole.data import create_dataset
+
+    dataset = create_dataset(configure(data, tmp_path, model="CooccurrenceKNN"))
+    assert type(dataset) is HistoryDataset
+    with experiment.working_directory(tmp_path):
+        experiment.train(configure(data, tmp_path, model="CooccurrenceKNN", state="ERROR"))
+    assert not list(tmp_path.rglob("*.sid"))
+    for name in ("FDSA", "S3Rec"):
+        assert getattr(recbole.data.dataset, f"{name}Dataset") is AttributeDataset
 
 
 def test_baseline_in_the_same_process(data, tmp_path, trained):

@@ -102,9 +102,11 @@ def test_what_starts_otherwise_is_not_gone_on_from(tmp_path: Path) -> None:
     assert len(done) == QUANTIZER.warmup_epochs + QUANTIZER.epochs
 
 
-def test_a_damaged_file_is_said_and_replaced(tmp_path: Path, caplog) -> None:
+@pytest.mark.parametrize("content", [b"PK nothing", b"", b"\x80\x02.", b"\x80\x02}q\x00(a."])
+def test_a_damaged_file_is_said_and_replaced(tmp_path: Path, caplog, content: bytes) -> None:
+    """Also if torch's reader fails with an IndexError."""
     path = tmp_path / "x.progress"
-    path.write_bytes(b"PK nothing")
+    path.write_bytes(content)
     with caplog.at_level("WARNING", "recbole_qbert"):  # RecBole sets the root's level
         weights, _ = quantize(Epochs(path, "this", seconds=0))
     assert "cannot be read" in caplog.text

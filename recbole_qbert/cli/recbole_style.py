@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.multiprocessing import ProcessRaisedException
+
 from recbole_qbert.recbole_integration.patches import quick_start
 from recbole_qbert.recbole_integration.registry import require_dataset, require_model
 from recbole_qbert.utils.distributed import torchrun_settings
@@ -42,9 +44,15 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         ValueError: an unknown model, an unknown property, or an argument of another form.
     """
     args, rest = parser().parse_known_args(argv)
+    if {"-h", "--help"} & set(rest):
+        parser().print_help()
+        return {}
     for argument in rest:
         if not argument.startswith("--") or "=" not in argument:
             raise ValueError(f"argument {argument!r} is neither an option nor --property=value")
+    torchrun = torchrun_settings()
+    if torchrun and args.nproc > 1:
+        raise ValueError(f"--nproc={args.nproc}: torchrun has started the processes; leave the option out")
     files = args.config_files.split() if args.config_files else []
     for file in files:
         if not Path(file).is_file():
@@ -58,13 +66,19 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
             args.model,
             args.dataset,
             config_file_list=files or None,
-            config_dict=torchrun_settings() or None,
+            config_dict=torchrun or None,
             nproc=args.nproc,
             world_size=args.world_size,
             ip=args.ip,
             port=args.port,
             group_offset=args.group_offset,
         )
+    except ProcessRaisedException as error:
+        message = str(error).strip().splitlines()[-1]
+        kind = message.partition(":")[0]
+        if kind in ("ValueError", "FileNotFoundError", "ImportError", "ModuleNotFoundError"):
+            raise ValueError(message) from error
+        raise
     finally:
         sys.argv = before
     return dict(result or {})

@@ -35,9 +35,7 @@ def _add_baselines(command: argparse.ArgumentParser, *models: str) -> None:
 def demo(args: argparse.Namespace) -> Figures:
     """Run ``workflows.demo``."""
     say("Demo: synthetic products and behavior (made up, not real users), through the same code as real data.")
-    figures = workflows.demo(args.output, args.properties, args.baselines)
-    say(f"raw reviews, metadata, product pictures and the data sets made of them: {figures['data']}")
-    return _show(figures)
+    return _show(workflows.demo(args.output, args.properties, args.baselines))
 
 
 def pretrain(args: argparse.Namespace) -> Figures:

@@ -7,6 +7,7 @@ history is one row here: about six times fewer rows on Amazon data, built by one
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,17 +141,42 @@ class QBERT4RecDataset(HistoryDataset):
         """Split the data and load or build the semantic IDs.
 
         Raises:
-            ValueError: a setting of stage 1 or 2 is refused, or the IDs do not fit the data.
+            ValueError: a setting of any stage is refused, or the IDs do not fit the data.
         """
-        values = ConfigValues(self.config)
-        for kind in (TrainConfig, IdentifierConfig):  # refused before stages 1 and 2 spend their time
-            read(kind, values)
-        read(SequenceConfig, values | {"max_length": values["MAX_ITEM_LIST_LENGTH"]})
+        _check_settings(self.config)  # before stages 1 and 2 spend their time
         parts = self.split()
-        found = identifiers.load_or_build(self.config, self.catalog())
-        for part in (self, *parts):
-            part.semantic_ids, part.identifier_figures = found
+        self.set_semantic_ids([self, *parts])
         return parts
+
+    def set_semantic_ids(self, parts: Sequence[QBERT4RecDataset]) -> None:
+        """Load or build the semantic IDs, and give them to the parts of the data set."""
+        ids, figures = identifiers.load_or_build(self.config, self.catalog())
+        for part in parts:
+            part.semantic_ids, part.identifier_figures = ids, figures
+
+    @classmethod
+    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
+        """Give parts that RecBole has read from a file of loaders the semantic IDs of the settings of now.
+
+        Args:
+            parts: training, validation and test parts.
+            config: RecBole's configuration.
+
+        Raises:
+            ValueError: as of ``build``.
+        """
+        _check_settings(config)
+        for part in parts:
+            part.config = config
+        parts[0].set_semantic_ids(parts)
+
+
+def _check_settings(config: Any) -> None:
+    """Read the settings of all stages, which refuse values that cannot work."""
+    values = ConfigValues(config)
+    for kind in (TrainConfig, IdentifierConfig):
+        read(kind, values)
+    read(SequenceConfig, values | {"max_length": values["MAX_ITEM_LIST_LENGTH"]})
 
 
 def refuse_lost_ids(path: Path, separator: str, fields: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@
 * :func:`no_anomaly_detection` - importing RecBole's models turns on autograd's debugging mode.
 * :func:`processes_without_gpu` - several processes need NCCL, and so a GPU each.
 * :func:`folders_made_together` - several processes that make the same folder fail.
+* :func:`saved_loaders_follow_settings` - a data set in a file of loaders keeps what it was built with.
 
 Beside them, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`without_pickled_caches`, :class:`ConfigValues`.
 ``checkpoints.py`` is of the same kind, for files.
@@ -52,9 +53,11 @@ __all__ = [
     "processes_without_gpu",
     "quick_start",
     "replace",
+    "saved_loaders_follow_settings",
     "without_pickled_caches",
 ]
 
+log = logging.getLogger(__name__)
 #: Properties of RecBole that ask for pickles of data sets and loaders. Only a user may set them, never a file.
 PICKLED_CACHES = frozenset({"dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"})
 _MARK = "_recbole_qbert"
@@ -67,6 +70,7 @@ def apply() -> None:
     no_anomaly_detection()
     processes_without_gpu()
     folders_made_together()
+    saved_loaders_follow_settings()
 
 
 def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -143,7 +147,7 @@ def _init_logger(original: Callable[[Any], None]) -> Callable[[Any], None]:
             for handler in others:
                 root.addHandler(handler)
         if unused := vars(config).get("unused_properties"):
-            root.info(f"{config['model']} does not use the properties {', '.join(unused)}")
+            log.info("%s does not use the properties %s", config["model"], ", ".join(unused))
 
     return init_logger
 
@@ -220,6 +224,28 @@ def folders_made_together() -> None:
 
 def _ensure_dir(dir_path: str) -> None:
     os.makedirs(dir_path, exist_ok=True)
+
+
+def saved_loaders_follow_settings() -> None:
+    """Tell the data sets in a file of loaders (property ``save_dataloaders``) the settings of now.
+
+    ``load_split_dataloaders`` (data/utils.py:104) takes the file if the settings that RecBole's own data sets depend on are
+    unchanged. What else a data set has built would be that of the earlier run. A data set class with a method
+    ``update_saved_parts(parts, config)`` is called.
+    """
+    replace(recbole.data.utils, "load_split_dataloaders", _load_split_dataloaders)
+
+
+def _load_split_dataloaders(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def load_split_dataloaders(config: Any) -> Any:
+        loaders = original(config)
+        if loaders is not None:
+            parts = [loader._dataset for loader in loaders]
+            if update := getattr(parts[0], "update_saved_parts", None):
+                update(parts, config)
+        return loaders
+
+    return load_split_dataloaders
 
 
 class ConfigValues(dict[str, Any]):

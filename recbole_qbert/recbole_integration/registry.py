@@ -63,6 +63,8 @@ class _Registration:
 
 # A reload (as notebooks do it) runs this module again in the same namespace: what is registered stays so.
 _registered: dict[str, _Registration] = globals().get("_registered", {})
+#: Properties that only data set classes of ``use_dataset`` read.
+_dataset_properties: set[str] = globals().get("_dataset_properties", set())
 
 
 # ------------------------------------------------------------------------------------------------ registering
@@ -98,7 +100,7 @@ def register(
     entry = _Registration(model, dataset, trainer, Path(properties), tuple(dataset_arguments), dict(reset_on_load or {}))
     name, alias = model.__name__, f"recbole.model.sequential_recommender.{model.__name__.lower()}"
     _read_properties(entry.properties)  # a broken file is reported here, not at the first run
-    _recbole_properties()  # kept before dataset_arguments grows by what only our models know
+    _recbole_properties()  # cached before dataset_arguments grows by what only our models know
     earlier = _registered.get(name)
     _refuse_taken_model(model, alias)
     homes: tuple[tuple[str, ModuleType, type | None, type | None], ...] = (
@@ -120,13 +122,17 @@ def register(
             setattr(home, name + suffix, given)
         elif hasattr(home, name + suffix):
             delattr(home, name + suffix)
-    known = argument_list.dataset_arguments
-    known.extend(key for key in entry.dataset_arguments if key not in known)
+    _add_dataset_arguments(entry.dataset_arguments)
     _registered[name] = entry
 
 
-def use_dataset(names: Sequence[str], dataset: type) -> None:
-    """Have RecBole load its own models of these names with a data set class of ours (data/utils.py:46).
+def use_dataset(names: Sequence[str], dataset: type, dataset_arguments: Sequence[str] = ()) -> None:
+    """Make RecBole load its own models of these names with another data set class (data/utils.py:46).
+
+    Args:
+        names: names of RecBole's models.
+        dataset: the data set class.
+        dataset_arguments: properties that only this class reads; as of :func:`register`.
 
     Raises:
         ValueError: RecBole has a data set class of its own for the model.
@@ -134,6 +140,14 @@ def use_dataset(names: Sequence[str], dataset: type) -> None:
     for name in names:
         _refuse_taken_helper(f"{name}Dataset", recbole.data.dataset, dataset, None)
         setattr(recbole.data.dataset, f"{name}Dataset", dataset)
+    _recbole_properties()  # cached before dataset_arguments grows
+    _add_dataset_arguments(dataset_arguments)
+    _dataset_properties.update(dataset_arguments)
+
+
+def _add_dataset_arguments(names: Iterable[str]) -> None:
+    arguments = argument_list.dataset_arguments
+    arguments.extend(name for name in names if name not in arguments)
 
 
 def settings_for_loading(model: str) -> Mapping[str, Any]:
@@ -277,7 +291,7 @@ def _check_properties(config: Any, model: str) -> None:
 
 def _properties_of_all_models() -> frozenset[str]:
     """Return the properties that RecBole, one of its models or a registered model knows."""
-    return _properties_of_recbole_models().union(*(known_properties(model) for model in _registered))
+    return _properties_of_recbole_models().union(_dataset_properties, *(known_properties(model) for model in _registered))
 
 
 @functools.lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ They return figures as plain values. They print nothing but progress bars on a t
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from recbole_qbert.recbole_integration.patches import ConfigValues
 from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary, vocabulary_properties
 from recbole_qbert.utils.console import progress_bars_wanted
 
+log = logging.getLogger(__name__)
 Figures = dict[str, Any]
 PathLike = str | os.PathLike[str]
 TITLES = {"pretrain": "stage 3 pretrain", "finetune": "stage 3 fine-tune"}
@@ -177,7 +179,8 @@ def train(
     figures: Figures = {"dataset": dataset, "seconds": {}}
     config = job.configure()
     if config["pretrain_epochs"] > 0 and not config["pretrained"]:
-        _train_stage(job, "pretrain", figures)
+        # The property checkpoint_file, where it is set, names the checkpoint of fine-tuning.
+        _train_stage(job.with_properties(checkpoint_file=None), "pretrain", figures)
         job = job.with_properties(pretrained=figures["checkpoints"]["pretrain"], rebuild=False)  # built just now
     return _finetune(job, baselines, figures)
 
@@ -201,6 +204,7 @@ def demo(
     started = time.perf_counter()
     prepare_demo(data)
     seconds = time.perf_counter() - started
+    log.info("raw reviews, metadata, product pictures and the data sets made of them: %s (%.0f s)", data, seconds)
     files = [property_file(f"dataset/{TARGET}.yaml")]
     figures = train(TARGET, data, output, properties, files, baselines)
     return figures | {"data": str(data), "seconds": {"demo data": seconds, **figures["seconds"]}}

@@ -50,7 +50,8 @@ def recommend(
         progress: show a bar.
 
     Returns:
-        Numbers of histories, and of items and histories that were skipped, ``seconds``, and the arguments that matter.
+        Numbers of histories (``histories``, of ``total_histories``), and of items and histories that were skipped,
+        ``seconds``, and the arguments that matter.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -59,8 +60,8 @@ def recommend(
     started = time.perf_counter()
     recommender = Recommender.load(model, data_path=data_path, semantic_ids=semantic_ids)
     loaded = time.perf_counter()
-    count, source = _open(histories)
-    count = count if limit is None else min(count, limit)
+    total, source = _open(histories)
+    count = total if limit is None else min(total, limit)
     target: AbstractContextManager[Write] = nullcontext(output) if callable(output) else recommendation_file(Path(output))
     answered, skipped = 0, Skipped()
     bar = tqdm(total=count, desc="histories", ncols=100, unit="", disable=not progress, leave=False)
@@ -77,6 +78,7 @@ def recommend(
         "model": str(model),
         "items": len(recommender.items),
         "histories": answered,
+        "total_histories": total,
         "histories_without_answer": skipped.histories,
         "skipped_items": skipped.items,
         "first_unknown_items": list(skipped.first),

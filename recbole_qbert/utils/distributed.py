@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,8 @@ from torch import distributed
 
 # The first process may build features and IDs for hours while the others wait.
 GROUP_TIMEOUT = timedelta(hours=24)
+# A launcher looks at its processes every few milliseconds, and ends the others when one has failed.
+REPORT_SECONDS = 10
 
 
 def rank() -> int:
@@ -34,7 +37,11 @@ def first_before_others() -> Iterator[None]:
     If the first one fails the launcher (torchrun, ``mp.spawn``) ends those that wait.
     """
     if is_distributed() and rank() != 0:
-        distributed.barrier()
+        try:
+            distributed.barrier()
+        except RuntimeError:  # the first process has failed: give the launcher time to report its error, not this one
+            time.sleep(REPORT_SECONDS)
+            raise
     yield
     if is_distributed() and rank() == 0:
         distributed.barrier()

@@ -58,7 +58,7 @@ class Epochs:
         """
         self.training += 1
         state, first = self.file.load() if self.file else None, 0
-        if state is not None and state["training"] >= self.training:
+        if self.file and state and state["training"] >= self.training:
             figures.update(state["figures"])
             if state["training"] > self.training:
                 return
@@ -66,7 +66,7 @@ class Epochs:
                 part.load_state_dict(state["parts"][key])
             torch.set_rng_state(state["random"])
             first = state["epoch"] + 1
-            log.info("resuming at epoch %d of %d", first + 1, total)
+            log.info("%s: resuming at epoch %d of %d", self.file.path, first + 1, total)
         epochs = range(first, total)
         for epoch in self.progress(epochs) if self.progress else epochs:
             yield epoch
