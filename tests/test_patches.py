@@ -312,6 +312,7 @@ def test_a_file_does_not_choose_what_is_imported() -> None:
     checkpoint_io.load_data_and_model("x.pth")  # the package registers its models, wherever they are now
 
 
+@pytest.mark.process
 def test_a_fresh_process_reads_and_evaluates() -> None:
     result, file = run("SASRec", **SEQUENTIAL, **SMALL)
     code = (
@@ -486,6 +487,7 @@ def test_apply_is_idempotent() -> None:
     assert before[-1] is before[-2] is checkpoint_io.load_data_and_model
 
 
+@pytest.mark.process
 def test_anomaly_detection_is_off_after_recbole_was_imported() -> None:
     """RecBole's sine.py turns it on for the whole process."""
     code = (

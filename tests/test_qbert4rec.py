@@ -41,6 +41,7 @@ def trained(data, tmp_path_factory):
         return experiment.train(configure(data, folder))
 
 
+@pytest.mark.pipeline
 def test_run_recbole_by_name(data, tmp_path, monkeypatch):
     from recbole.quick_start import run_recbole
 
@@ -122,6 +123,7 @@ def test_reload_gives_the_same_metrics_and_reads_no_pickle(trained, tmp_path):
         assert dict(trainer.evaluate(test_data, load_best_model=False)) == pytest.approx(trained.test(), abs=1e-9)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     "settings",
     [
@@ -456,6 +458,7 @@ def test_a_missing_data_set_is_named(tmp_path):
         experiment.configure("QBERT4Rec", "Nowhere", tmp_path, {})
 
 
+@pytest.mark.process
 def test_registered_in_a_fresh_process_and_light(tmp_path):
     code = (
         "import sys, recbole_qbert; from recbole.utils import get_model;"

@@ -31,6 +31,7 @@ def write_properties(model: str, data: Path) -> str:
     return "a.yaml b.yaml"
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(("model", "flags"), [("QBERT4Rec", ("--model={}", "--dataset={}")), ("SASRec", ("-m{}", "-d{}"))])
 def test_a_model_is_trained_and_tested(model: str, flags: tuple[str, str], data: Path) -> None:
     files = write_properties(model, data)

@@ -382,6 +382,7 @@ def test_a_reload_does_not_wrap_the_wrapper(properties: Path) -> None:
     assert toy_config()["toy_rows"] is True
 
 
+@pytest.mark.process
 def test_what_goes_to_other_processes_names_the_plugin() -> None:
     """Unpickling imports what is named, and importing the package registers the models."""
     for sent in (quick_start.run_recboles, registry.objective_function):
@@ -436,6 +437,7 @@ trainer.DistributedDataParallel = lambda model, device_ids: DistributedDataParal
 """
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_two_processes_started_without_a_main_file(tmp_path: Path) -> None:
     """run(nproc=2) under ``python -c``: nothing but the plugin's function leads the children to the model."""

@@ -72,6 +72,7 @@ def quantize(epochs: Epochs | None):
     return model.state_dict(), asdict(report)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("stage", [inject, quantize])
 def test_killed_after_any_epoch_and_gone_on_with_is_undisturbed(tmp_path: Path, stage) -> None:
     weights, report = stage(None)

@@ -1,6 +1,8 @@
 """QBERT4RecTrainer: interrupted equals uninterrupted, several processes equal one, ranks give RecBole's metrics."""
 
+import contextlib
 import copy
+import io
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ import pytest
 import torch
 from recbole.trainer import Trainer
 
+from recbole_qbert import cli
 from recbole_qbert.recbole_integration import checkpoint_io, experiment
 from tests.helpers_recbole import QUICK, write_dataset
 
@@ -239,7 +242,7 @@ def test_frozen_parts_stay_and_the_others_learn(configure, tmp_path):
     assert not torch.equal(before["network.item_embedding"], after["network.item_embedding"])
 
 
-@pytest.mark.pipeline
+@pytest.mark.process
 def test_kill_9_of_the_command_and_the_same_command_again(data, tmp_path):
     """Killed as soon as the first epoch is on disk; the second call ends with the figures of a call that was left alone."""
     given = ["--dataset", NAME, "--data_path", str(data), "--epochs=12", "--stopping_step=12"]
@@ -273,13 +276,16 @@ QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def call(processes, folder, command, *options):
-    """The command line under torchrun (or alone); returns its figures."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    start = start if processes > 1 else [sys.executable]
-    given = [str(ROOT / "run_recbole_qbert.py"), command, "--output", str(folder), "--json", str(folder / "figures.json")]
+    """Run a command here, or in several processes under torchrun; returns its figures and what it printed."""
+    arguments = [command, "--output", str(folder), "--json", str(folder / "figures.json"), *COMMON, *options]
     folder.mkdir(exist_ok=True)
+    if processes == 1:
+        with experiment.working_directory(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert cli.main(arguments) == 0
+        return json.loads((folder / "figures.json").read_text()), printed.getvalue()
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
-        [*start, *given, *COMMON, *options],
+        [*start, str(ROOT / "run_recbole_qbert.py"), *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, **QUIET},
@@ -290,7 +296,7 @@ def call(processes, folder, command, *options):
     return json.loads((folder / "figures.json").read_text()), done.stdout
 
 
-@pytest.mark.pipeline
+@pytest.mark.process
 def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
     """Two data sets, a third that only shares the vocabulary; every figure of one process and of two."""
     for number, name in enumerate(("A", "B", "T")):
@@ -311,12 +317,14 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
         torch.testing.assert_close(value, found[1][3][name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.pipeline
+@pytest.mark.process
 def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
     """run(nproc=2) trains, evaluates and answers as one process does (dropout off, so that nothing differs).
 
     Also with a prior, which goes into the checkpoint last, however long the disk takes.
     """
+    from recbole.quick_start import run
+
     code = (
         "import json, sys, time, recbole_qbert\n"
         "from recbole_qbert.recbole_integration import checkpoint_io as checkpoints\n"
@@ -326,22 +334,21 @@ def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
         "    write(checkpoint, path)\n"
         "checkpoints.write_checkpoint = slow\n"
         "if __name__ == '__main__':\n"
-        "    n, port, settings = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])\n"
+        "    port, settings = sys.argv[1], json.loads(sys.argv[2])\n"
         "    sys.argv = sys.argv[:1]\n"
-        f"    result = run('QBERT4Rec', {NAME!r}, config_dict=settings, nproc=n, port=port)\n"
+        f"    result = run('QBERT4Rec', {NAME!r}, config_dict=settings, nproc=2, port=port)\n"
         "    print(json.dumps(result['test_result']))\n"
     )
     (tmp_path / "script.py").write_text(code)
     settings = {**QUICK["QBERT4Rec"], "data_path": str(data), "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
     settings |= {"structural_prior": "cooccurrence", "epochs": 2}
-    results, port = [], str(29_000 + os.getpid() % 1000)
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, str(tmp_path / "script.py"), str(processes), port, json.dumps(settings)],
-            capture_output=True, text=True, cwd=folder, env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT)}, timeout=240,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    assert results[0] == results[1]
+    with experiment.working_directory(tmp_path / "one"):
+        one = run("QBERT4Rec", NAME, config_dict=settings.copy())["test_result"]
+    (tmp_path / "two").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(29_000 + os.getpid() % 1000), json.dumps(settings)],
+        capture_output=True, text=True, cwd=tmp_path / "two", env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT)},
+        timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == dict(one)
