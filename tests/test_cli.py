@@ -165,6 +165,12 @@ def test_without_a_file_the_first_ten_recommendations_are_printed(count, tmp_pat
     assert (f"10 of {count} histories" in out) == (count > 10)
 
 
+def test_a_list_of_items_is_no_list_of_histories(monkeypatch):
+    monkeypatch.setattr(recommend_file.Recommender, "load", lambda *args, **options: OneItem())
+    with pytest.raises(TypeError, match="'a'"):
+        recommend_file.recommend("m", ["a", "b"], lambda users, recommendations: None)
+
+
 class OneItem:
     """A recommender that always answers with the same item."""
 

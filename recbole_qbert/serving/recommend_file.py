@@ -1,4 +1,4 @@
-"""Recommendations for the histories of a file."""
+"""Recommend items for the histories of a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recbole_qbert.serving.recommendation_files import Write, recommendation_fil
 from recbole_qbert.serving.recommender import Recommender, Skipped
 
 PathLike = str | os.PathLike[str]
-BLOCK = 8  # batches that are read, ranked and written at a time
+BLOCK = 8  # number of batches that are read, ranked and written at a time
 History = tuple[str, Sequence[str]]
 
 
@@ -41,12 +41,12 @@ def recommend(
         histories: a file (``data.histories``), or histories as lists of item tokens, oldest first.
         output: ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` file to write, or a function that takes users and their
             recommendations, block by block.
-        k: how many items for each history.
-        exclude_seen: leave out the items of the history.
-        batch_size: histories ranked at a time.
-        limit: only the first so many histories.
+        k: number of items per history.
+        exclude_seen: do not recommend items of the history.
+        batch_size: number of histories that are ranked at a time.
+        limit: recommend for the first ``limit`` histories only.
         data_path: for a checkpoint, the folder that holds the data set's folder.
-        semantic_ids: ``.sid`` file with the IDs of new items behind those of the model.
+        semantic_ids: ``.sid`` file with the IDs of the model and, after them, of new items.
         progress: show a bar.
 
     Returns:
@@ -55,6 +55,7 @@ def recommend(
 
     Raises:
         FileNotFoundError: a file is missing.
+        TypeError: ``histories`` is a list of items, not of histories.
         ValueError: a file cannot be read, or the model knows no item of any history. No file is written then.
     """
     started = time.perf_counter()
@@ -93,6 +94,10 @@ def _open(histories: PathLike | Sequence[Sequence[str]]) -> tuple[int, Iterable[
     if isinstance(histories, (str, os.PathLike)):
         file = Histories(Path(histories))
         return file.count, file
+    if any(isinstance(history, str) for history in histories):
+        raise TypeError(
+            f"histories holds the item {histories[0]!r}; it must be a list of histories, for example [['a', 'b']]"
+        )
     names = ["history"] if len(histories) == 1 else [str(number) for number in range(1, len(histories) + 1)]
     return len(histories), list(zip(names, histories, strict=True))
 
@@ -104,7 +109,7 @@ def _blocks(histories: Iterable[History], size: int) -> Iterator[list[History]]:
 
 
 def _nothing_known(model: PathLike, histories: object, count: int, skipped: Skipped) -> str:
-    where = histories if isinstance(histories, (str, os.PathLike)) else "the given items"
+    where = histories if isinstance(histories, (str, os.PathLike)) else "the histories"
     if not count or not skipped.first:
         return f"{where}: there is no item in {count} histories"
     return (
