@@ -187,7 +187,7 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------- reading checkpoints
-REFUSAL = r"evil\.pth is more .*\((it holds \w+\.mkdir|a kind of pickle).*trusted=True"
+REFUSAL = r"evil\.pth.*(\w+\.mkdir|pickle).*trusted=True"
 
 
 class Malicious:
@@ -236,16 +236,16 @@ def test_other_files_are_named() -> None:
     with pytest.raises(FileNotFoundError):
         checkpoint_io.load_checkpoint("none.pth")
     torch.save([1], "list.pth")
-    with pytest.raises(ValueError, match=r"list\.pth is no checkpoint: it holds a list"):
+    with pytest.raises(ValueError, match=r"list\.pth.*list"):
         checkpoint_io.load_checkpoint("list.pth")
     torch.save({"weight": torch.zeros(1)}, "weights.pth")
-    with pytest.raises(ValueError, match=r"weights\.pth is no checkpoint of a RecBole model"):
+    with pytest.raises(ValueError, match=r"weights\.pth.*'config'"):
         checkpoint_io.load_data_and_model("weights.pth")
     Path("half.pth").write_bytes(Path("weights.pth").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"half\.pth"):
         checkpoint_io.load_checkpoint("half.pth")
     Path("empty.pth").touch()
-    with pytest.raises(ValueError, match=r"empty\.pth is damaged or no checkpoint"):
+    with pytest.raises(ValueError, match=r"empty\.pth"):
         checkpoint_io.load_checkpoint("empty.pth")
 
 

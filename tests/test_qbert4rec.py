@@ -167,7 +167,7 @@ def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
         assert run.model.network.codebook.numel() == 0 and not (tmp_path / "saved" / "semantic_ids").exists()
         falling = list(run.trainer.train_loss_dict.values())
         assert min(falling[1:]) < falling[0] and 0 <= run.test()["ndcg@10"] <= 1
-        with pytest.raises(ValueError, match="without semantic IDs"):
+        with pytest.raises(ValueError, match="semantic ID"):
             export.from_checkpoint(Path(run.trainer.saved_model_file))
 
 
@@ -175,7 +175,7 @@ def test_items_need_a_row_or_an_id(data, tmp_path):
     for settings in ({"use_item_embedding": False}, {"loss": "code", "repeat_penalty": "none"}):
         with (
             experiment.working_directory(tmp_path),
-            pytest.raises(ValueError, match="takes use_item_embedding: true and loss: item"),
+            pytest.raises(ValueError, match=r"semantic_ids.*none.*use_item_embedding.*loss"),
         ):
             experiment.train(configure(data, tmp_path, semantic_ids="none", **settings))
 
@@ -249,7 +249,7 @@ def test_a_checkpoint_alone_is_enough(data, tmp_path):
 
 def test_the_folder_of_the_data_is_no_folder_for_ids(data, tmp_path):
     """What lies there is taken as given, so a later run would take the first one's output for ready-made."""
-    with experiment.working_directory(tmp_path), pytest.raises(ValueError, match="is the folder of the data set itself"):
+    with experiment.working_directory(tmp_path), pytest.raises(ValueError, match=rf"{NAME}.*semantic_id_dir"):
         experiment.train(configure(data, tmp_path, semantic_id_dir=str(data / NAME)))
     assert not (data / NAME / f"{NAME}.sid").exists()
 
@@ -381,7 +381,7 @@ def test_pretrained_with_another_width_is_refused(data, tmp_path):
     with experiment.working_directory(tmp_path):
         first = experiment.train(configure(data, tmp_path, epochs=1))
         config = configure(data, tmp_path, pretrained=first.trainer.saved_model_file, hidden_size=32)
-        with pytest.raises(ValueError, match=r"does not fit.*hidden_size"):
+        with pytest.raises(ValueError, match=r"\.pth.*hidden_size"):
             recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
 
 
@@ -393,7 +393,7 @@ def test_pretrained_with_other_semantic_ids_is_refused(data, tmp_path):
         config = configure(
             data, tmp_path, pretrained=first.trainer.saved_model_file, seed=9, semantic_id_dir=str(tmp_path / "other")
         )
-        with pytest.raises(ValueError, match="other semantic IDs"):
+        with pytest.raises(ValueError, match=r"\.pth.*semantic_id_file"):
             recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
 
 
@@ -406,13 +406,13 @@ def test_unknown_property_names_the_nearest(data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"views": ["sideways"]}, "views is 'sideways'"),
-        ({"loss": "itm"}, "did you mean 'item'"),
-        ({"loss": "code"}, "repeat_penalty is 'learned' but loss is 'code'"),
-        ({"hidden_size": 65}, "65 is not a multiple of n_heads"),
-        ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": "full", "group_by": "user"}}, "needs"),
-        ({"rq_codes": 2, "rq_levels": 2}, "raise rq_levels or rq_codes"),
-        ({"semantic_id_file": "nowhere.sid"}, "nowhere.sid is missing"),
+        ({"views": ["sideways"]}, "views.*'sideways'"),
+        ({"loss": "itm"}, "'itm'.*'item'"),
+        ({"loss": "code"}, "repeat_penalty.*'learned'.*'code'"),
+        ({"hidden_size": 65}, "65.*n_heads"),
+        ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": "full", "group_by": "user"}}, r"eval_args.*RS"),
+        ({"rq_codes": 2, "rq_levels": 2}, "rq_levels.*rq_codes"),
+        ({"semantic_id_file": "nowhere.sid"}, r"nowhere\.sid"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(data, tmp_path, settings, message):
@@ -454,7 +454,7 @@ def test_ids_that_pandas_reads_as_missing_are_refused(tmp_path, word):
 
 
 def test_a_missing_data_set_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Nowhere\.inter is missing"):
+    with pytest.raises(FileNotFoundError, match=r"Nowhere\.inter"):
         experiment.configure("QBERT4Rec", "Nowhere", tmp_path, {})
 
 
