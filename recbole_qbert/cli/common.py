@@ -1,4 +1,4 @@
-"""What the commands share: reading and refusing arguments."""
+"""Shared parts of the commands: reading and refusing arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 Figures = dict[str, Any]
-ARCHIVE = "folder, small enough for a repository, that finished trainings are taken from and put into, and tables"
+ARCHIVE = "folder, small enough for a repository, that finished trainings are read from and written to, with tables"
 
 
 def workflow_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def workflow_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_properties(args: argparse.Namespace) -> None:
-    """Refuse ``--key=value`` where no property is read.
+    """Refuse ``--key=value`` for a command that reads no properties.
 
     Raises:
         ValueError: names them.
@@ -28,7 +28,7 @@ def refuse_properties(args: argparse.Namespace) -> None:
 
 
 def typed(args: argparse.Namespace, options: Iterable[str]) -> str:
-    """Return what to type to give a command these options, and the properties it was given."""
+    """Return the command line of a command with these options and the properties in ``args``."""
     words = ["run_recbole_qbert.py", args.command]
     for option in options:
         if value := getattr(args, option):

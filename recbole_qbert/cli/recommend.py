@@ -12,7 +12,7 @@ from recbole_qbert.serving.recommend_file import recommend as recommend_historie
 from recbole_qbert.serving.recommender import Recommendation
 from recbole_qbert.utils.console import progress_bars_wanted, say
 
-SHOWN = 10  # histories whose recommendations are printed where no file is asked for
+SHOWN = 10  # number of histories whose recommendations are printed if no file is named
 
 
 def add_commands(add: Any) -> None:

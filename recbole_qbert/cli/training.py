@@ -14,9 +14,9 @@ from recbole_qbert.utils.console import print_table, say, show_stages
 
 def add_commands(add: Any) -> None:
     """Declare these commands; ``add(name, run, text, kind)`` makes a parser."""
-    text = "make synthetic raw product data and run everything on it, next to two baselines"
+    text = "make synthetic raw product data and run everything on it, with two baselines"
     _add_baselines(add("demo", demo, text, kind="demo"), "Pop", "SASRec")
-    text = "stage 3, first half: multi-mask pretraining, on one data set or on several with a vocabulary in common"
+    text = "stage 3, first half: multi-mask pretraining, on one data set or on several with a shared vocabulary"
     command = add("pretrain", pretrain, text, kind="models")
     text = "data sets that are not trained on but take part in the vocabulary, for fine-tuning later"
     command.add_argument("--targets", nargs="*", default=[], metavar="NAME", help=text)
@@ -28,7 +28,7 @@ def add_commands(add: Any) -> None:
 
 
 def _add_baselines(command: argparse.ArgumentParser, *models: str) -> None:
-    text = f"RecBole models to train beside it (default: {' '.join(models) or 'none'})"
+    text = f"RecBole models to train for comparison (default: {' '.join(models) or 'none'})"
     command.add_argument("--baselines", nargs="*", default=list(models), metavar="MODEL", help=text)
 
 

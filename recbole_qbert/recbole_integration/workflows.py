@@ -1,6 +1,6 @@
-"""Whole workflows as functions: stages 1 and 2, pretraining, fine-tuning, and all in order. The command line calls these.
+"""Run whole workflows: stages 1 and 2, pretraining, fine-tuning, and all in order. The command line calls these functions.
 
-They return figures as plain values. They print nothing but progress bars on a terminal.
+They return figures as plain values. They print only progress bars, and only on a terminal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Figures = dict[str, Any]
 PathLike = str | os.PathLike[str]
 TITLES = {"pretrain": "stage 3 pretrain", "finetune": "stage 3 fine-tune"}
-#: Properties that a baseline takes over from QBERT4Rec beside it: split, metrics, early stopping, seed.
+#: Properties that a baseline takes from the QBERT4Rec run: split, metrics, early stopping, seed.
 SHARED_WITH_BASELINES = (
     "MAX_ITEM_LIST_LENGTH", "eval_args", "metrics", "topk", "valid_metric", "stopping_step", "seed", "eval_batch_size",
 )  # fmt: skip
@@ -42,13 +42,13 @@ def encode_features(
     properties: Mapping[str, Any] | None = None,
     config_files: Sequence[PathLike] = (),
 ) -> Figures:
-    """Load the features of a data set; encode its text and images by the built-in encoders if it brings none.
+    """Load the features of a data set; if it has none, encode its text and images with the built-in encoders.
 
     Args:
         dataset: name of the data set.
         data_path: folder that holds the data set's folder.
         output: folder of everything that is written.
-        properties: of QBERT4Rec or RecBole.
+        properties: properties of QBERT4Rec or RecBole.
         config_files: property files.
 
     Returns:
@@ -65,7 +65,14 @@ def inject(
     properties: Mapping[str, Any] | None = None,
     config_files: Sequence[PathLike] = (),
 ) -> Figures:
-    """Run stage 1: fuse the modalities of each item into one vector. Arguments as of ``encode_features``.
+    """Run stage 1: fuse the modalities of each item into one vector.
+
+    Args:
+        dataset: name of the data set.
+        data_path: folder that holds the data set's folder.
+        output: folder of everything that is written.
+        properties: properties of QBERT4Rec or RecBole.
+        config_files: property files.
 
     Returns:
         Figures: ``features`` and ``injection``.
@@ -82,7 +89,14 @@ def build_semantic_ids(
     properties: Mapping[str, Any] | None = None,
     config_files: Sequence[PathLike] = (),
 ) -> Figures:
-    """Run stages 1 and 2: write ``<output>/<dataset>/<dataset>.sid``. Arguments as of ``encode_features``.
+    """Run stages 1 and 2: write ``<output>/<dataset>/<dataset>.sid``.
+
+    Args:
+        dataset: name of the data set.
+        data_path: folder that holds the data set's folder.
+        output: folder of everything that is written.
+        properties: properties of QBERT4Rec or RecBole.
+        config_files: property files.
 
     Returns:
         Figures: ``features``, ``injection``, ``semantic_ids``, ``seconds``, and ``file``, the ``.sid`` file.
@@ -106,7 +120,7 @@ def pretrain(
         dataset: name of the data set, or names of several.
         data_path: folder that holds the data sets' folders.
         output: folder of everything that is written.
-        properties: of QBERT4Rec or RecBole.
+        properties: properties of QBERT4Rec or RecBole.
         config_files: property files.
         targets: with several data sets, further ones that take part in the vocabulary, to fine-tune on later.
 
@@ -140,7 +154,7 @@ def finetune(
         dataset: name of the data set.
         data_path: folder that holds the data set's folder.
         output: folder of everything that is written.
-        properties: of QBERT4Rec or RecBole; ``pretrained`` names a checkpoint to start from.
+        properties: properties of QBERT4Rec or RecBole; ``pretrained`` names a checkpoint to start from.
         config_files: property files.
         vocabulary: folder that ``pretrain`` of several data sets wrote; its IDs and weights are used.
         baselines: RecBole models to train on the same split.
@@ -168,7 +182,7 @@ def train(
         dataset: name of the data set.
         data_path: folder that holds the data set's folder.
         output: folder of everything that is written.
-        properties: of QBERT4Rec or RecBole.
+        properties: properties of QBERT4Rec or RecBole.
         config_files: property files.
         baselines: RecBole models to train on the same split.
 
@@ -192,7 +206,7 @@ def demo(
 
     Args:
         output: folder of everything that is written; the data lie in ``demo_data``.
-        properties: of QBERT4Rec or RecBole.
+        properties: properties of QBERT4Rec or RecBole.
         baselines: RecBole models to train on the same split.
 
     Returns:
@@ -227,10 +241,10 @@ def _train_stage(job: Job, stage: str, figures: Figures) -> experiment.Run:
         config = job.configure(**experiment.pretraining_settings(config))
     with experiment.working_directory(job.folder):
         run = experiment.train(config, TITLES[stage])
-    for name, known in run.model.identifier_figures.items():
-        figures.setdefault(name, known)
+    for name, value in run.model.identifier_figures.items():
+        figures.setdefault(name, value)
     for name, seconds in run.model.identifier_figures["seconds"].items():
-        figures["seconds"][name] = max(seconds, figures["seconds"].get(name, 0.0))  # building, not loading what is built
+        figures["seconds"][name] = max(seconds, figures["seconds"].get(name, 0.0))  # of building, not of loading
     figures["seconds"][stage] = run.seconds["training"]
     figures.setdefault("checkpoints", {})[stage] = checkpoint
     return run
@@ -260,9 +274,9 @@ def _train_baseline(job: Job, ours: Config, name: str) -> tuple[Figures, float]:
     settings = {key: ours[key] for key in SHARED_WITH_BASELINES}
     settings["checkpoint_dir"] = str(job.folder / "checkpoints" / name)
     files = [str(property_file("baseline/common.yaml"))]
-    with contextlib.suppress(FileNotFoundError):  # RecBole's own defaults serve
+    with contextlib.suppress(FileNotFoundError):  # without a file, RecBole's defaults apply
         files.append(str(property_file(f"baseline/{name}.yaml")))
-    if "epochs" in job.properties:  # a limit that a user sets is meant for every model of the table
+    if "epochs" in job.properties:  # a limit that the user sets applies to every model of the table
         settings["epochs"] = job.properties["epochs"]
     config = experiment.configure(name, job.dataset, job.data_path, settings, files)
     with experiment.working_directory(job.folder):

@@ -1,4 +1,4 @@
-"""The one way in which interrupted work resumes: its state after the last completed epoch, in one file."""
+"""Store the state after the last completed epoch in a file, from which interrupted work resumes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class ResumeFile:
 
     Args:
         path: the file.
-        run: digest of everything that the work depends on. The state of another run is ignored.
+        run: digest of everything that the work depends on; the state of another run is ignored.
     """
 
     def __init__(self, path: Path, run: str) -> None:
         self.path, self.run = path, run
 
     def load(self) -> dict[str, Any] | None:
-        """Read the state; ``None`` if there is none, or if it is damaged or of another run, which the log says."""
+        """Read the state; ``None`` if there is none, or if it is damaged or of another run, which is logged."""
         if not self.path.exists():
             return None
         try:
@@ -43,10 +43,10 @@ class ResumeFile:
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write the state, all of it or nothing."""
+        """Write the state atomically."""
         with atomic_write(self.path) as temporary:
             torch.save({"run": self.run, **state}, temporary)
 
     def remove(self) -> None:
-        """Remove the file: the work is done."""
+        """Remove the file, because the work is done."""
         self.path.unlink(missing_ok=True)
