@@ -435,12 +435,12 @@ TOUCHED = [
 
 @pytest.mark.parametrize(("file", "name", "arguments"), TOUCHED)
 def test_private_names_are_what_we_took_them_for(file: str, name: str, arguments: str) -> None:
-    found: Any = ast.parse((Path(recbole.__file__).parent / file).read_text())
+    node: Any = ast.parse((Path(recbole.__file__).parent / file).read_text())
     for part in name.split("."):
-        matches = [node for node in found.body if getattr(node, "name", None) == part]
+        matches = [child for child in node.body if getattr(child, "name", None) == part]
         assert len(matches) == 1, f"{file} has no {name}"
-        found = matches[0]
-    assert ast.unparse(found.args) == arguments
+        node = matches[0]
+    assert ast.unparse(node.args) == arguments
 
 
 def test_shared_objects_are_what_we_took_them_for() -> None:

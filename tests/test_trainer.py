@@ -70,6 +70,7 @@ def train(config, folder, until=None, loss="batch_loss", **options):
         return None
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("until", [0, 1, 3, 5, 7])
 def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure, tmp_path, until):
     """60 users in batches of 32 are 2 batches an epoch; 4 epochs; stopping in the first, within and after others."""
@@ -88,6 +89,7 @@ def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure
     assert [line["epoch"] for line in logs[0]] == [0, 1, 2, 3]
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("until", [1, 5])
 @pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "GRU4Rec"])
 def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
@@ -117,6 +119,7 @@ def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
     assert (tmp_path / "part" / "best.pth").stat().st_mtime_ns == stamp  # a finished one is not run again
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("model", ["CooccurrenceKNN", "Pop", "MultiVAE", "RecVAE"])
 def test_a_training_that_keeps_more_than_is_saved_starts_anew(data, tmp_path, model):
     """Other trainers, and models with counters or optimizers of their own; none of them fails for it."""
@@ -148,6 +151,7 @@ def test_a_progress_file_of_another_version_leaves_the_weights_as_they_were(conf
             assert torch.equal(value, again.model.state_dict()[name]), name
 
 
+@pytest.mark.pipeline
 def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_path):
     file = str(tmp_path / "kept.pth")
     first = train(configure(checkpoint_file=file), tmp_path)
@@ -168,7 +172,7 @@ def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_
 
 @pytest.mark.parametrize("model", ["QBERT4Rec", "SASRec"])
 def test_other_validation_items_are_another_training(tmp_path, model):
-    """The training part is the same, and the kept figures are of other answers."""
+    """The training part is the same, and the stored figures are of other targets."""
     folder = write_dataset(tmp_path / "data", NAME)
     inter = folder / NAME / f"{NAME}.inter"
 
@@ -245,11 +249,11 @@ def test_frozen_parts_stay_and_the_others_learn(configure, tmp_path):
 @pytest.mark.process
 def test_kill_9_of_the_command_and_the_same_command_again(data, tmp_path):
     """Killed as soon as the first epoch is on disk; the second call ends with the figures of a call that was left alone."""
-    given = ["--dataset", NAME, "--data_path", str(data), "--epochs=12", "--stopping_step=12"]
-    whole, _ = call(1, tmp_path / "whole", "finetune", *given)
+    arguments = ["--dataset", NAME, "--data_path", str(data), "--epochs=12", "--stopping_step=12"]
+    whole, _ = call(1, tmp_path / "whole", "finetune", *arguments)
     folder = tmp_path / "killed"
     folder.mkdir()
-    command = [sys.executable, str(ROOT / "run_recbole_qbert.py"), "finetune", "--output", str(folder), *COMMON, *given]
+    command = [sys.executable, str(ROOT / "run_recbole_qbert.py"), "finetune", "--output", str(folder), *COMMON, *arguments]
     process = subprocess.Popen(
         command, cwd=folder, env={**os.environ, **QUIET}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -260,7 +264,7 @@ def test_kill_9_of_the_command_and_the_same_command_again(data, tmp_path):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the kill came in time"
-    again, _ = call(1, folder, "finetune", *given)
+    again, _ = call(1, folder, "finetune", *arguments)
     for key in ("valid", "test", "test_with_prior", "prior", "parameters"):
         assert again[key] == whole[key]
     logs = [(out / NAME / "finetune.jsonl").read_text().splitlines() for out in (tmp_path / "whole", folder)]
@@ -301,7 +305,7 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
     """Two data sets, a third that only shares the vocabulary; every figure of one process and of two."""
     for number, name in enumerate(("A", "B", "T")):
         write_dataset(tmp_path / "data", name, users=30, items=20 + 5 * number, seed=number)
-    found = []
+    results = []
     for processes in (1, 2):
         folder = tmp_path / f"out{processes}"
         base = ["--data_path", str(tmp_path / "data"), *OFF, "--epochs=2", "--pretrain_epochs=2"]
@@ -311,10 +315,10 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
         second, said = call(processes, folder, "finetune", "--dataset=T", "--vocabulary", str(vocabulary), *base)
         assert said.count("QBERT4Rec + co-occurrence") == 1, "one process speaks"
         weights = checkpoint_io.load_checkpoint(folder / "T" / "finetune.pth")["state_dict"]
-        found.append((first["valid"], second["valid"], second["test"], weights))
-    assert found[0][:3] == found[1][:3]
-    for name, value in found[0][3].items():
-        torch.testing.assert_close(value, found[1][3][name], rtol=1e-3, atol=1e-5)
+        results.append((first["valid"], second["valid"], second["test"], weights))
+    assert results[0][:3] == results[1][:3]
+    for name, value in results[0][3].items():
+        torch.testing.assert_close(value, results[1][3][name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.process
