@@ -53,6 +53,10 @@ def encode_features(
 
     Returns:
         Figures: ``features``.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     _, figures = _builder(Job.of(dataset, data_path, output, properties, config_files)).features()
     return {"dataset": dataset, "features": figures}
@@ -76,6 +80,10 @@ def inject(
 
     Returns:
         Figures: ``features`` and ``injection``.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     builder = _builder(Job.of(dataset, data_path, output, properties, config_files))
     features, figures = builder.features()
@@ -100,6 +108,10 @@ def build_semantic_ids(
 
     Returns:
         Figures: ``features``, ``injection``, ``semantic_ids``, ``seconds``, and ``file``, the ``.sid`` file.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     job = Job.of(dataset, data_path, output, properties, config_files)
     _, figures = _builder(job).build()
@@ -126,6 +138,10 @@ def pretrain(
 
     Returns:
         Figures of the stages, ``valid``, ``checkpoints`` and, for several data sets, ``vocabulary``, its folder.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     figures: Figures = {"seconds": {}}
     if isinstance(dataset, str):
@@ -161,6 +177,10 @@ def finetune(
 
     Returns:
         Figures of the stages, ``valid``, ``test``, ``test_with_prior``, ``baselines`` and ``checkpoints``.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     job = Job.of(dataset, data_path, output, properties, config_files)
     if vocabulary is not None:
@@ -188,6 +208,10 @@ def train(
 
     Returns:
         Figures of the stages, ``valid``, ``test``, ``test_with_prior``, ``baselines`` and ``checkpoints``.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     job = Job.of(dataset, data_path, output, properties, config_files)
     figures: Figures = {"dataset": dataset, "seconds": {}}
