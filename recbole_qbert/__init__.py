@@ -1,8 +1,8 @@
 """Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
 
 Importing the package registers ``QBERT4Rec``, and the baseline ``CooccurrenceKNN``, with RecBole, so that
-``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole only what does not need it is there: recommending with an
-exported model.
+``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole only the functions that do not need it work: recommending with
+an exported model.
 
 Every command of the command line is a function here: ``train``, ``pretrain``, ``finetune``, ``build_semantic_ids``,
 ``add_items``, ``export_model``, ``recommend``.
@@ -14,9 +14,9 @@ codes per level, ``D`` width, ``J`` feature vectors per item and modality.
 import os
 from importlib.util import find_spec
 
-# Before torch is loaded: how long its threads spin while they wait for each other, in turns of a loop. By default (300,000),
-# on a machine that has anything else to do, a step of a small network takes ten times as long; with no spinning at all two
-# threads are slower than one (docs/performance.md). Whoever has set OMP_WAIT_POLICY is left alone.
+# Set before torch is loaded: how many turns of a loop torch's threads spin while they wait for each other. With the default
+# (300,000) a step of a small network takes ten times as long on a machine that runs anything else. Without spinning two
+# threads are slower than one (docs/performance.md). A policy that the user has set stays.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -31,7 +31,7 @@ if find_spec("recbole") is None:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            raise ImportError(f"recbole_qbert.{name} takes RecBole, which is not installed: pip install recbole==1.2.1")
+            raise ImportError(f"recbole_qbert.{name} needs RecBole, which is not installed: pip install recbole==1.2.1")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 else:
@@ -42,7 +42,7 @@ else:
     checkpoint_io.apply()
     registry.install()
 
-    # After the shims: these import RecBole's trainer and model classes.
+    # After the patches, because these modules import RecBole's trainer and model classes.
     from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
     from recbole_qbert.models.qbert4rec import QBERT4Rec
     from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
@@ -63,7 +63,7 @@ else:
         trainer=CooccurrenceKNNTrainer,
         properties=property_file("model/CooccurrenceKNN.yaml"),
     )
-    registry.use_dataset(["FDSA", "S3Rec"], AttributeDataset)
+    registry.use_dataset(["FDSA", "S3Rec"], AttributeDataset, dataset_arguments=["attribute_min_items"])
 
     load_data_and_model = checkpoint_io.load_data_and_model
     objective_function = registry.objective_function

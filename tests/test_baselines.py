@@ -9,9 +9,7 @@ import yaml
 from recbole.quick_start import run_recbole
 
 from recbole_qbert.config.property_files import property_file
-from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
 from recbole_qbert.recbole_integration import checkpoint_io, experiment, registry
-from recbole_qbert.recbole_integration.dataset import QBERT4RecDataset
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from tests.helpers_recbole import write_dataset
 
@@ -22,13 +20,6 @@ PROTOCOL = {
     "metrics": ["Hit", "NDCG"], "topk": [1, 5, 10], "valid_metric": "NDCG@10", "epochs": 1, "eval_batch_size": 32,
     "MAX_ITEM_LIST_LENGTH": 8, "train_batch_size": 64, "hidden_size": 16, "inner_size": 16, **QUIET,
 }  # fmt: skip
-
-registry.register(
-    CooccurrenceKNN,
-    dataset=QBERT4RecDataset,
-    trainer=CooccurrenceKNNTrainer,
-    properties=property_file("model/CooccurrenceKNN.yaml"),
-)
 
 
 @pytest.fixture(scope="module")

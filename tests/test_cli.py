@@ -1,6 +1,7 @@
 """The command line as a user types it: stages alone and together, caches, figures, refusals."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from recbole_qbert import cli
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.recbole_integration import workflows
+from recbole_qbert.serving import recommend_file
+from recbole_qbert.serving.recommender import Recommendation, Skipped
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -40,6 +43,7 @@ def call(data, tmp_path, capsys):
     return run
 
 
+@pytest.mark.pipeline
 def test_train_runs_all_stages_and_writes_its_figures(call, tmp_path, monkeypatch):
     elsewhere = tmp_path / "cwd"
     elsewhere.mkdir()
@@ -72,6 +76,7 @@ def test_figures_of_whole_ids_count_every_item():
     assert figures["items"] == figures["unique"] == 4 and figures["levels"] == ["a", "A"]
 
 
+@pytest.mark.pipeline
 def test_stages_are_kept_and_built_anew_when_something_changed(call, tmp_path, caplog):
     caplog.set_level("INFO", logger="recbole_qbert")
 
@@ -93,6 +98,7 @@ def test_stages_are_kept_and_built_anew_when_something_changed(call, tmp_path, c
     assert rebuilt("--seed=5") == {two}
 
 
+@pytest.mark.pipeline
 def test_every_stage_runs_alone(call, tmp_path):
     status, figures, _, _ = call("features")
     assert status == 0 and set(figures["features"]["modalities"]) == {"text", "image"}
@@ -107,12 +113,74 @@ def test_every_stage_runs_alone(call, tmp_path):
     assert status == 0 and "test" in figures
 
 
+@pytest.mark.pipeline
 def test_the_same_command_gives_the_same_figures(call, tmp_path):
     first = call("train")[1]
     again = call("train")[1]  # from kept IDs
     fresh = call("train", "--rebuild=true")[1]
     for name in ("valid", "test", "test_with_prior", "semantic_ids"):
         assert first[name] == again[name] == fresh[name]
+
+
+@pytest.mark.pipeline
+def test_checkpoint_file_names_the_fine_tuned_model(call, tmp_path):
+    """Pretraining writes another file, from which fine-tuning starts."""
+    plain = call("train")[1]
+    file = tmp_path / "mine.pth"
+    named = call("train", f"--checkpoint_file={file}")[1]
+    folder = tmp_path / "out" / NAME
+    assert named["checkpoints"] == {"pretrain": str(folder / "pretrain.pth"), "finetune": str(file)}
+    assert named["test"] == plain["test"]
+    weights = [torch.load(path, weights_only=True)["state_dict"] for path in (file, folder / "finetune.pth")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("option", ["--to", "--output"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["add", "--dataset=D", "--vocabulary=v", "--features=f"],
+        ["export", "--checkpoint=c"],
+    ],
+)
+def test_the_old_name_of_the_output_option_still_works(command, option):
+    assert cli.build_parser().parse_args([*command, option, "there"]).output == "there"
+
+
+@pytest.mark.parametrize("count", [3, 10, 12])
+def test_without_a_file_the_first_ten_recommendations_are_printed(count, tmp_path, monkeypatch, capsys):
+    """The file of histories is read once."""
+    path = tmp_path / "histories.tsv"
+    path.write_text("user_id\thistory\n" + "".join(f"user{number}\ta b\n" for number in range(count)))
+    opened = []
+    reader = recommend_file.Histories
+    monkeypatch.setattr(recommend_file, "Histories", lambda file: opened.append(file) or reader(file))
+    monkeypatch.setattr(recommend_file.Recommender, "load", lambda *args, **options: OneItem())
+    status = cli.main(["recommend", "--model", "m", "--histories", str(path), "--json", str(tmp_path / "figures.json")])
+    out = capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert status == 0 and opened == [path]
+    assert figures["histories"] == min(count, 10) and figures["total_histories"] == count
+    assert [line for line in out.splitlines() if line.startswith("user")] == [f"user{n}" for n in range(min(count, 10))]
+    assert (f"10 of {count} histories" in out) == (count > 10)
+
+
+def test_a_list_of_items_is_no_list_of_histories(monkeypatch):
+    monkeypatch.setattr(recommend_file.Recommender, "load", lambda *args, **options: OneItem())
+    with pytest.raises(TypeError, match="'a'"):
+        recommend_file.recommend("m", ["a", "b"], lambda users, recommendations: None)
+
+
+class OneItem:
+    """A recommender that always answers with the same item."""
+
+    items = ("a",)
+
+    def recommend_arrays(self, histories, k, **options):
+        return SimpleNamespace(count=len(histories), skipped=Skipped())
+
+    def named(self, ranked):
+        return [[Recommendation("a", 1.0, None, "a_1")]] * ranked.count
 
 
 def test_values_are_read_as_recbole_reads_them():
@@ -124,12 +192,12 @@ def test_values_are_read_as_recbole_reads_them():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--use_item_embeding=false"], "did you mean 'use_item_embedding'"),
-        (["use_item_embedding=false"], "neither an option nor --property=value"),
-        (["--topk=[1, 5"], "'--topk=[1, 5' is not YAML behind the '='"),
-        (["--config_files", "nowhere.yaml"], "nowhere.yaml is missing"),
-        (["--injection_modalities=[sound]"], "Tiny.sound.npy is missing"),
-        (["--rq_levels=1", "--rq_codes=4"], "raise rq_levels or rq_codes"),
+        (["--use_item_embeding=false"], "'use_item_embedding'"),
+        (["use_item_embedding=false"], "'use_item_embedding=false'"),
+        (["--topk=[1, 5"], "'--topk=[1, 5'"),
+        (["--config_files", "nowhere.yaml"], "nowhere.yaml"),
+        (["--injection_modalities=[sound]"], "Tiny.sound.npy"),
+        (["--rq_levels=1", "--rq_codes=4"], "rq_levels"),
     ],
 )
 def test_refusals_go_to_stderr_with_status_2(call, tmp_path, options, message):

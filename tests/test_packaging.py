@@ -90,6 +90,7 @@ def source_version() -> str:
     return str(found)
 
 
+@pytest.mark.process
 # -------------------------------------------------------------------------------------------------- the wheel
 def test_every_module_and_property_file_is_in_the_wheel_and_nothing_else(contents: set[str]) -> None:
     expected = {p.relative_to(ROOT).as_posix() for name in PACKAGES for p in (ROOT / name).rglob("*.py")}
@@ -101,6 +102,7 @@ def test_every_module_and_property_file_is_in_the_wheel_and_nothing_else(content
     assert installed == expected
 
 
+@pytest.mark.process
 def test_version_and_command(wheel: Path) -> None:
     metadata = HeaderParser().parsestr(dist_info(wheel, "METADATA"))
     assert metadata["Name"] == "recbole-qbert"
@@ -111,6 +113,7 @@ def test_version_and_command(wheel: Path) -> None:
     assert callable(importlib.import_module("recbole_qbert.cli").main)
 
 
+@pytest.mark.process
 def test_property_files_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -121,11 +124,13 @@ def test_property_files_are_found_in_an_installed_wheel(wheel: Path, tmp_path: P
     assert (site / "bin" / "recbole-qbert").is_file()
 
 
+@pytest.mark.process
 def test_property_files_are_found_in_a_checkout(tmp_path: Path) -> None:
     found = run("-I", "-c", LOAD_PATHS, ROOT / "recbole_qbert" / "config" / "property_files.py", cwd=tmp_path).strip()
     assert Path(found) == ROOT / "properties" / "model" / "QBERT4Rec.yaml"
 
 
+@pytest.mark.process
 # ----------------------------------------------------------------------------------------------- requirements
 def test_the_tested_set_satisfies_every_requirement(
     requirements: list[Requirement], constraints: dict[str, Requirement]
@@ -145,6 +150,7 @@ def test_constraints_apply_to_the_python_that_is_tested(constraints: dict[str, R
     assert ignored == []
 
 
+@pytest.mark.process
 # ----------------------------------------------------------------------------------------------------- import
 def test_import_brings_no_encoder_and_no_more_than_recbole_does() -> None:
     loaded = run(
@@ -163,6 +169,7 @@ def test_import_brings_no_encoder_and_no_more_than_recbole_does() -> None:
     assert not added & {"sklearn", "safetensors", "tensorboard", "hyperopt"}, "RecBole itself loads scikit-learn"
 
 
+@pytest.mark.process
 def test_the_script_is_the_command(tmp_path: Path) -> None:
     assert "usage:" in run(ROOT / "run_recbole_qbert.py", "--help", cwd=tmp_path)
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recbole.data.dataset
 import torch
 
 import recbole_qbert
 from recbole_qbert.config import property_files
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.recbole_integration import checkpoint_io, experiment, patches
+from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
+from recbole_qbert.recbole_integration.dataset import HistoryDataset
 from recbole_qbert.sequence import prior_fitting
 from recbole_qbert.serving import export
 from tests.helpers_recbole import QUICK, write_dataset
@@ -38,6 +41,7 @@ def trained(data, tmp_path_factory):
         return experiment.train(configure(data, folder))
 
 
+@pytest.mark.pipeline
 def test_run_recbole_by_name(data, tmp_path, monkeypatch):
     from recbole.quick_start import run_recbole
 
@@ -119,6 +123,7 @@ def test_reload_gives_the_same_metrics_and_reads_no_pickle(trained, tmp_path):
         assert dict(trainer.evaluate(test_data, load_best_model=False)) == pytest.approx(trained.test(), abs=1e-9)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     "settings",
     [
@@ -162,7 +167,7 @@ def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
         assert run.model.network.codebook.numel() == 0 and not (tmp_path / "saved" / "semantic_ids").exists()
         falling = list(run.trainer.train_loss_dict.values())
         assert min(falling[1:]) < falling[0] and 0 <= run.test()["ndcg@10"] <= 1
-        with pytest.raises(ValueError, match="without semantic IDs"):
+        with pytest.raises(ValueError, match="semantic ID"):
             export.from_checkpoint(Path(run.trainer.saved_model_file))
 
 
@@ -170,7 +175,7 @@ def test_items_need_a_row_or_an_id(data, tmp_path):
     for settings in ({"use_item_embedding": False}, {"loss": "code", "repeat_penalty": "none"}):
         with (
             experiment.working_directory(tmp_path),
-            pytest.raises(ValueError, match="takes use_item_embedding: true and loss: item"),
+            pytest.raises(ValueError, match=r"semantic_ids.*none.*use_item_embedding.*loss"),
         ):
             experiment.train(configure(data, tmp_path, semantic_ids="none", **settings))
 
@@ -244,7 +249,7 @@ def test_a_checkpoint_alone_is_enough(data, tmp_path):
 
 def test_the_folder_of_the_data_is_no_folder_for_ids(data, tmp_path):
     """What lies there is taken as given, so a later run would take the first one's output for ready-made."""
-    with experiment.working_directory(tmp_path), pytest.raises(ValueError, match="is the folder of the data set itself"):
+    with experiment.working_directory(tmp_path), pytest.raises(ValueError, match=rf"{NAME}.*semantic_id_dir"):
         experiment.train(configure(data, tmp_path, semantic_id_dir=str(data / NAME)))
     assert not (data / NAME / f"{NAME}.sid").exists()
 
@@ -289,6 +294,66 @@ def test_hyper_tuning_finds_the_model(data, tmp_path, monkeypatch):
     assert len(tuning.params2result) == 2
 
 
+def test_one_configuration_serves_several_models(data, tmp_path, trained):
+    """Properties of SASRec and GRU4Rec change nothing, nor does RecBole's default of negative samples."""
+    theirs = {"loss_type": "CE", "hidden_act": "gelu", "layer_norm_eps": 1e-12, "embedding_size": 16, "num_layers": 1}
+    theirs |= {"dropout_prob": 0.3, "train_neg_sample_args": None}
+    for model in ("SASRec", "GRU4Rec"):
+        assert configure(data, tmp_path, model=model, **theirs)["loss_type"] == "CE"
+    negatives = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+    for number, also in enumerate(({}, {"train_neg_sample_args": negatives}, {"loss_type": "BPR"})):
+        folder = tmp_path / str(number)
+        with experiment.working_directory(folder):
+            assert experiment.train(configure(data, folder, **theirs | also)).test() == trained.test()
+
+
+def test_unused_properties_are_told_on_the_terminal_of_a_command(data, tmp_path, caplog):
+    config = configure(data, tmp_path, loss_type="CE", attribute_min_items=5, state="INFO")
+    with caplog.at_level("INFO"), experiment.working_directory(tmp_path):
+        from recbole.utils import init_logger
+
+        init_logger(config)
+    (record,) = [record for record in caplog.records if "loss_type" in record.getMessage()]
+    assert record.name.startswith("recbole_qbert") and "attribute_min_items" in record.getMessage()
+
+
+def test_loaders_from_a_file_have_the_semantic_ids_of_the_settings(data, tmp_path, monkeypatch):
+    """RecBole takes the file whatever the settings of stages 1 and 2 are."""
+    from recbole.data import create_dataset, data_preparation
+
+    monkeypatch.chdir(tmp_path)
+
+    def prepare(**settings):
+        config = configure(data, tmp_path, semantic_ids="fused", save_dataloaders=True, state="INFO", **settings)
+        train_data, *others = data_preparation(config, create_dataset(config))
+        parts = [train_data._dataset, *(loader._dataset for loader in others)]
+        assert all(part.semantic_ids is parts[0].semantic_ids for part in parts)
+        return parts[0]
+
+    first = prepare()
+    (saved,) = (tmp_path / "saved").glob("*dataloader.pth")
+    stamp = saved.stat().st_mtime_ns
+    again = prepare()
+    assert np.array_equal(again.semantic_ids.codes, first.semantic_ids.codes)
+    other = prepare(rq_codes=12)
+    assert saved.stat().st_mtime_ns == stamp, "the file was read, not replaced"
+    assert other.semantic_ids.size == 12
+    with pytest.raises(ValueError, match="rq_levels"):
+        prepare(rq_levels=1)
+
+
+def test_baselines_build_no_semantic_ids(data, tmp_path):
+    from recbole.data import create_dataset
+
+    dataset = create_dataset(configure(data, tmp_path, model="CooccurrenceKNN"))
+    assert type(dataset) is HistoryDataset
+    with experiment.working_directory(tmp_path):
+        experiment.train(configure(data, tmp_path, model="CooccurrenceKNN", state="ERROR"))
+    assert not list(tmp_path.rglob("*.sid"))
+    for name in ("FDSA", "S3Rec"):
+        assert getattr(recbole.data.dataset, f"{name}Dataset") is AttributeDataset
+
+
 def test_baseline_in_the_same_process(data, tmp_path, trained):
     with experiment.working_directory(tmp_path):
         run = experiment.train(configure(data, tmp_path, model="SASRec"))
@@ -316,7 +381,7 @@ def test_pretrained_with_another_width_is_refused(data, tmp_path):
     with experiment.working_directory(tmp_path):
         first = experiment.train(configure(data, tmp_path, epochs=1))
         config = configure(data, tmp_path, pretrained=first.trainer.saved_model_file, hidden_size=32)
-        with pytest.raises(ValueError, match=r"does not fit.*hidden_size"):
+        with pytest.raises(ValueError, match=r"\.pth.*hidden_size"):
             recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
 
 
@@ -328,7 +393,7 @@ def test_pretrained_with_other_semantic_ids_is_refused(data, tmp_path):
         config = configure(
             data, tmp_path, pretrained=first.trainer.saved_model_file, seed=9, semantic_id_dir=str(tmp_path / "other")
         )
-        with pytest.raises(ValueError, match="other semantic IDs"):
+        with pytest.raises(ValueError, match=r"\.pth.*semantic_id_file"):
             recbole_qbert.QBERT4Rec(config, create_dataset(config).build()[0])
 
 
@@ -341,13 +406,13 @@ def test_unknown_property_names_the_nearest(data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"views": ["sideways"]}, "views is 'sideways'"),
-        ({"loss": "itm"}, "did you mean 'item'"),
-        ({"loss": "code"}, "repeat_penalty is 'learned' but loss is 'code'"),
-        ({"hidden_size": 65}, "65 is not a multiple of n_heads"),
-        ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": "full", "group_by": "user"}}, "needs"),
-        ({"rq_codes": 2, "rq_levels": 2}, "raise rq_levels or rq_codes"),
-        ({"semantic_id_file": "nowhere.sid"}, "nowhere.sid is missing"),
+        ({"views": ["sideways"]}, "views.*'sideways'"),
+        ({"loss": "itm"}, "'itm'.*'item'"),
+        ({"loss": "code"}, "repeat_penalty.*'learned'.*'code'"),
+        ({"hidden_size": 65}, "65.*n_heads"),
+        ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": "full", "group_by": "user"}}, r"eval_args.*RS"),
+        ({"rq_codes": 2, "rq_levels": 2}, "rq_levels.*rq_codes"),
+        ({"semantic_id_file": "nowhere.sid"}, r"nowhere\.sid"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(data, tmp_path, settings, message):
@@ -389,10 +454,11 @@ def test_ids_that_pandas_reads_as_missing_are_refused(tmp_path, word):
 
 
 def test_a_missing_data_set_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Nowhere\.inter is missing"):
+    with pytest.raises(FileNotFoundError, match=r"Nowhere\.inter"):
         experiment.configure("QBERT4Rec", "Nowhere", tmp_path, {})
 
 
+@pytest.mark.process
 def test_registered_in_a_fresh_process_and_light(tmp_path):
     code = (
         "import sys, recbole_qbert; from recbole.utils import get_model;"

@@ -404,7 +404,7 @@ def test_manifests_say_what_an_output_was_stage_inputs(toy, tmp_path):
 def test_more_items_than_ids_is_a_clear_error_that_leaves_nothing_half_written(toy, tmp_path, kind):
     output = tmp_path / "out"
     small = settings(kind, quantizer={"levels": 2, "codes": 5})
-    with pytest.raises(ValueError, match=r"30 items.*2 levels of 5 codes make 25; raise rq_levels or rq_codes"):
+    with pytest.raises(ValueError, match=r"30.*25.*rq_levels.*rq_codes"):
         SemanticIDBuilder(toy, small, output).build()
     left = set(files(output)) if output.exists() else set()
     assert not {name for name in left if "sid" in name or "quantizer" in name or name.startswith(".")}
@@ -418,7 +418,7 @@ def test_exactly_as_many_ids_as_items_will_do(toy, tmp_path):
 def test_an_error_after_a_good_build_does_not_pass_old_ids_off_as_new(toy, tmp_path):
     output = tmp_path / "out"
     SemanticIDBuilder(toy, settings("fused"), output).build()
-    with pytest.raises(ValueError, match=r"raise rq_levels or rq_codes"):
+    with pytest.raises(ValueError, match=r"rq_levels.*rq_codes"):
         SemanticIDBuilder(toy, settings("fused", quantizer={"levels": 1}), output).build()
     ids, _ = SemanticIDBuilder(toy, settings("fused"), output).build()
     assert ids.codes.shape == (30, 2)
@@ -428,14 +428,14 @@ def test_bad_features_stop_the_build_before_anything_is_written(toy, tmp_path):
     matrix = np.load(toy.folder / "toy.text.npy")
     matrix[4, 2] = np.inf
     np.save(toy.folder / "toy.text.npy", matrix)
-    with pytest.raises(ValueError, match=r"toy\.text\.npy: row 4 \(item i04\)"):
+    with pytest.raises(ValueError, match=r"toy\.text\.npy.*\b4\b.*\bi04\b"):
         SemanticIDBuilder(toy, settings(), tmp_path / "out").build()
     assert not list((tmp_path / "out").glob("*"))
 
 
 def test_items_without_features_are_an_error_or_masked(toy, tmp_path):
     more = catalog(toy.folder, (*ITEMS, "new1", "new2", "new3"))
-    with pytest.raises(ValueError, match=r"3 of 33 items of toy have no row.*missing_features"):
+    with pytest.raises(ValueError, match=r"\b3\b.*\b33\b.*toy.*missing_features"):
         SemanticIDBuilder(more, settings(), tmp_path / "out").build()
     for kind in ("fused", "per_modality", "both"):
         masked = settings(kind, identifiers={"missing_features": "mask"})
@@ -461,7 +461,7 @@ def test_a_modality_that_one_item_has_gives_it_codes(toy, tmp_path):
 
 
 def test_a_wanted_modality_without_a_file_is_an_error(toy, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"toy\.audio\.npy is missing"):
+    with pytest.raises(FileNotFoundError, match=r"toy\.audio\.npy"):
         SemanticIDBuilder(toy, settings(injection={"modalities": ("text", "audio")}), tmp_path / "out").build()
 
 

@@ -1,6 +1,8 @@
 """QBERT4RecTrainer: interrupted equals uninterrupted, several processes equal one, ranks give RecBole's metrics."""
 
+import contextlib
 import copy
+import io
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ import pytest
 import torch
 from recbole.trainer import Trainer
 
+from recbole_qbert import cli
 from recbole_qbert.recbole_integration import checkpoint_io, experiment
 from tests.helpers_recbole import QUICK, write_dataset
 
@@ -67,6 +70,7 @@ def train(config, folder, until=None, loss="batch_loss", **options):
         return None
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("until", [0, 1, 3, 5, 7])
 def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure, tmp_path, until):
     """60 users in batches of 32 are 2 batches an epoch; 4 epochs; stopping in the first, within and after others."""
@@ -85,6 +89,7 @@ def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure
     assert [line["epoch"] for line in logs[0]] == [0, 1, 2, 3]
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("until", [1, 5])
 @pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "GRU4Rec"])
 def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
@@ -114,6 +119,7 @@ def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
     assert (tmp_path / "part" / "best.pth").stat().st_mtime_ns == stamp  # a finished one is not run again
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("model", ["CooccurrenceKNN", "Pop", "MultiVAE", "RecVAE"])
 def test_a_training_that_keeps_more_than_is_saved_starts_anew(data, tmp_path, model):
     """Other trainers, and models with counters or optimizers of their own; none of them fails for it."""
@@ -145,6 +151,7 @@ def test_a_progress_file_of_another_version_leaves_the_weights_as_they_were(conf
             assert torch.equal(value, again.model.state_dict()[name]), name
 
 
+@pytest.mark.pipeline
 def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_path):
     file = str(tmp_path / "kept.pth")
     first = train(configure(checkpoint_file=file), tmp_path)
@@ -165,7 +172,7 @@ def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_
 
 @pytest.mark.parametrize("model", ["QBERT4Rec", "SASRec"])
 def test_other_validation_items_are_another_training(tmp_path, model):
-    """The training part is the same, and the kept figures are of other answers."""
+    """The training part is the same, and the stored figures are of other targets."""
     folder = write_dataset(tmp_path / "data", NAME)
     inter = folder / NAME / f"{NAME}.inter"
 
@@ -239,14 +246,14 @@ def test_frozen_parts_stay_and_the_others_learn(configure, tmp_path):
     assert not torch.equal(before["network.item_embedding"], after["network.item_embedding"])
 
 
-@pytest.mark.pipeline
+@pytest.mark.process
 def test_kill_9_of_the_command_and_the_same_command_again(data, tmp_path):
     """Killed as soon as the first epoch is on disk; the second call ends with the figures of a call that was left alone."""
-    given = ["--dataset", NAME, "--data_path", str(data), "--epochs=12", "--stopping_step=12"]
-    whole, _ = call(1, tmp_path / "whole", "finetune", *given)
+    arguments = ["--dataset", NAME, "--data_path", str(data), "--epochs=12", "--stopping_step=12"]
+    whole, _ = call(1, tmp_path / "whole", "finetune", *arguments)
     folder = tmp_path / "killed"
     folder.mkdir()
-    command = [sys.executable, str(ROOT / "run_recbole_qbert.py"), "finetune", "--output", str(folder), *COMMON, *given]
+    command = [sys.executable, str(ROOT / "run_recbole_qbert.py"), "finetune", "--output", str(folder), *COMMON, *arguments]
     process = subprocess.Popen(
         command, cwd=folder, env={**os.environ, **QUIET}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -257,7 +264,7 @@ def test_kill_9_of_the_command_and_the_same_command_again(data, tmp_path):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the kill came in time"
-    again, _ = call(1, folder, "finetune", *given)
+    again, _ = call(1, folder, "finetune", *arguments)
     for key in ("valid", "test", "test_with_prior", "prior", "parameters"):
         assert again[key] == whole[key]
     logs = [(out / NAME / "finetune.jsonl").read_text().splitlines() for out in (tmp_path / "whole", folder)]
@@ -273,13 +280,16 @@ QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def call(processes, folder, command, *options):
-    """The command line under torchrun (or alone); returns its figures."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    start = start if processes > 1 else [sys.executable]
-    given = [str(ROOT / "run_recbole_qbert.py"), command, "--output", str(folder), "--json", str(folder / "figures.json")]
+    """Run a command here, or in several processes under torchrun; returns its figures and what it printed."""
+    arguments = [command, "--output", str(folder), "--json", str(folder / "figures.json"), *COMMON, *options]
     folder.mkdir(exist_ok=True)
+    if processes == 1:
+        with experiment.working_directory(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert cli.main(arguments) == 0
+        return json.loads((folder / "figures.json").read_text()), printed.getvalue()
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
-        [*start, *given, *COMMON, *options],
+        [*start, str(ROOT / "run_recbole_qbert.py"), *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, **QUIET},
@@ -290,12 +300,12 @@ def call(processes, folder, command, *options):
     return json.loads((folder / "figures.json").read_text()), done.stdout
 
 
-@pytest.mark.pipeline
+@pytest.mark.process
 def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
     """Two data sets, a third that only shares the vocabulary; every figure of one process and of two."""
     for number, name in enumerate(("A", "B", "T")):
         write_dataset(tmp_path / "data", name, users=30, items=20 + 5 * number, seed=number)
-    found = []
+    results = []
     for processes in (1, 2):
         folder = tmp_path / f"out{processes}"
         base = ["--data_path", str(tmp_path / "data"), *OFF, "--epochs=2", "--pretrain_epochs=2"]
@@ -305,18 +315,20 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
         second, said = call(processes, folder, "finetune", "--dataset=T", "--vocabulary", str(vocabulary), *base)
         assert said.count("QBERT4Rec + co-occurrence") == 1, "one process speaks"
         weights = checkpoint_io.load_checkpoint(folder / "T" / "finetune.pth")["state_dict"]
-        found.append((first["valid"], second["valid"], second["test"], weights))
-    assert found[0][:3] == found[1][:3]
-    for name, value in found[0][3].items():
-        torch.testing.assert_close(value, found[1][3][name], rtol=1e-3, atol=1e-5)
+        results.append((first["valid"], second["valid"], second["test"], weights))
+    assert results[0][:3] == results[1][:3]
+    for name, value in results[0][3].items():
+        torch.testing.assert_close(value, results[1][3][name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.pipeline
+@pytest.mark.process
 def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
     """run(nproc=2) trains, evaluates and answers as one process does (dropout off, so that nothing differs).
 
     Also with a prior, which goes into the checkpoint last, however long the disk takes.
     """
+    from recbole.quick_start import run
+
     code = (
         "import json, sys, time, recbole_qbert\n"
         "from recbole_qbert.recbole_integration import checkpoint_io as checkpoints\n"
@@ -326,22 +338,21 @@ def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
         "    write(checkpoint, path)\n"
         "checkpoints.write_checkpoint = slow\n"
         "if __name__ == '__main__':\n"
-        "    n, port, settings = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])\n"
+        "    port, settings = sys.argv[1], json.loads(sys.argv[2])\n"
         "    sys.argv = sys.argv[:1]\n"
-        f"    result = run('QBERT4Rec', {NAME!r}, config_dict=settings, nproc=n, port=port)\n"
+        f"    result = run('QBERT4Rec', {NAME!r}, config_dict=settings, nproc=2, port=port)\n"
         "    print(json.dumps(result['test_result']))\n"
     )
     (tmp_path / "script.py").write_text(code)
     settings = {**QUICK["QBERT4Rec"], "data_path": str(data), "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
     settings |= {"structural_prior": "cooccurrence", "epochs": 2}
-    results, port = [], str(29_000 + os.getpid() % 1000)
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, str(tmp_path / "script.py"), str(processes), port, json.dumps(settings)],
-            capture_output=True, text=True, cwd=folder, env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT)}, timeout=240,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    assert results[0] == results[1]
+    with experiment.working_directory(tmp_path / "one"):
+        one = run("QBERT4Rec", NAME, config_dict=settings.copy())["test_result"]
+    (tmp_path / "two").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(29_000 + os.getpid() % 1000), json.dumps(settings)],
+        capture_output=True, text=True, cwd=tmp_path / "two", env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT)},
+        timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == dict(one)

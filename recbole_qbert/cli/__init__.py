@@ -1,4 +1,4 @@
-"""The command line. It reads arguments; the work is done by functions of the other packages."""
+"""The command line. It reads arguments and calls functions of the other packages."""
 
 from recbole_qbert.cli.command_line import build_parser, main, parse_properties
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and their options, in the order of the work."""
+    """Return the parser of all commands and their options, in the order of the stages."""
     parser = argparse.ArgumentParser(
         description="Semantic-ID sequential recommendation on RecBole. Without a command, as RecBole's run_recbole.py: "
         "--model=QBERT4Rec --dataset=ml-100k --epochs=3. Without any argument: the demo.",
@@ -59,10 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
     def add(
         name: str, run: Callable[[argparse.Namespace], Figures], text: str, kind: str = "model"
     ) -> argparse.ArgumentParser:
-        """A command with the options of its kind.
+        """Add a command with the options of its kind.
 
-        ``plain``: none but ``--json``; ``demo``: an output folder; ``one``: and a data set; ``written``: and a data set to
-        be made; ``model``: and a data set and properties; ``models``: the same for one data set or several.
+        Args:
+            name: name of the command.
+            run: function that runs it.
+            text: its help.
+            kind: ``plain``: only ``--json``; ``demo``: also an output folder; ``one``: also a data set; ``written``: a data
+                set that is created; ``model``: a data set and properties; ``models``: the same for one or several data sets.
         """
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
@@ -72,12 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--output", default="runs", help="folder for everything written (default: runs)")
         if kind == "demo":
             return command
-        made = " to write" if kind == "written" else ""
+        created = " to write" if kind == "written" else ""
         which = command.add_mutually_exclusive_group(required=True) if kind == "models" else command
-        which.add_argument("--dataset", required=kind != "models", help=f"name of the data set{made}")
+        which.add_argument("--dataset", required=kind != "models", help=f"name of the data set{created}")
         if kind == "models":
             which.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="names of several data sets")
-        text = "folder to write the data set's folder into" if made else "folder that holds the data set's folder"
+        text = "folder to write the data set's folder into" if created else "folder that holds the data set's folder"
         command.add_argument("--data_path", required=True, help=text)
         if kind in ("model", "models"):
             command.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="property files")
@@ -89,18 +93,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_properties(rest: Sequence[str]) -> dict[str, Any]:
-    """``--key=value`` arguments as a mapping; values are read as YAML.
+    """Return ``--key=value`` arguments as a mapping; values are read as YAML.
 
     Raises:
         ValueError: an argument of another form, or a value that is not YAML.
     """
-    found = {}
+    properties = {}
     for argument in rest:
         key, equals, value = argument.partition("=")
         if not key.startswith("--") or not equals or len(key) < 3:
             raise ValueError(f"argument {argument!r} is neither an option nor --property=value")
         try:
-            found[key[2:]] = parse_yaml(value)
+            properties[key[2:]] = parse_yaml(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"{argument!r} is not YAML behind the '=': {error}") from None
-    return found
+            raise ValueError(f"{argument!r} is not YAML after the '=': {error}") from None
+    return properties

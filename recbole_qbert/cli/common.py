@@ -1,4 +1,4 @@
-"""What the commands share: reading and refusing arguments."""
+"""Shared parts of the commands: reading and refusing arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def workflow_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_properties(args: argparse.Namespace) -> None:
-    """Refuse ``--key=value`` where no property is read.
+    """Refuse ``--key=value`` for a command that reads no properties.
 
     Raises:
         ValueError: names them.

@@ -1,4 +1,4 @@
-"""Commands that make, complete, take over and check data sets."""
+"""Commands that convert, complete, import and check data sets."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from recbole_qbert.utils.console import progress_bars_wanted, say, to_plain_valu
 
 
 def add_commands(add: Any) -> None:
-    """Declare the commands of this room; ``add(name, run, text, kind)`` makes a parser."""
+    """Declare these commands; ``add(name, run, text, kind)`` makes a parser."""
     command = add("prepare", prepare, "raw Amazon files to a data set: atomic files, pictures, features", kind="written")
     text = "reviews, gzip or plain: 2014, 2018 and 2023 editions, or RecBole's own .inter"
     command.add_argument("--reviews", required=True, metavar="FILE", help=text)
     text = "product metadata, likewise (default: none, and items have an id only)"
     command.add_argument("--metadata", metavar="FILE", help=text)
-    command.add_argument("--edition", choices=("2014", "2018", "2023", "recbole"), help="default: told by the content")
-    text = "local: DuckDB on this machine; spark: PySpark, for what outgrows one (default: local)"
+    command.add_argument("--edition", choices=("2014", "2018", "2023", "recbole"), help="default: detected from the content")
+    text = "local: DuckDB on this machine; spark: PySpark, for data that need several (default: local)"
     command.add_argument("--engine", choices=("local", "spark"), default="local", help=text)
     command.add_argument("--min_user", type=int, default=5, help="least interactions of a user (default: 5)")
     command.add_argument("--min_item", type=int, default=5, help="least interactions of an item (default: 5)")
     command.add_argument("--after", metavar="TIME", help="keep interactions at or after this time (ISO date, or seconds)")
     command.add_argument("--before", metavar="TIME", help="keep interactions before this time")
     command.add_argument("--require_image", action="store_true", help="leave out items that list no picture")
-    text = "bad lines let pass: a share of the file, or from 1 on a number (default: 0.001)"
+    text = "accepted bad lines: a share of the file, or a number if 1 or more (default: 0.001)"
     command.add_argument("--max_bad_lines", type=float, default=0.001, help=text)
     command.add_argument("--images", action="store_true", help="fetch the pictures afterwards, as the command images does")
     _picture_options(command)
@@ -43,7 +43,7 @@ def add_commands(add: Any) -> None:
     command = add("import", take_over, "data sets that others publish: MQL4GRec, UniSRec, VQ-Rec, MISSRec", kind="written")
     command.add_argument("--source", metavar="DIR", help="their folder")
     command.add_argument("--source_dataset", metavar="NAME", help="what their files are called (default: as --dataset)")
-    text = "instead: a matrix of your own for an existing data set, and the list or table of its item ids; repeatable"
+    text = "instead of --source: a matrix of your own for an existing data set, and the list of its item ids; repeatable"
     command.add_argument("--features", nargs=3, action="append", metavar=("MODALITY", "NPY", "IDS"), help=text)
     text = "items without a row in the matrix: an error, or a row that says 'no such modality' (default: error)"
     command.add_argument("--missing", choices=("error", "mask"), default="error", help=text)
@@ -61,9 +61,9 @@ def _picture_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("pictures")
     group.add_argument("--max_images", type=int, metavar="N", help="of an item, the first N (default: all)")
     group.add_argument("--max_side", type=int, metavar="PIXELS", help="shrink larger pictures (default: keep as they are)")
-    group.add_argument("--user_agent", metavar="TEXT", help="who asks; a way to reach you is good manners")
+    group.add_argument("--user_agent", metavar="TEXT", help="name and address of who sends the requests")
     group.add_argument("--per_host_rate", type=float, metavar="R", help="requests a second to one host (default: 10)")
-    group.add_argument("--retry_missing", action="store_true", help="also try again what is not expected to come back")
+    group.add_argument("--retry_missing", action="store_true", help="try again pictures that servers have said are gone")
 
 
 def _encoder_options(command: argparse.ArgumentParser) -> None:
@@ -85,7 +85,7 @@ def _encoder_options(command: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace) -> Figures:
-    """Raw Amazon files to atomic files, then pictures and features where they are asked for."""
+    """Convert raw Amazon files to atomic files; then, with these options, fetch pictures and encode features."""
     from dataset_prep.amazon.convert import convert
 
     refuse_properties(args)
@@ -114,20 +114,20 @@ def prepare(args: argparse.Namespace) -> Figures:
 
 
 def images(args: argparse.Namespace) -> Figures:
-    """Pictures of a data set."""
+    """Fetch the pictures of a data set."""
     from dataset_prep.images.download import Options, download
 
     refuse_properties(args)
     names = ("max_images", "max_side", "user_agent", "per_host_rate", "retry_missing")
-    given = {name: getattr(args, name) for name in names if getattr(args, name)}
-    report = download(folder_of(args), args.dataset, options=Options(**given), progress=progress_bars_wanted())
+    options = {name: getattr(args, name) for name in names if getattr(args, name)}
+    report = download(folder_of(args), args.dataset, options=Options(**options), progress=progress_bars_wanted())
     figures: Figures = to_plain_values(asdict(report))
     show(figures)
     return figures
 
 
 def encode(args: argparse.Namespace) -> Figures:
-    """Features by a language model and by CLIP."""
+    """Encode texts with a language model and images with CLIP."""
     refuse_properties(args)
     if not args.text_encoder and not args.image_encoder:
         raise ValueError("nothing to encode: give --text_encoder, --image_encoder or both")
@@ -154,7 +154,7 @@ def encode(args: argparse.Namespace) -> Figures:
 
 
 def take_over(args: argparse.Namespace) -> Figures:
-    """Data sets and features that others made."""
+    """Import data sets and features that others published."""
     from dataset_prep import importers
 
     refuse_properties(args)
@@ -184,20 +184,21 @@ def take_over(args: argparse.Namespace) -> Figures:
 
 
 def doctor(args: argparse.Namespace) -> Figures:
-    """What is wrong with a data set, and what to do."""
+    """Report what is wrong with a data set, and what to do."""
     refuse_properties(args)
-    found = checks.check(Path(args.data_path), args.dataset, output=Path(args.output), progress=progress_bars_wanted())
-    say(checks.as_text(found))
-    return {"dataset": args.dataset, "findings": [asdict(one) for one in found], "exit_code": checks.worst(found)}
+    findings = checks.check(Path(args.data_path), args.dataset, output=Path(args.output), progress=progress_bars_wanted())
+    say(checks.as_text(findings))
+    records = [asdict(finding) for finding in findings]
+    return {"dataset": args.dataset, "findings": records, "exit_code": checks.worst(findings)}
 
 
 def folder_of(args: argparse.Namespace) -> Path:
-    """The data set's own folder."""
+    """Return the data set's own folder."""
     return Path(args.data_path) / args.dataset
 
 
 def show_prepared(figures: Figures, folder: Path) -> None:
-    """What was kept, step by step, and what was left out."""
+    """Print the sizes after every step, and what was left out."""
     for kind in ("reviews", "metadata"):
         for file in [figures[kind]] if kind == "reviews" else figures[kind]:
             say(f"{kind:<9} {file['file']}, {file['edition']}: {file['lines']:,} lines, {file['bad']} bad")
@@ -207,11 +208,11 @@ def show_prepared(figures: Figures, folder: Path) -> None:
     for step in figures["steps"]:
         sizes = f"{step['users']:>10,} {step['items']:>10,} {step['interactions']:>13,}"
         say(f"{step['step']:<18} {sizes} {step['sparsity']:>9.4%} {step['average_length']:>15.2f}")
-    lacking = ", ".join(f"{name} {count}" for name, count in figures["items_without"].items() if count)
-    say(f"items without: {lacking or 'nothing'}")
+    missing = ", ".join(f"{name} {count}" for name, count in figures["items_without"].items() if count)
+    say(f"items without: {missing or 'nothing'}")
     say(f"written: {folder} (prepare.json says all of this)")
 
 
 def show(figures: Figures) -> None:
-    """Figures as YAML, for a person."""
+    """Print figures as YAML."""
     say(yaml.safe_dump(figures, sort_keys=False, allow_unicode=True))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from recbole_qbert.cli.common import Figures, refuse_properties
-from recbole_qbert.data.histories import Histories
 from recbole_qbert.serving.export import export_model
 from recbole_qbert.serving.recommend_file import recommend as recommend_histories
 from recbole_qbert.serving.recommender import Recommendation
 from recbole_qbert.utils.console import progress_bars_wanted, say
 
-SHOWN = 10  # histories whose recommendations are printed where no file is asked for
+SHOWN = 10  # number of histories whose recommendations are printed if no file is named
 
 
 def add_commands(add: Any) -> None:
@@ -76,8 +74,9 @@ def recommend(args: argparse.Namespace) -> Figures:
         seconds = figures["seconds"]["recommending"]
         rate = figures["histories"] / seconds
         say(f"{args.output}: {figures['histories']} histories in {seconds:.1f} s, {rate:.0f} a second")
-    elif args.histories and (count := Histories(Path(args.histories)).count) > SHOWN:
-        say(f"the first {SHOWN} of {count} histories; for all of them name a file (--output FILE)")
+    elif figures["total_histories"] > figures["histories"]:
+        shown, total = figures["histories"], figures["total_histories"]
+        say(f"the first {shown} of {total} histories; for all of them name a file (--output FILE)")
     return figures
 
 

@@ -11,18 +11,18 @@ from recbole_qbert.serving.add_items import add_items
 from recbole_qbert.utils.console import say, show_stages
 
 
-def add_commands(command: Any) -> None:
-    """Declare these commands; ``command(name, run, text, kind)`` makes a parser."""
-    command("features", features, "text and image features by the built-in encoders, where the data bring none")
-    command("inject", inject, "stage 1: fuse the modalities of every item into one vector")
-    command("quantize", quantize, "stage 2: semantic IDs, a .sid file (runs stage 1 first where it is needed)")
-    new = command("add", add, "semantic IDs for new items: weights and existing IDs stay as they are", kind="plain")
+def add_commands(add_command: Any) -> None:
+    """Declare these commands; ``add_command(name, run, text, kind)`` makes a parser."""
+    add_command("features", features, "text and image features by the built-in encoders, if the data set has none")
+    add_command("inject", inject, "stage 1: fuse the modalities of every item into one vector")
+    add_command("quantize", quantize, "stage 2: semantic IDs, a .sid file (runs stage 1 first if needed)")
+    new = add_command("add", add, "semantic IDs for new items: weights and existing IDs stay as they are", kind="plain")
     new.add_argument("--dataset", required=True, help="name of the data set")
     text = "folder that quantize, train or pretrain --datasets wrote"
     new.add_argument("--vocabulary", required=True, metavar="DIR", help=text)
     text = "folder with <dataset>.items.txt and <dataset>.<modality>.npy of the new items and of the old"
     new.add_argument("--features", required=True, metavar="DIR", help=text)
-    text = ".sid file to write: the existing IDs, then the new ones; neighbors of the new items go beside it"
+    text = ".sid file to write: the existing IDs, then the new ones; neighbors of the new items are written next to it"
     new.add_argument("--output", "--to", dest="output", required=True, metavar="FILE", help=text)
     new.add_argument("--sid", metavar="FILE", help=".sid file of an earlier add to continue from; its IDs stay")
 

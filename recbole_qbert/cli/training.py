@@ -14,9 +14,9 @@ from recbole_qbert.utils.distributed import rank
 
 def add_commands(add: Any) -> None:
     """Declare these commands; ``add(name, run, text, kind)`` makes a parser."""
-    text = "make synthetic raw product data and run everything on it, next to two baselines"
+    text = "make synthetic raw product data and run everything on it, with two baselines"
     _add_baselines(add("demo", demo, text, kind="demo"), "Pop", "SASRec")
-    text = "stage 3, first half: multi-mask pretraining, on one data set or on several with a vocabulary in common"
+    text = "stage 3, first half: multi-mask pretraining, on one data set or on several with a shared vocabulary"
     command = add("pretrain", pretrain, text, kind="models")
     text = "data sets that are not trained on but take part in the vocabulary, for fine-tuning later"
     command.add_argument("--targets", nargs="*", default=[], metavar="NAME", help=text)
@@ -35,16 +35,14 @@ def _add_report(command: argparse.ArgumentParser) -> None:
 
 
 def _add_baselines(command: argparse.ArgumentParser, *models: str) -> None:
-    text = f"RecBole models to train beside it (default: {' '.join(models) or 'none'})"
+    text = f"RecBole models to train for comparison (default: {' '.join(models) or 'none'})"
     command.add_argument("--baselines", nargs="*", default=list(models), metavar="MODEL", help=text)
 
 
 def demo(args: argparse.Namespace) -> Figures:
     """Run ``workflows.demo``."""
     say("Demo: synthetic products and behavior (made up, not real users), through the same code as real data.")
-    figures = workflows.demo(args.output, args.properties, args.baselines)
-    say(f"raw reviews, metadata, product pictures and the data sets made of them: {figures['data']}")
-    _show(figures)
+    figures = _show(workflows.demo(args.output, args.properties, args.baselines))
     say(f"report: {write_training_page(figures, figures['data'])}")
     return figures
 

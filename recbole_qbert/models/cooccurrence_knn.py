@@ -1,4 +1,4 @@
-"""Item-kNN by co-occurrence as a RecBole model: the baseline without training that many networks do not reach."""
+"""Item-kNN by co-occurrence as a RecBole model: a baseline without training that beats many networks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 
 
 class CooccurrenceKNN(SequentialRecommender):  # type: ignore[misc]
-    """Scores an item by its co-occurrence with the history in the training part: the evidence of ``CooccurrencePrior``.
+    """Score an item by its co-occurrence with the history in the training part, the evidence of ``CooccurrencePrior``.
 
-    Items of the history are scored as all others are, and come high up; an evaluation leaves them out for this model where
-    it does so for every model.
+    Items of the history are scored like all others, and rank high. An evaluation excludes them for this model if it does so
+    for every model.
 
-    RecBole's own ItemKNN knows nothing of the history that is shown to it: it scores the training interactions of a user
-    id, so the validation item is unknown to it at test.
+    RecBole's own ItemKNN does not use the history of a row. It scores the training interactions of a user id, so that at
+    test it does not know the validation item.
 
     Args:
         config: RecBole's configuration with the keys of ``properties/model/CooccurrenceKNN.yaml``.
-        dataset: training part of a ``QBERT4RecDataset``: its ``histories`` are whole, RecBole's own rows are cut.
+        dataset: training part of a ``HistoryDataset``. Its ``histories`` are whole; RecBole's own rows are cut.
 
     Raises:
         ValueError: ``shrink`` or ``decay`` is outside its range.
@@ -39,7 +39,7 @@ class CooccurrenceKNN(SequentialRecommender):  # type: ignore[misc]
         self.prior = CooccurrencePrior(dataset.histories, self.n_items, shrink, decay)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Scores of all items, ``[B, n_items]``, at least 0; padding at -inf."""
+        """Return the scores of all items, ``[B, n_items]``, at least 0; padding gets -inf."""
         sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         row, item, evidence = self.prior.evidence(sequences, lengths, with_history=True)
         scores = evidence.new_zeros(len(sequences), self.n_items)
@@ -48,18 +48,18 @@ class CooccurrenceKNN(SequentialRecommender):  # type: ignore[misc]
         return scores
 
     def predict(self, interaction: Any) -> Tensor:
-        """Score of one item a row, ``[B]``: the same number as in ``full_sort_predict``."""
+        """Return the score of one item per row, ``[B]``, equal to that of ``full_sort_predict``."""
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
 
 class CooccurrenceKNNTrainer(Trainer):  # type: ignore[misc]
     """RecBole's trainer without epochs: ``fit`` validates once and writes the checkpoint.
 
-    RecBole's ``TraditionalTrainer`` makes one epoch with a false loss and a false parameter.
+    RecBole's ``TraditionalTrainer`` runs one epoch with a dummy loss and a dummy parameter.
     """
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        """An optimizer of nothing: checkpoints have a place for its state."""
+        """Build an optimizer without parameters, because checkpoints hold its state."""
         del kwargs
         return torch.optim.SGD([torch.zeros(0)], lr=0.0)
 
@@ -72,7 +72,19 @@ class CooccurrenceKNNTrainer(Trainer):  # type: ignore[misc]
         show_progress: bool = False,
         callback_fn: Callable[[int, float], Any] | None = None,
     ) -> tuple[float, Any]:
-        """Validate; returns the score and the metrics as RecBole's ``fit``."""
+        """Validate and write the checkpoint; there are no epochs.
+
+        Args:
+            train_data: loader of the training rows.
+            valid_data: loader of the validation rows; without it there is no score.
+            verbose: log the name of the checkpoint.
+            saved: write the checkpoint.
+            show_progress: show progress bars.
+            callback_fn: function that is called with epoch 0 and the score.
+
+        Returns:
+            Score and metrics on validation.
+        """
         self.eval_collector.data_collect(train_data)
         if valid_data:
             self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)

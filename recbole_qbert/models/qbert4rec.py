@@ -1,4 +1,4 @@
-"""QBERT4Rec as a RecBole model: reads the configuration and adapts the network to RecBole's batches."""
+"""QBERT4Rec as a RecBole model. It reads the configuration and adapts the network to RecBole's batches."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from recbole_qbert.utils.io import digest, sha256
 class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
     """Masked and causal sequence model over semantic IDs (Q-BERT4Rec, stage 3).
 
-    The data set brings the IDs (``recbole_integration.identifiers``). With ``semantic_ids: none`` there are none: a plain
-    SASRec, BERT4Rec or both at once, to compare with.
+    The data set provides the IDs (``recbole_integration.identifiers``). With ``semantic_ids: none`` there are none, and the
+    model is a plain SASRec, BERT4Rec or both at once, for comparisons.
 
     Args:
         config: RecBole's configuration with the keys of ``properties/model/QBERT4Rec.yaml``.
@@ -33,7 +33,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
-    exclude_history = False  # in evaluation: a right given to every model of a comparison (suites/work.py)
+    exclude_history = False  # in evaluation; a comparison sets it for every model (experiments/suites/worker.py)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -44,7 +44,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         self.ids, self.identifier_figures = dataset.semantic_ids, dataset.identifier_figures
         if not self.ids.prefixes and not (sequence.use_item_embedding and sequence.loss == "item"):
             raise ValueError(
-                "semantic_ids is none: an item is its embedding alone, which takes use_item_embedding: true and loss: item"
+                "semantic_ids is none: an item is its embedding alone, which needs use_item_embedding: true and loss: item"
             )
         codes = torch.full((self.n_items, self.ids.codes.shape[1]), -1)
         codes[1:] = torch.from_numpy(self.ids.aligned(tokens, "the .sid file").astype("int64"))
@@ -53,7 +53,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         self.prior = None
         if self.settings.structural_prior == "cooccurrence":
             self.prior = CooccurrencePrior(dataset.histories, self.n_items)
-        # Which view a batch trains is counted here, so that a resumed run goes on with the right one.
+        # Number of batches, which chooses the view of the next one; a buffer, so that a resumed run continues the order.
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.catalog, self.vocabulary = digest(tokens), self.ids.vocabulary
         self.other_parameter_name = ["catalog", "vocabulary"]
@@ -66,13 +66,18 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             parameter.requires_grad_(name.split(".")[0] not in self.settings.freeze)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """Loss of a batch of whole training histories; ``[]``."""
+        """Return the loss of a batch of whole training histories, ``[]``."""
         return self.batch_loss(interaction)
 
     def batch_loss(self, interaction: Any, masks: torch.Generator | None = None, share: tuple[int, int] = (0, 1)) -> Tensor:
-        """As ``calculate_loss``, or one process's share of it (``network.loss``).
+        """Return the loss of a batch, or of one process's share of it (``network.loss``).
 
-        Views take turns batch by batch, or add up in every batch (``view_schedule``).
+        Views take turns batch by batch, or are summed in every batch (``view_schedule``).
+
+        Args:
+            interaction: rows of whole training histories.
+            masks: generator of the masks.
+            share: number of this process, and number of processes.
         """
         sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         views = self.network.config.views
@@ -82,71 +87,74 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         return self.network.loss(sequences, lengths, views, self.settings.mask_ratios, masks, share)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Scores of all items, ``[B, n_items]``; padding at -inf."""
+        """Return the scores of all items, ``[B, n_items]``; padding gets -inf."""
         sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         sequences = sequences[:, : int(lengths.max())]  # the batch's longest, not MAX_ITEM_LIST_LENGTH
         scores = self.network.scores(sequences, lengths)
         return scores if self.prior is None else scores + self.prior(sequences, lengths)
 
     def predict(self, interaction: Any) -> Tensor:
-        """Score of one item a row, ``[B]``: the same number as in ``full_sort_predict``."""
+        """Return the score of one item per row, ``[B]``, equal to that of ``full_sort_predict``."""
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
     def fingerprint(self) -> str:
-        """What training starts from besides the settings: data, identifiers, pretrained weights."""
+        """Return a digest of what training starts from besides the settings: data, IDs, pretrained weights."""
         start = self.settings.pretrained and sha256(Path(self.settings.pretrained))
         return digest([self.catalog, self.histories, self.ids.codes.tobytes().hex(), start])
 
     def _start_from(self, path: str) -> None:
-        """Take over what a pretrained checkpoint has learned of the vocabulary: all but per-item rows of another catalog.
+        """Load pretrained weights: all but the item embedding of another catalog.
 
         Raises:
             ValueError: the checkpoint is of another vocabulary or another shape.
         """
         checkpoint = checkpoint_io.load_checkpoint(path)
-        given = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
+        weights = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
         other = checkpoint.get("other_parameter") or {}
         same_items = other.get("catalog") == self.catalog
         own = self.state_dict()
         if (
-            same_items and not torch.equal(given["network.codes"].to(own["network.codes"].device), own["network.codes"])
+            same_items and not torch.equal(weights["network.codes"].to(own["network.codes"].device), own["network.codes"])
         ) or (self.vocabulary and other.get("vocabulary") and self.vocabulary != other["vocabulary"]):
             raise ValueError(
                 f"{path} was trained with other semantic IDs, of another quantizer: its code embeddings mean other codes; "
                 "pretrain again, or use the .sid file of the vocabulary it was trained with (semantic_id_file)"
             )
-        taken, left = {}, []
+        loaded, untouched = {}, []
         for name, parameter in self.named_parameters():
-            fits = (
-                name in given and given[name].shape == parameter.shape and (same_items or name != "network.item_embedding")
-            )
-            if fits:
-                taken[name] = given[name]
+            per_item = name == "network.item_embedding"
+            if name in weights and weights[name].shape == parameter.shape and (same_items or not per_item):
+                loaded[name] = weights[name]
             else:
-                left.append(name)
-        strange = [name for name in left if name.startswith(("network.encoder", "network.codebook"))]
-        if strange:
-            theirs = tuple(given[strange[0]].shape) if strange[0] in given else "nothing"
+                untouched.append(name)
+        misfits = [name for name in untouched if name.startswith(("network.encoder", "network.codebook"))]
+        if misfits:
+            theirs = tuple(weights[misfits[0]].shape) if misfits[0] in weights else "nothing"
             raise ValueError(
-                f"{path} does not fit this model ({strange[0]}: {theirs} there, {tuple(own[strange[0]].shape)} here): it "
+                f"{path} does not fit this model ({misfits[0]}: {theirs} there, {tuple(own[misfits[0]].shape)} here): it "
                 "was trained with another hidden_size, n_layers, n_heads, inner_size, MAX_ITEM_LIST_LENGTH or number of "
                 "codes; set them as they were"
             )
-        self.load_state_dict({**own, **taken})
-        self.logger.info(f"pretrained: {len(taken)} tensors taken from {path}; started anew: {', '.join(left) or 'none'}")
+        self.load_state_dict({**own, **loaded})
+        anew = ", ".join(untouched) or "none"
+        self.logger.info(f"pretrained: {len(loaded)} tensors taken from {path}; started anew: {anew}")
 
 
 def domains_of(tokens: Sequence[str], domains: Sequence[str]) -> Tensor:
-    """Number of each item's domain, ``[N + 1]`` int64 with the padding first; a token is ``<domain>/<item>``.
+    """Return the number of each item's domain, ``[N + 1]`` int64 with the padding first.
+
+    Args:
+        tokens: ``N`` item tokens of the form ``<domain>/<item>``.
+        domains: names of the domains.
 
     Raises:
-        ValueError: a token of none of the domains.
+        ValueError: a token belongs to none of the domains.
     """
-    number = {domain: place for place, domain in enumerate(domains)}
-    found = [number.get(token.partition("/")[0], -1) for token in tokens]
-    if -1 in found:
+    number_of = {domain: number for number, domain in enumerate(domains)}
+    numbers = [number_of.get(token.partition("/")[0], -1) for token in tokens]
+    if -1 in numbers:
         raise ValueError(
-            f"item {tokens[found.index(-1)]!r} is of none of the domains {', '.join(domains)}; items of a union of data "
+            f"item {tokens[numbers.index(-1)]!r} is of none of the domains {', '.join(domains)}; items of a union of data "
             "sets are named <data set>/<item>"
         )
-    return torch.tensor([0, *found])
+    return torch.tensor([0, *numbers])

@@ -1,1 +1,1 @@
-"""The stages in order, with their outputs cached."""
+"""Stages 1 and 2 in order, with cached outputs."""

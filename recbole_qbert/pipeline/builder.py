@@ -1,6 +1,6 @@
-"""The stages in order, each run only if its cached output cannot be reused.
+"""Run stages 1 and 2 in order, each only if its cached output cannot be reused.
 
-It knows nothing of RecBole. The same catalog, settings and seed give the same files, whoever calls.
+The module does not use RecBole. The same catalog, settings and seed give the same files for every caller.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class SemanticIDBuilder:
-    """Makes the semantic IDs of a catalog, by way of features, stage 1 and stage 2.
+    """Build the semantic IDs of a catalog from features, through stage 1 and stage 2.
 
     Args:
         catalog: items, training histories and the folder of the data.
-        settings: of all stages.
+        settings: settings of all stages.
         output: folder of everything that is written.
         rebuild: run every stage again.
         progress: show progress bars.
@@ -51,14 +51,14 @@ class SemanticIDBuilder:
         self.progress = progress
 
     def build(self) -> tuple[SemanticIDs, dict[str, Any]]:
-        """Run the stages that have no reusable output. Of several processes the first builds, and the others wait.
+        """Run the stages that have no reusable output. Of several callers the first one builds, and the others wait.
 
         Returns:
             The IDs, and figures: ``features``, ``injection`` (absent if no code set needs it), ``semantic_ids``,
             ``seconds``.
 
         Raises:
-            ValueError: the features are bad, there are more items than IDs, or ``semantic_ids`` is ``none``.
+            ValueError: the features are invalid, there are more items than IDs, or ``semantic_ids`` is ``none``.
         """
         if self.settings.identifiers.semantic_ids == "none":
             raise ValueError("semantic_ids is none: there are no IDs to build; set it to fused, per_modality or both")
@@ -75,7 +75,7 @@ class SemanticIDBuilder:
         return ids, figures
 
     def features(self) -> tuple[ItemFeatures, dict[str, Any]]:
-        """Read the features that take part, aligned to the catalog; encode text and images if the data bring none.
+        """Read the features that take part, aligned to the catalog; encode text and images if the data have none.
 
         Returns:
             The features and their figures: ``folder`` and ``modalities``.
@@ -139,8 +139,8 @@ class SemanticIDBuilder:
             semantic_ids.require_unique(quantized.ids, str(ids_file))
             tokenizer.save_weights(weights_file, quantized.weights)
             replace(quantized.ids, vocabulary=sha256(weights_file)).save(ids_file)
-            for some in epochs.values():  # not before: a kill in a later set finds the earlier ones nearly done
-                some.forget()
+            for epochs_of_set in epochs.values():  # only now: after a kill in a later set, earlier ones resume at their end
+                epochs_of_set.forget()
             return quantized.report
 
         outputs = [ids_file, self._file("sid.json"), weights_file]
@@ -149,7 +149,7 @@ class SemanticIDBuilder:
 
     # ------------------------------------------------------------------------------------------------------ features
     def _features_folder(self) -> Path:
-        """Return the folder of the feature files: the data set's own, or the output with those of the built-in encoders."""
+        """Return the folder of the feature files: the data set's own, or the output folder of the built-in encoders."""
         catalog = self.catalog
         name = catalog.dataset
         if (catalog.folder / f"{name}.items.txt").exists() or item_features.available(catalog.folder, name):
@@ -180,14 +180,14 @@ class SemanticIDBuilder:
                 matrices["image"] = matrix
                 report["image"] = {"encoder": builtin_encoders.IMAGE_ENCODER, "unreadable": broken}
             for modality in item_features.available(self.output, name):
-                if modality not in matrices:  # of an earlier build on other inputs
+                if modality not in matrices:  # it is of an earlier build on other inputs
                     self._file(f"{modality}.npy").unlink()
             for modality, matrix in matrices.items():
                 report[modality] |= {"shape": list(matrix.shape)}
             item_features.save(self.output, name, catalog.items, matrices, report)
             return report
 
-        note = "built-in encoders over text and images (no features came with the data)"
+        note = "built-in encoders for text and images (the data set has no features)"
         self._cached("features", inputs, outputs, run, "features", note)
         return self.output
 
@@ -197,7 +197,7 @@ class SemanticIDBuilder:
         available = item_features.available(folder, catalog.dataset)
         if not available and (folder / f"{catalog.dataset}.items.txt").exists() and folder == catalog.folder:
             raise ValueError(
-                f"{folder / catalog.dataset}.items.txt lists items but no {catalog.dataset}.<modality>.npy is beside "
+                f"{folder / catalog.dataset}.items.txt lists items but no {catalog.dataset}.<modality>.npy is next to "
                 "it; add the feature files or remove the list"
             )
         wanted = settings.injection.modalities
@@ -208,7 +208,7 @@ class SemanticIDBuilder:
         features = item_features.load(folder, catalog.dataset, catalog.items, modalities, missing)
         empty = {name for name, there in features.present.items() if not there.any()}
         if empty:
-            log.warning("no item of %s has features of %s: left out", catalog.dataset, ", ".join(sorted(empty)))
+            log.warning("no item of %s has features of %s: not used", catalog.dataset, ", ".join(sorted(empty)))
         return replace(
             features,
             vectors={name: value for name, value in features.vectors.items() if name not in empty},
@@ -228,7 +228,7 @@ class SemanticIDBuilder:
         title: str,
         note: str = "",
     ) -> dict[str, Any]:
-        """Run a step if its cached output cannot be reused, and say so; return its figures."""
+        """Run a step if its cached output cannot be reused, and log that; return its figures."""
         report, reason = CachedStep(self.output, f"{self.catalog.dataset}.{name}", inputs, outputs).run(run, self.rebuild)
         what = "cached output used" if reason is None else f"run ({reason})"
         log.info("%s: %s%s", title, what, f"; {note}" if note else "")
@@ -247,15 +247,15 @@ class SemanticIDBuilder:
 
 
 def require_separate_output(catalog: Catalog, output: Path) -> None:
-    """Refuse to write into the data set's own folder: the next run would take the output for data.
+    """Refuse to write into the data set's own folder, because the next run would take the output for data.
 
     Raises:
         ValueError: ``output`` is that folder.
     """
     if output.resolve() == catalog.folder.resolve():
         raise ValueError(
-            f"{output} is the folder of the data set itself, where features and semantic IDs are taken as given and never "
-            "made anew: let --output (or semantic_id_dir) name another one"
+            f"{output} is the folder of the data set itself, whose features and semantic IDs are used as they are and never "
+            "built: let --output (or semantic_id_dir) name another folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""What stages 1 and 2 read: a catalog of items, and their settings."""
+"""The input of stages 1 and 2: a catalog of items, and settings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from recbole_qbert.config.schema import IdentifierConfig, InjectionConfig, Quant
 
 @dataclass(frozen=True)
 class Catalog:
-    """The items of a data set and how they occur together.
+    """The items of a data set and the training histories.
 
     Attributes:
-        dataset: name of the data set, with which its files start.
+        dataset: name of the data set; the names of its files start with it.
         folder: folder of its files.
         items: ``N`` item tokens.
         histories: training part of each user's history as rows of ``items``; nothing of validation or test.
@@ -31,7 +31,7 @@ class Catalog:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """Settings of everything before the sequence model."""
+    """Settings of stages 1 and 2."""
 
     identifiers: IdentifierConfig
     injection: InjectionConfig

@@ -1,4 +1,4 @@
-"""Stages 1 and 2 as pure functions: features to fused vectors to semantic IDs. They read and write no file."""
+"""Stages 1 and 2 as pure functions: from features to fused vectors to semantic IDs. They read and write no file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FusedItems:
     Attributes:
         vectors: ``[N, D]`` float32.
         depth: ``[N]`` int16, layers computed for each item.
-        weights: of the network, as the tokenizer needs them for new items.
+        weights: weights of the network, as the tokenizer needs them for new items.
         report: figures of the training.
     """
 
@@ -40,8 +40,8 @@ class QuantizedItems:
     """Result of stage 2.
 
     Attributes:
-        ids: semantic IDs of the ``N`` items, no two alike.
-        weights: of the quantizers, as the tokenizer needs them for new items.
+        ids: semantic IDs of the ``N`` items, all different.
+        weights: weights of the quantizers, as the tokenizer needs them for new items.
         report: health of each code set.
     """
 
@@ -60,14 +60,17 @@ def fuse(
     """Run stage 1: inject the modalities of each item into one vector (paper 3.3).
 
     Args:
-        features: of the ``N`` items.
-        histories: training histories as rows of the items. They are read for structural queries only.
+        features: features of the ``N`` items.
+        histories: training histories as rows of the items. Only structural queries use them.
         config: settings of the stage.
-        seed: of everything random.
-        epochs: shows progress and resumes.
+        seed: seed of everything random.
+        epochs: counter that shows progress and resumes.
+
+    Returns:
+        The fused vectors, depths, weights and figures.
 
     Raises:
-        ValueError: ``config`` names a modality that the features lack.
+        ValueError: the features lack a modality that ``config`` names.
     """
     queries = None
     if needs_histories(features, config):
@@ -80,7 +83,7 @@ def fuse(
 
 
 def needs_histories(features: ItemFeatures, config: InjectionConfig) -> bool:
-    """Return whether stage 1 starts from structural vectors; without features nothing else describes an item."""
+    """Return whether stage 1 starts from structural vectors. Without features nothing else describes an item."""
     return config.query == "structural" or not features.vectors
 
 
@@ -95,12 +98,15 @@ def quantize(
     """Run stage 2: quantize the vectors of each code set and resolve collisions (paper 3.4).
 
     Args:
-        features: of the ``N`` items.
+        features: features of the ``N`` items.
         fused: ``[N, D]`` vectors of stage 1, for the code set ``fused``.
         code_sets: ``fused`` or modalities, in the order of their letters.
         config: settings of the stage.
-        seed: of everything random.
-        epochs: gives what shows the progress of a code set and resumes it.
+        seed: seed of everything random.
+        epochs: function from a code set to the counter that shows its progress and resumes it.
+
+    Returns:
+        The IDs, weights and health of each code set.
 
     Raises:
         ValueError: there are more items than IDs.
@@ -132,7 +138,7 @@ def _quantize_set(
     epochs: Epochs | None,
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, torch.Tensor]]:
     """Train the quantizer of one code set, encode and reallocate; return codes, health and weights."""
-    # Mean 0 and mean squared length 1: the learning rate and beta then mean the same for every encoder.
+    # Mean 0 and mean squared length 1, so that learning rate and beta have the same meaning for every encoder.
     mean = vectors.mean(0)
     scale = max(float(np.sqrt(((vectors - mean) ** 2).sum(1).mean())), 1e-6)
     vectors = (vectors - mean) / scale
@@ -155,8 +161,8 @@ def _vectors_of(code_set: str, features: ItemFeatures, fused: np.ndarray | None)
     described = present.any(1)
     mean = tokenizer.one_vector(vectors, present)
     if code_set == next(iter(features.vectors)):
-        # An item without any modality still needs an ID: it stands where the average item stands.
-        nothing = ~np.any([there.any(1) for there in features.present.values()], axis=0)
-        mean[nothing] = mean[described].mean(0) if described.any() else 0.0
-        described = described | nothing
+        # An item without any modality needs an ID, too: it gets the vector of the average item.
+        undescribed = ~np.any([there.any(1) for there in features.present.values()], axis=0)
+        mean[undescribed] = mean[described].mean(0) if described.any() else 0.0
+        described = described | undescribed
     return mean, described

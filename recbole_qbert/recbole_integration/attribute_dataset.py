@@ -1,4 +1,4 @@
-"""RecBole data set for baselines that read item attributes: words that few items share are left out."""
+"""RecBole data set for baselines that read item attributes. It leaves out words that few items share."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from recbole.utils import FeatureSource, FeatureType
 
 
 class AttributeDataset(SequentialDataset):  # type: ignore[misc]
-    """As RecBole's, without the words of the items (``token_seq``) that fewer than ``attribute_min_items`` of them have.
+    """RecBole's data set without item words (``token_seq``) that occur in fewer than ``attribute_min_items`` items.
 
-    An attribute of one item is a second name of that item: it connects nothing, and S3Rec's pretraining makes a Python list
-    of positions x attributes in every batch (s3rec.py, reconstruct_pretrain_data). Titles of 1,585 products have 7,837
-    words, 1,140 of them in five products or more. Without the property nothing changes.
+    An attribute of a single item is a second name of that item and connects nothing. It costs time, because S3Rec's
+    pretraining makes a Python list of positions x attributes in every batch (s3rec.py, reconstruct_pretrain_data). The
+    titles of 1,585 products have 7,837 words, of which 1,140 occur in five products or more. Without the property nothing
+    changes.
     """
 
     def _load_feat(self, filepath: str, source: Any) -> Any:
         table = super()._load_feat(filepath, source)
-        least = self.config["attribute_min_items"]
-        if least and source is FeatureSource.ITEM and table is not None:
+        min_items = self.config["attribute_min_items"]
+        if min_items and source is FeatureSource.ITEM and table is not None:
             for field in table.columns:
                 if self.field2type[field] is FeatureType.TOKEN_SEQ:
                     items = Counter(token for tokens in table[field] for token in set(tokens))
-                    table[field] = [[token for token in tokens if items[token] >= least] for tokens in table[field]]
+                    table[field] = [[token for token in tokens if items[token] >= min_items] for tokens in table[field]]
                     self.field2seqlen[field] = max(map(len, table[field]), default=0)
         return table

@@ -1,7 +1,7 @@
-"""Checkpoints of tensors and plain values only: written and read by RecBole and by us, on today's torch.
+"""Read and write checkpoints of tensors and plain values only, which RecBole and torch 2.6 or later can read.
 
-RecBole 1.2.1 pickles whole objects, which ``torch.load`` refuses since torch 2.6; :func:`apply` lets RecBole write and
-read by this module.
+RecBole 1.2.1 pickles whole objects, which ``torch.load`` refuses since torch 2.6. :func:`apply` makes RecBole use this
+module.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FORMAT = 1
 #: Keys that ``run(nproc=2)`` adds (quick_start.py:57, :174). A Config that has them joins a process group.
 _DDP_KEYS = frozenset({"local_rank", "world_size", "nproc", "ip", "port", "offset"})
 _KIND = "__recbole_qbert_kind__"
-#: What ``torch.load(weights_only=True)`` reads beside tensors; exact types, since an IntEnum is an int, too.
+#: Types that ``torch.load(weights_only=True)`` reads besides tensors; exact types, since an IntEnum is an int, too.
 _LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 
 
@@ -50,21 +50,20 @@ class UntrustedCheckpointError(ValueError):
 
 
 def apply() -> None:
-    """Let RecBole write and read checkpoints by this module; a second call changes nothing."""
+    """Make RecBole write and read checkpoints with this module; a second call changes nothing."""
     plain_checkpoints()
     readable_checkpoints()
 
 
 # ---------------------------------------------------------------------------------------------------- writing
 def plain_checkpoints() -> None:
-    """Write checkpoints of tensors and plain values only.
+    """Make RecBole write checkpoints of tensors and plain values only.
 
-    RecBole stores its whole Config, with pickle protocol 4 (trainer/trainer.py:289, and :755 for
-    pretraining). torch 2.6 made ``weights_only=True`` the default of ``torch.load``, which refuses both;
-    RecBole calls it without a word about it (trainer.py:323 and :583, s3rec.py:120), so every run fails when
-    it loads its best epoch. FDSA, SASRecF, GRU4RecF, DIN and DIEN even store the Dataset, inside a module in
-    ``other_parameter`` (fdsa.py:108); the module's weights are in ``state_dict`` already. Written plainly,
-    RecBole's own code reads all of them.
+    RecBole stores its whole Config, with pickle protocol 4 (trainer/trainer.py:289, and :755 for pretraining). torch 2.6
+    made ``weights_only=True`` the default of ``torch.load``, which refuses both. RecBole does not set the argument
+    (trainer.py:323 and :583, s3rec.py:120), so every run fails when it loads its best epoch. FDSA, SASRecF, GRU4RecF, DIN
+    and DIEN even store the Dataset, inside a module in ``other_parameter`` (fdsa.py:108). The module's weights are in
+    ``state_dict`` already. RecBole's own code reads all of these files when they hold plain values.
     """
     replace(recbole.trainer.Trainer, "_save_checkpoint", lambda _: _save_checkpoint)
     replace(recbole.trainer.PretrainTrainer, "save_pretrained_model", lambda _: _save_pretrained_model)
@@ -93,14 +92,14 @@ def _load_other_parameter(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
-    """What a checkpoint holds: RecBole's keys, with plain values.
+    """Return the content of a checkpoint: RecBole's keys, with plain values.
 
-    ``config`` is ``{"model", "dataset", "external"}``, the last being what the user set, from which a Config
-    can be built anew anywhere (the final settings cannot: ``data_path`` has the data set's name joined to it
-    by then). The settings of a process group are left out, so that one process can read what many wrote.
-    ``module`` is what must be imported before RecBole can find the model.
+    ``config`` is ``{"model", "dataset", "external"}``. The last holds the settings of the user, from which a Config can be
+    built anywhere. The final settings would not do, because there the data set's name is joined to ``data_path``. The
+    settings of a process group are left out, so that one process can read the file of several. ``module`` must be imported
+    before RecBole can find the model.
 
-    A value that cannot be made plain is kept as it is, with a warning: the file then needs ``trusted=True``.
+    A value that cannot be made plain stays as it is, with a warning: the file then needs ``trusted=True``.
     """
     config, model = trainer.config, trainer.model
     external = {key: value for key, value in config.external_config_dict.items() if key not in _DDP_KEYS}
@@ -133,13 +132,13 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
 
 
 def write_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file atomically."""
     with atomic_write(Path(path)) as temporary:
         torch.save(dict(state), temporary)
 
 
 def _plain(value: Any, name: str, foreign: list[str]) -> Any:
-    """``value`` with numpy and scipy objects as tensors; what cannot be is kept and named in ``foreign``."""
+    """Return ``value`` with numpy and scipy objects as tensors. Other objects stay, and ``foreign`` gets their names."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, torch.Tensor) or type(value) in _LEAVES:
@@ -165,7 +164,7 @@ def _plain(value: Any, name: str, foreign: list[str]) -> Any:
 
 
 def _revive(value: Any, device: torch.device | None = None) -> Any:
-    """The reverse of :func:`_plain`, with tensors on ``device``."""
+    """Reverse :func:`_plain`, with tensors on ``device``."""
     if isinstance(value, torch.Tensor):
         return value if device is None else value.to(device)
     if type(value) in (list, tuple, set):
@@ -184,12 +183,12 @@ def _revive(value: Any, device: torch.device | None = None) -> Any:
 
 # ---------------------------------------------------------------------------------------------------- reading
 def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without running anything that may be hidden in it.
+    """Read a checkpoint onto the CPU without running code that may be hidden in it.
 
     Args:
-        path: a file written by :func:`write_checkpoint`, or by ``torch.save``.
-        trusted: whether a file that holds other objects than tensors and plain values, such as a checkpoint
-            of stock RecBole, may be unpickled, which runs whatever code its author put there.
+        path: a file written by :func:`write_checkpoint` or ``torch.save``.
+        trusted: whether to unpickle a file that holds other objects than tensors and plain values, such as a checkpoint of
+            stock RecBole. Unpickling runs any code that its author put there.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -197,13 +196,13 @@ def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict
         ValueError: the file is damaged, or is no checkpoint.
     """
     try:
-        with warnings.catch_warnings():  # torch asks to file an issue about what is refused here a moment later
+        with warnings.catch_warnings():  # of torch, about files that are refused here anyway
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not trusted:
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"it holds {found.group(1)}" if found else "a kind of pickle that stock RecBole writes, too"
+            name = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it holds {name.group(1)}" if name else "a kind of pickle that stock RecBole writes, too"
             raise UntrustedCheckpointError(
                 f"{os.fspath(path)} is more than tensors and plain values ({reason}), and reading it can run "
                 "code hidden in it. If you wrote the file, or trust who did, pass trusted=True."
@@ -211,7 +210,7 @@ def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict
         state = torch.load(path, map_location="cpu", weights_only=False)
     except OSError:
         raise
-    except Exception as error:  # torch's reader of pickles fails in many ways on bytes that are none
+    except Exception as error:  # torch's reader of pickles fails in many ways on bytes that are no pickle
         raise ValueError(f"{os.fspath(path)} is damaged or no checkpoint: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{os.fspath(path)} is no checkpoint: it holds a {type(state).__name__}, not a dict")
@@ -220,7 +219,7 @@ def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict
 
 
 def _upgrade(state: dict[str, Any]) -> None:
-    """Give the parts of a QBERT4Rec checkpoint of before version 0.2 their names of now."""
+    """Rename the parts of a QBERT4Rec checkpoint that was written before version 0.2."""
     for part, old, new in (
         ("state_dict", "network.rows", "network.item_embedding"),
         ("other_parameter", "catalogue", "catalog"),
@@ -231,11 +230,10 @@ def _upgrade(state: dict[str, Any]) -> None:
 
 
 def readable_checkpoints() -> None:
-    """Let ``recbole.quick_start.load_data_and_model`` be ours.
+    """Replace ``recbole.quick_start.load_data_and_model`` by the function of this module.
 
-    RecBole's (quick_start.py:230) cannot read any file since torch 2.6, and expects a pickled Config in it;
-    one that was written under DDP ends in "Default process group has not been initialized", since the Config
-    says so.
+    RecBole's function (quick_start.py:230) cannot read any file since torch 2.6, and expects a pickled Config in it. With
+    a file written under DDP it fails with "Default process group has not been initialized", because that Config joins one.
     """
     for module in (importlib.import_module("recbole.quick_start"), quick_start):
         module.load_data_and_model = load_data_and_model  # type: ignore[attr-defined]
@@ -244,21 +242,21 @@ def readable_checkpoints() -> None:
 def load_data_and_model(
     model_file: str | os.PathLike[str], trusted: bool = False
 ) -> tuple[Config, AbstractRecommender, Any, Any, Any, Any]:
-    """Load a checkpoint, and with it everything to evaluate its model.
+    """Load a checkpoint and everything that is needed to evaluate its model.
 
-    The command line is not read: the settings are those that the model was trained with. Paths among them are
-    taken as they are, so a relative ``data_path`` is looked for from the current folder.
+    The command line is not read: the settings are those that the model was trained with. A relative ``data_path`` among
+    them starts at the current folder.
 
     Args:
-        model_file: the checkpoint; the argument has RecBole's name.
+        model_file: the checkpoint.
         trusted: see :func:`load_checkpoint`; needed for the files of stock RecBole.
 
     Returns:
-        config, model, dataset, train_data, valid_data, test_data.
+        ``(config, model, dataset, train_data, valid_data, test_data)``.
 
     Raises:
         UntrustedCheckpointError: the file needs ``trusted=True``.
-        ImportError: the model's class comes from a module of your own, which you must import first.
+        ImportError: the model's class is in a module of your own, which you must import first.
         ValueError: the file is no checkpoint of RecBole.
     """
     checkpoint = load_checkpoint(model_file, trusted)
@@ -278,7 +276,7 @@ def load_data_and_model(
 
 
 def _rebuild_config(checkpoint: Mapping[str, Any], path: str) -> Config:
-    """A Config from what the user set when the checkpoint was written, for this process alone."""
+    """Build a Config from the user's settings in a checkpoint, for this process alone."""
     stored = checkpoint.get("config")
     if isinstance(stored, Config):  # stock RecBole, trusted
         model, dataset, external = stored["model"], stored["dataset"], stored.external_config_dict
@@ -299,7 +297,7 @@ def _rebuild_config(checkpoint: Mapping[str, Any], path: str) -> Config:
 
 
 def _import_home(module: str, model: str, path: str) -> None:
-    """Import the package that registers the model, if RecBole or ours: a file must not choose others."""
+    """Import the package that registers the model. A file may choose only RecBole and this package."""
     root = module.partition(".")[0]
     if root in ("recbole", "recbole_qbert"):
         importlib.import_module(root)

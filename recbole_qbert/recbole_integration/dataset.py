@@ -1,12 +1,13 @@
-"""RecBole data sets with one training row a user, and RecBole's own rows for validation and test.
+"""RecBole data sets with one training row per user, and RecBole's own rows for validation and test.
 
-RecBole makes a training row of every prefix of every history. Our models learn from all positions of a history at once, so a
-history is one row here: about six times fewer rows on Amazon data, built by one gather instead of a Python loop.
+RecBole makes a training row of every prefix of every history. Our models learn from all positions of a history at once, so
+here a history is one row. On Amazon data these are about six times fewer rows, built by one gather instead of a Python loop.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from recbole_qbert.recbole_integration.patches import ConfigValues
 
 
 class HistoryDataset(SequentialDataset):  # type: ignore[misc]
-    """Splits each user's history by leave-one-out, as RecBole's ``LS: valid_and_test`` does.
+    """Split each user's history by leave-one-out, as RecBole's ``LS: valid_and_test`` does.
 
     Training rows hold the whole training history (the newest ``MAX_ITEM_LIST_LENGTH + 1`` items) in the item list, and the
     last of them in the target field, too. Validation and test rows are those of ``SequentialDataset``.
@@ -46,20 +47,20 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         super().__init__(config)
 
     def split(self) -> list[HistoryDataset]:
-        """Return the training, validation and test parts, as ``build`` does, and nothing more."""
+        """Return the training, validation and test parts, as RecBole's ``build`` does."""
         parts: list[HistoryDataset] = super().build()
         return parts
 
     def catalog(self) -> Catalog:
-        """Return the items and training histories; after ``split``."""
+        """Return the items and training histories; call it after ``split``."""
         histories = [ItemVocabulary.from_recbole(history) for history in self.histories]
         return Catalog(self.config["dataset"], Path(self.config["data_path"]), self.item_tokens(), histories)
 
     def data_augmentation(self) -> None:
-        """Replace RecBole's prefix rows.
+        """Make one row per user and part in place of RecBole's prefix rows.
 
         Raises:
-            ValueError: another split than ``LS: valid_and_test`` is asked for.
+            ValueError: ``eval_args.split`` is not ``LS: valid_and_test``.
         """
         split = self.config["eval_args"]["split"]
         if split != {"LS": "valid_and_test"}:
@@ -71,7 +72,7 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
         _, count = torch.unique_consecutive(self.inter_feat[self.uid_field], return_counts=True)
         start = count.cumsum(0) - count
-        # RecBole splits the n - 1 prefix rows of a user: with 2 of them the second is a test row, with 1 it is training.
+        # RecBole splits the n - 1 prefix rows of a user: of 2 rows the second is a test row, 1 row is a training row.
         held = (count - 2).clamp(min=0, max=2)
         train = count - held
         width = self.config["MAX_ITEM_LIST_LENGTH"]
@@ -101,21 +102,28 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
 
     @property
     def item_counter(self) -> Counter[int]:
-        """How often each item is a training target, as RecBole counts over its prefix rows (popularity metrics)."""
+        """Count how often each item is a training target, as RecBole counts its prefix rows (popularity metrics)."""
         targets = [history[1:] for history in self.histories]
         return Counter(np.concatenate(targets).tolist() if targets else [])
 
     def item_tokens(self) -> tuple[str, ...]:
-        """Item tokens by internal id, without the padding at 0."""
+        """Return the item tokens in the order of internal ids, without the padding at 0."""
         return tuple(str(token) for token in self.field2id_token[self.iid_field][1:])
 
     def _rows(self, start: Tensor, length: Tensor, target: Tensor, width: int) -> Interaction:
-        """One row a user: the newest ``width`` of ``length`` interactions from ``start`` on, and the one at ``target``."""
-        kept = length.clamp(max=width)
+        """Make one row per user: the newest ``width`` interactions of a history, and its target.
+
+        Args:
+            start: position of each user's first interaction, ``[U]``.
+            length: number of each user's interactions in the history, ``[U]``.
+            target: offset of the target from ``start``, ``[U]``.
+            width: columns of the item list.
+        """
+        row_length = length.clamp(max=width)
         position = torch.arange(width)
-        real = position < kept[:, None]
-        source = torch.where(real, (start + length - kept)[:, None] + position, 0)
-        rows = {self.item_list_length_field: kept}
+        real = position < row_length[:, None]
+        source = torch.where(real, (start + length - row_length)[:, None] + position, 0)
+        rows = {self.item_list_length_field: row_length}
         for field in self.inter_feat:
             value = self.inter_feat[field]
             rows[field] = value[start + target]
@@ -126,11 +134,11 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
 
 
 class QBERT4RecDataset(HistoryDataset):
-    """A ``HistoryDataset`` whose items have semantic IDs: ``build`` loads them, or makes them from the training part.
+    """A ``HistoryDataset`` whose items have semantic IDs. ``build`` loads them, or makes them from the training part.
 
     Attributes:
-        semantic_ids: of all items; set by ``build``.
-        identifier_figures: how they were made; set by ``build``.
+        semantic_ids: IDs of all items; set by ``build``.
+        identifier_figures: figures on how the IDs were made; set by ``build``.
     """
 
     semantic_ids: SemanticIDs
@@ -140,25 +148,50 @@ class QBERT4RecDataset(HistoryDataset):
         """Split the data and load or build the semantic IDs.
 
         Raises:
-            ValueError: a setting of stage 1 or 2 is refused, or the IDs do not fit the data.
+            ValueError: a setting of any stage is refused, or the IDs do not fit the data.
         """
-        values = ConfigValues(self.config)
-        for kind in (TrainConfig, IdentifierConfig):  # refused before stages 1 and 2 spend their time
-            read(kind, values)
-        read(SequenceConfig, values | {"max_length": values["MAX_ITEM_LIST_LENGTH"]})
+        _check_settings(self.config)  # before stages 1 and 2 spend their time
         parts = self.split()
-        found = identifiers.load_or_build(self.config, self.catalog())
-        for part in (self, *parts):
-            part.semantic_ids, part.identifier_figures = found
+        self.set_semantic_ids([self, *parts])
         return parts
+
+    def set_semantic_ids(self, parts: Sequence[QBERT4RecDataset]) -> None:
+        """Load or build the semantic IDs, and give them to the parts of the data set."""
+        ids, figures = identifiers.load_or_build(self.config, self.catalog())
+        for part in parts:
+            part.semantic_ids, part.identifier_figures = ids, figures
+
+    @classmethod
+    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
+        """Update the semantic IDs of parts that RecBole has read from a file of loaders to the current settings.
+
+        Args:
+            parts: training, validation and test parts.
+            config: RecBole's configuration.
+
+        Raises:
+            ValueError: as of ``build``.
+        """
+        _check_settings(config)
+        for part in parts:
+            part.config = config
+        parts[0].set_semantic_ids(parts)
+
+
+def _check_settings(config: Any) -> None:
+    """Read the settings of all stages once, so that invalid values are refused."""
+    values = ConfigValues(config)
+    for kind in (TrainConfig, IdentifierConfig):
+        read(kind, values)
+    read(SequenceConfig, values | {"max_length": values["MAX_ITEM_LIST_LENGTH"]})
 
 
 def refuse_lost_ids(path: Path, separator: str, fields: tuple[str, ...]) -> None:
-    """Refuse an atomic file with user or item ids that RecBole would drop without a word.
+    """Refuse an atomic file with user or item ids that RecBole would drop silently.
 
     Args:
         path: the ``.inter`` file.
-        separator: between columns.
+        separator: separator of the columns.
         fields: names of the id columns.
 
     Raises:

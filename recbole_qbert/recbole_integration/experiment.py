@@ -1,4 +1,4 @@
-"""One training run through RecBole: configuration, data, model, training, figures."""
+"""Run one training through RecBole: configuration, data, model, training, figures."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Run:
 
     Attributes:
         config: RecBole's configuration.
-        model: with its best weights.
+        model: the model with its best weights.
         trainer: RecBole's trainer; ``trainer.saved_model_file`` is the checkpoint.
         valid_data: validation loader.
         test_data: test loader.
         valid: metrics of the best epoch on validation, lower-case names.
-        seconds: ``data``, ``model`` (with stages 1 and 2 where they ran) and ``training``.
+        seconds: wall-clock seconds of ``data`` (with stages 1 and 2 where they ran), ``model`` and ``training``.
     """
 
     config: Config
@@ -54,7 +54,7 @@ class Run:
     seconds: dict[str, float]
 
     def test(self) -> dict[str, float]:
-        """Metrics on test, by RecBole's evaluator, with the model as it is now."""
+        """Return the metrics on test by RecBole's evaluator, with the model as it is now."""
         result = self.trainer.evaluate(self.test_data, load_best_model=False)
         return {name: float(value) for name, value in result.items()}
 
@@ -62,18 +62,18 @@ class Run:
 def configure(
     model: str, dataset: str, data_path: str | os.PathLike[str], settings: Mapping[str, Any], files: Sequence[str] = ()
 ) -> Config:
-    """RecBole's configuration; the command line of the process is not read.
+    """Return RecBole's configuration; the command line of the process is not read.
 
     Args:
         model: registered name.
         dataset: name of the data set.
         data_path: folder that holds the data set's folder.
-        settings: property keys; they win over files.
-        files: property files; later ones win.
+        settings: properties; they override files.
+        files: property files; later ones override earlier ones.
 
     Raises:
         FileNotFoundError: a property file or the data set's ``.inter`` is missing.
-        ValueError: an unknown property key.
+        ValueError: an unknown property.
     """
     inter = Path(data_path) / dataset / f"{dataset}.inter"
     if not inter.exists():
@@ -81,14 +81,14 @@ def configure(
     for file in files:
         if not Path(file).exists():
             raise FileNotFoundError(f"property file {file} is missing")
-    given = {**settings, "data_path": str(Path(data_path).resolve())}
+    properties = {**settings, "data_path": str(Path(data_path).resolve())}
     with patches.clean_argv():
         return Config(
             model=model,
             dataset=dataset,
             config_file_list=[str(file) for file in files],
             # Config evaluates strings (configurator.py:127); quoted, they stay what they are.
-            config_dict={k: repr(v) if isinstance(v, str) else v for k, v in given.items()},
+            config_dict={k: repr(v) if isinstance(v, str) else v for k, v in properties.items()},
         )
 
 
@@ -100,7 +100,7 @@ def load_catalog(config: Config) -> Catalog:
 
 
 def pretraining_settings(config: Config) -> dict[str, Any]:
-    """Properties that turn a configuration into that of its pretraining."""
+    """Return the properties that turn a configuration into the one of its pretraining."""
     return {
         "train_stage": "pretrain",
         "pretrained": None,
@@ -117,18 +117,24 @@ def train(
     prepare: Callable[[Any], None] | None = None,
     checkpoint_file: Path | None = None,
 ) -> Run:
-    """Train one model and put its best weights back; everything RecBole writes goes to the current folder.
+    """Train one model and load its best weights. RecBole writes its files to the current folder.
 
     The seed is set before the data and again before the model, so that the model does not depend on how the data were
-    cut.
+    split.
 
     Args:
-        config: of ``configure``.
-        title: shows a progress bar over epochs under this name.
-        prepare: is given the model before training.
-        checkpoint_file: in place of the property of this name, and for RecBole's sequential models, too: where the best
-            weights go; with it, an interrupted training goes on from its last validation and equals one that was not
-            stopped. Other models start anew (``goes_on``).
+        config: result of ``configure``.
+        title: show a progress bar over epochs with this name.
+        prepare: function that is called with the model before training.
+        checkpoint_file: file of the best weights, in place of the property of this name. With it an interrupted training
+            resumes after its last validation and equals an uninterrupted one, also for RecBole's sequential models. Other
+            models start anew (``supports_resume``).
+
+    Returns:
+        The trained model, its data and figures.
+
+    Raises:
+        ValueError: a setting, the data or the semantic IDs are refused.
     """
     seconds = {}
     patches.fresh_logging()
@@ -160,7 +166,7 @@ def train(
             bar.update()
             bar.set_postfix_str(f"{config['valid_metric']} {score:.4f} (best {max(trainer.best_valid_score, score):.4f})")
 
-        # RecBole's own bars, one an epoch and one a validation, would fight with this one for the line.
+        # RecBole's own bars, one per epoch and validation, would overwrite this one.
         fit = partial(trainer.fit, train_data, valid_data, True, True, False)
         _, valid = progress.fit(trainer, fit, train_data, valid_data, show) if progress else fit(show)
     seconds["training"] = time.perf_counter() - started
@@ -173,44 +179,45 @@ def train(
 
 
 def _caches_of(config: Config) -> AbstractContextManager[None]:
-    """RecBole's pickled caches are read only for a user who asked for them: unpickling runs code."""
+    """Allow RecBole's pickled caches only if a property of the user names them, because unpickling runs code."""
     return nullcontext() if any(config[key] for key in patches.PICKLED_CACHES) else patches.without_pickled_caches()
 
 
 def supports_resume(trainer: Any) -> bool:
-    """Whether weights, optimizer and random states are all that a RecBole training has.
+    """Return whether weights, optimizer and random states are the whole state of a RecBole training.
 
-    They are with its sequential models under its plain trainer (S3Rec's, too, but for the pretraining, which has no
-    validation to call back after). Others keep more: RecVAE a second optimizer, MultiVAE a count of steps, KGAT a loader.
+    They are for its sequential models under its plain trainer. For S3Rec they are, too, except in pretraining, which has no
+    validation to call back after. Other models have more state: RecVAE a second optimizer, MultiVAE a count of steps, KGAT
+    a loader.
     """
     return type(trainer) in (Trainer, S3RecTrainer) and isinstance(trainer.model, SequentialRecommender)
 
 
 def _start(model: torch.nn.Module, rows: Any) -> str:
-    """What a training starts from: weights and data."""
+    """Return a digest of the weights and data that a training starts from."""
     return digest([hash_tensors(model.state_dict()), hash_rows(rows)])
 
 
 def add_prior(run: Run) -> dict[str, float]:
-    """Give a trained QBERT4Rec the co-occurrence prior, its weight fitted on validation; returns what was chosen."""
+    """Add the co-occurrence prior to a trained QBERT4Rec, with its weight fitted on validation; return the choice."""
     run.model.prior = CooccurrencePrior(run.valid_data._dataset.histories, run.model.n_items).to(run.model.device)
     return run.trainer.fit_prior(run.valid_data)
 
 
 @torch.no_grad()
 def target_ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
-    """Rank of each user's target among all items, counted from 1, ties against the model.
+    """Return the rank of each user's target among all items, counted from 1; ties count against the model.
 
     Args:
         run: a trained model, ours or RecBole's.
         data: ``run.valid_data`` or ``run.test_data``.
-        exclude_history: put the items of the history that is read (the newest ``MAX_ITEM_LIST_LENGTH``) last; the same right
-            for every model. For general models, such as Pop, RecBole itself leaves the whole history out, in any case.
+        exclude_history: rank the items of the history that the model reads (the newest ``MAX_ITEM_LIST_LENGTH``) last; the
+            same rule for every model. For general models, such as Pop, RecBole itself always excludes the whole history.
 
     Returns:
         ``[users]`` int64 in the order of the users' internal ids.
     """
-    model, found, owners = run.model.eval(), [], []
+    model, ranks, owners = run.model.eval(), [], []
     if isinstance(run.trainer, QBERT4RecTrainer):
         users = data._dataset.inter_feat[model.USER_ID]
         return run.trainer.target_ranks(data, exclude_history=exclude_history)[users.argsort()].numpy()
@@ -218,19 +225,19 @@ def target_ranks(run: Run, data: Any, exclude_history: bool) -> np.ndarray:
         interaction = interaction.to(model.device)
         scores = model.full_sort_predict(interaction).view(len(interaction), -1)[:, : run.valid_data._dataset.item_num]
         scores = scores.clone()
-        if seen is not None:  # general models get the history by the side
+        if seen is not None:  # general models get the history separately
             scores[seen] = -torch.inf
         elif exclude_history:
             scores.scatter_(1, interaction[model.ITEM_SEQ], -torch.inf)
         scores[:, 0] = -torch.inf
-        found.append(rank_of(scores, target.to(scores.device)).cpu())
+        ranks.append(rank_of(scores, target.to(scores.device)).cpu())
         owners.append(interaction[model.USER_ID].cpu())
-    return torch.cat(found)[torch.cat(owners).argsort()].numpy()
+    return torch.cat(ranks)[torch.cat(owners).argsort()].numpy()
 
 
 @contextmanager
 def working_directory(folder: Path) -> Iterator[None]:
-    """Work in ``folder``: RecBole writes logs to the current folder and knows no other place for them."""
+    """Work in ``folder``, because RecBole always writes its logs to the current folder."""
     folder.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
     os.chdir(folder)

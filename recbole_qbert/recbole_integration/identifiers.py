@@ -1,4 +1,4 @@
-"""Where the semantic IDs of a RecBole data set come from."""
+"""Load or build the semantic IDs of a RecBole data set."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ from recbole_qbert.utils.distributed import first_before_others, rank
 def load_or_build(config: Any, catalog: Catalog) -> tuple[SemanticIDs, dict[str, Any]]:
     """Return the semantic IDs of a catalog, and figures on how they were made.
 
-    The first of these sources that applies is taken: none at all, with ``semantic_ids: none``; the file
-    ``semantic_id_file``; ``<data_path>/<dataset>.sid``; stages 1 and 2, which run now into ``semantic_id_dir`` unless their
-    output can be reused. Of several processes the first one builds, and the others load what it has built.
+    The first source that applies is used:
+
+    1. ``semantic_ids: none``: there are no IDs;
+    2. the file of the property ``semantic_id_file``;
+    3. ``<data_path>/<dataset>.sid``;
+    4. stages 1 and 2. They write to ``semantic_id_dir`` and reuse what they have written there before.
+
+    Of several processes the first one builds, and the others load its result.
 
     Args:
         config: RecBole's configuration, or a mapping of its properties.
@@ -33,8 +38,8 @@ def load_or_build(config: Any, catalog: Catalog) -> tuple[SemanticIDs, dict[str,
     """
     values = config if isinstance(config, Mapping) else ConfigValues(config)
     if values["semantic_ids"] == "none":
-        nothing = np.empty((len(catalog.items), 0), dtype=np.int16)
-        return SemanticIDs(catalog.items, nothing, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
+        no_codes = np.empty((len(catalog.items), 0), dtype=np.int16)
+        return SemanticIDs(catalog.items, no_codes, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
     file, beside_data, built = candidate_files(values)
     if file or beside_data.exists():
         path = file or beside_data
@@ -54,7 +59,7 @@ def load_or_build(config: Any, catalog: Catalog) -> tuple[SemanticIDs, dict[str,
 
 
 def existing_file(config: Any) -> Path | None:
-    """Return the file of the semantic IDs of a trained model; ``None`` if it has none, or if they are gone."""
+    """Return the file with the semantic IDs of a trained model; ``None`` if it uses none, or if the file is gone."""
     values = config if isinstance(config, Mapping) else ConfigValues(config)
     if values["semantic_ids"] == "none":
         return None
@@ -62,7 +67,11 @@ def existing_file(config: Any) -> Path | None:
 
 
 def candidate_files(config: Any) -> tuple[Path | None, Path, Path]:
-    """Return where IDs are looked for: the file of the property, beside the data, and where stages 1 and 2 write."""
+    """Return the files that may hold the IDs, in the order in which they are tried.
+
+    Returns:
+        The file of the property ``semantic_id_file``, the file in the data set's folder, the output of stages 1 and 2.
+    """
     name, file = f"{config['dataset']}.sid", config["semantic_id_file"]
     built = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", config["dataset"])
     return Path(file) if file else None, Path(config["data_path"]) / name, Path(built) / name

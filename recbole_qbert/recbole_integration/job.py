@@ -1,4 +1,4 @@
-"""What a workflow works on: a data set, where it lies, where output goes, and the properties."""
+"""The input of a workflow: a data set, its folder, the output folder, and the properties."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Job:
         dataset: name of the data set.
         data_path: folder that holds the data set's folder.
         output: folder of everything that is written; the data set's output lies in a folder of its name.
-        properties: of QBERT4Rec or RecBole; they win over ``config_files``.
-        config_files: property files; later ones win.
+        properties: properties of QBERT4Rec or RecBole; they override ``config_files``.
+        config_files: property files; later ones override earlier ones.
     """
 
     dataset: str
@@ -44,12 +44,20 @@ class Job:
         properties: Mapping[str, Any] | None = None,
         config_files: Sequence[str | os.PathLike[str]] = (),
     ) -> Job:
-        """Make a job of plain values; arguments as the attributes."""
+        """Make a job of plain values.
+
+        Args:
+            dataset: name of the data set.
+            data_path: folder that holds the data set's folder.
+            output: folder of everything that is written.
+            properties: properties of QBERT4Rec or RecBole.
+            config_files: property files.
+        """
         return cls(dataset, Path(data_path), Path(output), dict(properties or {}), tuple(map(str, config_files)))
 
     @property
     def folder(self) -> Path:
-        """Folder of the data set's output."""
+        """Return the folder of the data set's output."""
         return (self.output / self.dataset).resolve()
 
     def replace(self, **changes: Any) -> Job:
@@ -61,7 +69,7 @@ class Job:
         return self.replace(properties={**self.properties, **properties})
 
     def configure(self, **settings: Any) -> Config:
-        """Return RecBole's configuration; ``settings`` win over the job's properties."""
+        """Return RecBole's configuration; ``settings`` override the job's properties."""
         base: dict[str, Any] = {"semantic_id_dir": str(self.folder), "checkpoint_dir": str(self.folder / "checkpoints")}
         base |= {"show_progress": progress_bars_wanted(), **torchrun_settings()}
         properties = {**base, **self.properties, **settings}

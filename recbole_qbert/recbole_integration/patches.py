@@ -1,13 +1,14 @@
-"""What RecBole 1.2.1 needs on today's torch: one shim per upstream problem; :func:`apply` runs all.
+"""Patches of RecBole 1.2.1 for today's torch, one per upstream problem; :func:`apply` applies all.
 
-* :func:`countable_metrics` - item coverage and its like crash.
-* :func:`log_every_run` - the second run of a process logs nowhere.
+* :func:`countable_metrics` - item coverage and similar metrics crash.
+* :func:`log_every_run` - the log file of a process's second run stays empty.
 * :func:`no_anomaly_detection` - importing RecBole's models turns on autograd's debugging mode.
 * :func:`processes_without_gpu` - several processes need NCCL, and so a GPU each.
-* :func:`folders_made_together` - several processes that make the same folder fail.
+* :func:`folders_made_together` - processes that create the same folder at the same time fail.
+* :func:`saved_loaders_follow_settings` - a data set in a file of loaders ignores changed settings.
 
-Beside them, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`without_pickled_caches`, :class:`ConfigValues`.
-``checkpoints.py`` is of the same kind, for files.
+Besides these, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`without_pickled_caches`, :class:`ConfigValues`.
+``checkpoint_io`` patches the reading and writing of files.
 """
 
 from __future__ import annotations
@@ -52,25 +53,34 @@ __all__ = [
     "processes_without_gpu",
     "quick_start",
     "replace",
+    "saved_loaders_follow_settings",
     "without_pickled_caches",
 ]
 
-#: Properties of RecBole that ask for pickles of data sets and loaders. Only a user may set them, never a file.
+log = logging.getLogger(__name__)
+#: Properties of RecBole that enable pickles of data sets and loaders. Only a user may set them, never a checkpoint.
 PICKLED_CACHES = frozenset({"dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"})
 _MARK = "_recbole_qbert"
 
 
 def apply() -> None:
-    """Apply every shim; a second call changes nothing."""
+    """Apply every patch; a second call changes nothing."""
     countable_metrics()
     log_every_run()
     no_anomaly_detection()
     processes_without_gpu()
     folders_made_together()
+    saved_loaders_follow_settings()
 
 
 def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Set ``owner.name`` to ``make(original)``, once."""
+    """Set ``owner.name`` to ``make(original)``; a second call changes nothing.
+
+    Args:
+        owner: object or module with the attribute.
+        name: name of the attribute.
+        make: function that takes the original and returns its replacement.
+    """
     original = getattr(owner, name)
     if not hasattr(original, _MARK):
         wrapper = functools.wraps(original)(make(original))
@@ -80,10 +90,10 @@ def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 
 # ------------------------------------------------------------------------------------------------- evaluation
 def countable_metrics() -> None:
-    """Let ItemCoverage, GiniIndex, AveragePopularity and TailPercentage run.
+    """Make ItemCoverage, GiniIndex, AveragePopularity and TailPercentage work.
 
-    ``Collector.get_data_struct`` calls ``.cpu()`` on everything collected (evaluator/collector.py:227), and
-    these metrics need an int and a Counter.
+    ``Collector.get_data_struct`` calls ``.cpu()`` on every collected value (evaluator/collector.py:227), but these metrics
+    collect an int and a Counter.
     """
     replace(Collector, "get_data_struct", lambda _: _get_data_struct)
 
@@ -104,7 +114,7 @@ _handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
 
 
 def fresh_logging() -> None:
-    """Take RecBole's handlers off the root logger and close their files; other handlers stay."""
+    """Remove RecBole's handlers from the root logger and close their files; other handlers stay."""
     root = logging.getLogger()
     for handler in root.handlers[:]:
         by_recbole = any(isinstance(item, recbole.utils.logger.RemoveColorFilter) for item in handler.filters)
@@ -116,9 +126,8 @@ def fresh_logging() -> None:
 def log_every_run() -> None:
     """Give every run its own log file, and so its own folder for tensorboard.
 
-    ``init_logger`` ends in ``logging.basicConfig`` (utils/logger.py:119), which does nothing when the root
-    logger has
-    handlers: the second run of a process, or any run of a program that logs, gets an empty file.
+    ``init_logger`` ends in ``logging.basicConfig`` (utils/logger.py:119), which does nothing if the root logger has
+    handlers. The second run of a process, or any run of a program that logs, gets an empty file.
     """
     replace(quick_start, "init_logger", _init_logger)
     for module in (recbole.utils, recbole.utils.logger):
@@ -137,22 +146,22 @@ def _init_logger(original: Callable[[Any], None]) -> Callable[[Any], None]:
         finally:
             for handler in root.handlers[:]:
                 if others and not isinstance(handler, logging.FileHandler):
-                    root.removeHandler(handler)  # the program has its own idea of what the console shows
+                    root.removeHandler(handler)  # the program decides what the console shows
                 else:
                     _handlers.add(handler)
             for handler in others:
                 root.addHandler(handler)
         if unused := vars(config).get("unused_properties"):
-            root.info(f"{config['model']} does not use the properties {', '.join(unused)}")
+            log.info("%s does not use the properties %s", config["model"], ", ".join(unused))
 
     return init_logger
 
 
 def no_anomaly_detection() -> None:
-    """Turn autograd's anomaly detection off again.
+    """Turn off autograd's anomaly detection, which RecBole turns on.
 
     Importing any sequential model of RecBole runs ``torch.autograd.set_detect_anomaly(True)``
-    (model/sequential_recommender/sine.py:25): every operation of every model then records a stack trace and every
+    (model/sequential_recommender/sine.py:25). Every operation of every model then records a stack trace, and every
     gradient is searched for NaN. RecBole's trainer checks the loss for NaN anyway.
     """
     importlib.import_module("recbole.model.sequential_recommender")  # now, or it would happen later
@@ -160,10 +169,10 @@ def no_anomaly_detection() -> None:
 
 
 def processes_without_gpu() -> None:
-    """Let several processes run on CPUs, with gloo, and under torchrun.
+    """Make several processes work on CPUs, with gloo, and under torchrun.
 
-    ``Config._init_device`` knows NCCL only (configurator.py:497) and opens a port of its own, which under torchrun is taken;
-    ``AbstractTrainer`` names a GPU to ``DistributedDataParallel`` (trainer.py:59).
+    ``Config._init_device`` supports NCCL only (configurator.py:497) and opens a port that under torchrun is in use already.
+    ``AbstractTrainer`` gives ``DistributedDataParallel`` the number of a GPU (trainer.py:59).
     """
     replace(Config, "_init_device", _init_device)
     replace(recbole.trainer.trainer.AbstractTrainer, "__init__", _init_trainer)
@@ -209,10 +218,10 @@ def _init_trainer(original: Callable[[Any, Any, Any], None]) -> Callable[[Any, A
 
 
 def folders_made_together() -> None:
-    """Let several processes make the same folder.
+    """Make it safe for several processes to create the same folder.
 
-    ``ensure_dir`` looks first and makes the folder then (utils/utils.py:44): of two processes that start together, one finds
-    that the other was quicker, and ends with FileExistsError.
+    ``ensure_dir`` checks whether the folder exists before it creates it (utils/utils.py:44). If another process creates it
+    in between, the call fails with FileExistsError.
     """
     for name in ("utils.logger", "trainer.trainer", "data.utils", "data.dataset.dataset"):
         replace(importlib.import_module(f"recbole.{name}"), "ensure_dir", lambda _: _ensure_dir)
@@ -222,8 +231,30 @@ def _ensure_dir(dir_path: str) -> None:
     os.makedirs(dir_path, exist_ok=True)
 
 
+def saved_loaders_follow_settings() -> None:
+    """Update the data sets in a file of loaders (property ``save_dataloaders``) to the current settings.
+
+    ``load_split_dataloaders`` (data/utils.py:104) takes the file if the settings that RecBole's own data sets depend on are
+    unchanged. Anything else that a data set has built stays that of the earlier run. A data set class may therefore have a
+    method ``update_saved_parts(parts, config)``, which is called.
+    """
+    replace(recbole.data.utils, "load_split_dataloaders", _load_split_dataloaders)
+
+
+def _load_split_dataloaders(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def load_split_dataloaders(config: Any) -> Any:
+        loaders = original(config)
+        if loaders is not None:
+            parts = [loader._dataset for loader in loaders]
+            if update := getattr(parts[0], "update_saved_parts", None):
+                update(parts, config)
+        return loaders
+
+    return load_split_dataloaders
+
+
 class ConfigValues(dict[str, Any]):
-    """RecBole's Config as a mapping: Config has no ``keys`` of its own. A missing key gives None, as Config does."""
+    """RecBole's Config as a mapping, since Config has no ``keys``. A missing key gives None, as in Config."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.final_config_dict)
@@ -235,26 +266,26 @@ class ConfigValues(dict[str, Any]):
 @contextlib.contextmanager
 def clean_argv() -> Iterator[None]:
     """Hide the command line from ``Config``, which reads it in every process (configurator.py:163)."""
-    kept = sys.argv
-    sys.argv = kept[:1] or [""]
+    original = sys.argv
+    sys.argv = original[:1] or [""]
     try:
         yield
     finally:
-        sys.argv = kept
+        sys.argv = original
 
 
 @contextlib.contextmanager
 def without_pickled_caches() -> Iterator[None]:
-    """Make RecBole build data sets and loaders from atomic files, whatever caches of them lie on the disk.
+    """Make RecBole build data sets and loaders from atomic files and ignore cache files.
 
     ``create_dataset`` and ``load_split_dataloaders`` (data/utils.py:59, :119) unpickle the file of ``dataset_save_path`` or
-    ``dataloaders_save_path``. Without these they take one whose path is made of ``checkpoint_dir`` and the name of the
-    data set. Unpickling runs code, and settings that come from a checkpoint may name any file.
+    ``dataloaders_save_path``. Without these properties they look for a file in ``checkpoint_dir`` with the name of the data
+    set. Unpickling runs code, and the settings in a checkpoint may name any file.
     """
     module = recbole.data.utils
-    kept = module.os
-    module.os = SimpleNamespace(path=SimpleNamespace(join=kept.path.join, exists=lambda _: False))
+    original = module.os
+    module.os = SimpleNamespace(path=SimpleNamespace(join=original.path.join, exists=lambda _: False))
     try:
         yield
     finally:
-        module.os = kept
+        module.os = original

@@ -1,14 +1,13 @@
 """Registration of models with RecBole.
 
-RecBole 1.2.1 has no entry points: it finds a model by importing ``recbole.model.<kind>.<name in lower
-case>``, its defaults in a YAML file inside its own package, its Dataset and Trainer classes by the names
-``<Model>Dataset`` and ``<Model>Trainer``. :func:`register` puts a class where that search looks;
-:func:`install` teaches ``Config`` to read defaults from outside the package and makes the children of
-``run(nproc=2)`` import this plugin. Both may be called any number of times. RecBole's own models work as
-before, in the same process.
+RecBole 1.2.1 has no entry points. It imports a model from ``recbole.model.<kind>.<name in lower case>``, reads its defaults
+from a YAML file inside its own package, and looks for its Dataset and Trainer classes under the names ``<Model>Dataset`` and
+``<Model>Trainer``. :func:`register` puts a class where RecBole looks. :func:`install` makes ``Config`` read defaults from
+outside the package, and makes the child processes of ``run(nproc=2)`` import this plugin. Both may be called any number of
+times. RecBole's own models work as before, in the same process.
 
-Touched in RecBole: ``Config._load_internal_config_dict``, ``quick_start.run_recboles`` and the name
-``get_model`` inside ``recbole.config.configurator``. ``tests/test_plugin.py`` fails when one of them changes.
+Changed in RecBole: ``Config._load_internal_config_dict``, ``quick_start.run_recboles`` and the name
+``get_model`` inside ``recbole.config.configurator``. ``tests/test_registry.py`` fails when one of them changes.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ from recbole_qbert.utils.spelling import did_you_mean
 
 _RECBOLE = Path(recbole.__file__).parent
 _KINDS = ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
-#: Keys RecBole reads though none of its YAML files or argument lists has them (found by a search of its
-#: code, which tests/test_plugin.py repeats), and the flags of its scripts, which Config sees in sys.argv.
+#: Keys that RecBole reads although none of its YAML files or argument lists has them (tests/test_registry.py searches its
+#: code for them), and the flags of its scripts, which Config sees in sys.argv.
 _UNLISTED = frozenset(
     """model dataset config_files encoding verbose tail_ratio neg_sampling training_neg_sample_num
     valid_neg_sample_args test_neg_sample_args
     local_rank world_size nproc ip port offset group_offset
     params_file output_file display_file tool model_ours model_baseline st_seed run_times""".split()
 )
-#: Options of RecBole's built-in ``transform`` (data/transform.py): they mean something only beside that key.
+#: Options of RecBole's built-in ``transform`` (data/transform.py). Without that key they have no effect.
 _TRANSFORM_OPTIONS = frozenset({"mask_ratio", "ft_ratio", "eta", "beta"})
 
 
 @dataclass(frozen=True)
 class _Registration:
-    """What :func:`register` was told about one model."""
+    """Arguments of :func:`register` for one model."""
 
     model: type
     dataset: type | None
@@ -61,8 +60,10 @@ class _Registration:
     reset_on_load: Mapping[str, Any]
 
 
-# A reload (as notebooks do it) runs this module again in the same namespace: what is registered stays so.
+# A reload, as in notebooks, runs this module again in the same namespace: registered models stay registered.
 _registered: dict[str, _Registration] = globals().get("_registered", {})
+#: Properties that only data set classes of ``use_dataset`` read.
+_dataset_properties: set[str] = globals().get("_dataset_properties", set())
 
 
 # ------------------------------------------------------------------------------------------------ registering
@@ -75,18 +76,18 @@ def register(
     dataset_arguments: Sequence[str] = (),
     reset_on_load: Mapping[str, Any] | None = None,
 ) -> None:
-    """Make RecBole find ``model`` by its class name, as if it were one of its own.
+    """Make RecBole find ``model`` by its class name, like one of its own models.
 
     Args:
-        model: the model class; ``run_recbole(model=model.__name__)`` finds it afterwards. A model of any
-            RecBole type will do: the type is read from the class, not from where it is found.
-        dataset: its Dataset class, or None for the one RecBole chooses by model type.
-        trainer: its Trainer class, or None for RecBole's choice.
-        properties: YAML file with the model's defaults; every property the model knows must stand in it.
-        dataset_arguments: properties that change the built data set. RecBole then compares them before it
-            takes a data set from a cache file (data/utils.py:63), and stale caches are not used.
-        reset_on_load: properties, with their values, that are for training only. A model that is loaded from a
-            checkpoint has these values: its weights are there, and nothing is to be trained.
+        model: the model class; ``run_recbole(model=model.__name__)`` finds it afterwards. It may be of any RecBole type,
+            which is read from the class.
+        dataset: its Dataset class; by default RecBole chooses by the model's type.
+        trainer: its Trainer class; by default RecBole chooses.
+        properties: YAML file with the model's defaults. It must hold every property of the model.
+        dataset_arguments: properties that change the built data set. RecBole compares them before it reads a data set from
+            a cache file (data/utils.py:63), so that stale caches are not used.
+        reset_on_load: properties that matter in training only, with the values that they get when a model is loaded from
+            a checkpoint.
 
     Registering a class again (the same module and name, as after a reload) replaces its earlier registration.
 
@@ -98,35 +99,38 @@ def register(
     entry = _Registration(model, dataset, trainer, Path(properties), tuple(dataset_arguments), dict(reset_on_load or {}))
     name, alias = model.__name__, f"recbole.model.sequential_recommender.{model.__name__.lower()}"
     _read_properties(entry.properties)  # a broken file is reported here, not at the first run
-    _recbole_properties()  # kept before dataset_arguments grows by what only our models know
+    _recbole_properties()  # cached before dataset_arguments grows by what only our models know
     earlier = _registered.get(name)
     _refuse_taken_model(model, alias)
     homes: tuple[tuple[str, ModuleType, type | None, type | None], ...] = (
         ("Dataset", recbole.data.dataset, dataset, earlier.dataset if earlier else None),
         ("Trainer", recbole.trainer, trainer, earlier.trainer if earlier else None),
     )
-    for suffix, home, given, before in homes:
-        _refuse_taken_helper(name + suffix, home, given, before)
+    for suffix, home, helper, before in homes:
+        _refuse_taken_helper(name + suffix, home, helper, before)
 
-    # Only now write: an error above leaves RecBole as it was. get_model (utils/utils.py:75) asks find_spec,
-    # which is content with an imported module that has a spec; the class keeps its real module, so pickles of
-    # it import us.
+    # Written only now, so that an error above leaves RecBole unchanged. get_model (utils/utils.py:75) calls find_spec, which
+    # accepts an imported module that has a spec. The class keeps its real module, so that pickles of it import that.
     stand_in = ModuleType(alias, f"Stands in for {model.__module__}, where RecBole looks for {name}.")
     stand_in.__spec__ = ModuleSpec(alias, loader=None)
     setattr(stand_in, name, model)
     sys.modules[alias] = stand_in
-    for suffix, home, given, _ in homes:
-        if given is not None:
-            setattr(home, name + suffix, given)
+    for suffix, home, helper, _ in homes:
+        if helper is not None:
+            setattr(home, name + suffix, helper)
         elif hasattr(home, name + suffix):
             delattr(home, name + suffix)
-    known = argument_list.dataset_arguments
-    known.extend(key for key in entry.dataset_arguments if key not in known)
+    _add_dataset_arguments(entry.dataset_arguments)
     _registered[name] = entry
 
 
-def use_dataset(names: Sequence[str], dataset: type) -> None:
-    """Have RecBole load its own models of these names with a data set class of ours (data/utils.py:46).
+def use_dataset(names: Sequence[str], dataset: type, dataset_arguments: Sequence[str] = ()) -> None:
+    """Make RecBole load its own models of these names with another data set class (data/utils.py:46).
+
+    Args:
+        names: names of RecBole's models.
+        dataset: the data set class.
+        dataset_arguments: properties that only this class reads; as of :func:`register`.
 
     Raises:
         ValueError: RecBole has a data set class of its own for the model.
@@ -134,6 +138,14 @@ def use_dataset(names: Sequence[str], dataset: type) -> None:
     for name in names:
         _refuse_taken_helper(f"{name}Dataset", recbole.data.dataset, dataset, None)
         setattr(recbole.data.dataset, f"{name}Dataset", dataset)
+    _recbole_properties()  # cached before dataset_arguments grows
+    _add_dataset_arguments(dataset_arguments)
+    _dataset_properties.update(dataset_arguments)
+
+
+def _add_dataset_arguments(names: Iterable[str]) -> None:
+    arguments = argument_list.dataset_arguments
+    arguments.extend(name for name in names if name not in arguments)
 
 
 def settings_for_loading(model: str) -> Mapping[str, Any]:
@@ -142,7 +154,7 @@ def settings_for_loading(model: str) -> Mapping[str, Any]:
 
 
 def _same_class(one: Any, other: type) -> bool:
-    """Whether both are the same class, perhaps defined anew by a reload."""
+    """Return whether both are the same class, perhaps defined again by a reload."""
     return (getattr(one, "__module__", None), getattr(one, "__qualname__", None)) == (
         other.__module__,
         other.__qualname__,
@@ -166,46 +178,46 @@ def _refuse_taken_model(model: type, alias: str) -> None:
             )
 
 
-def _refuse_taken_helper(name: str, home: ModuleType, given: type | None, before: type | None) -> None:
-    """Raise ValueError if ``home`` has ``name`` from elsewhere: RecBole would pick it up for our model."""
+def _refuse_taken_helper(name: str, home: ModuleType, helper: type | None, before: type | None) -> None:
+    """Raise ValueError if ``home`` has another class named ``name``, which RecBole would use for our model."""
     holder = getattr(home, name, None)
-    ours = holder is before or (given is not None and _same_class(holder, given))
+    ours = holder is before or (helper is not None and _same_class(holder, helper))
     if holder is not None and not ours:
         raise ValueError(f"{home.__name__}.{name} exists ({holder!r}): RecBole would use it here. Rename the model")
 
 
 # ------------------------------------------------------------------------------------------------- properties
-def check_keys(given: Iterable[object], known: Collection[str], where: str, preferred: Collection[str] = ()) -> None:
-    """Refuse property names that nobody knows.
+def check_keys(names: Iterable[object], allowed: Collection[str], where: str, preferred: Collection[str] = ()) -> None:
+    """Refuse unknown property names.
 
-    RecBole's ``Config`` answers None for a name it does not know and keeps whatever it is given, so that a
-    misspelt property changes nothing and says nothing.
+    RecBole's ``Config`` accepts any name, and returns None for a missing one. A misspelled property would silently change
+    nothing.
 
     Args:
-        given: the names found.
-        known: the names allowed.
-        where: where the names were found, as the reader should be told: ``"config_dict"``.
+        names: the names to check.
+        allowed: the known names.
+        where: the source of the names, for the error: ``"config_dict"``.
         preferred: names that are suggested before others.
 
     Raises:
-        ValueError: names every unknown one, the nearest known name of each, and ``where``.
+        ValueError: names every unknown property, the nearest known name of each, and ``where``.
 
     >>> check_keys(["use_item_embedding"], {"use_item_embedding"}, "config_dict")
-    >>> check_keys(["item_row"], {"use_item_embedding"}, "config_dict")
+    >>> check_keys(["use_item_embeding"], {"use_item_embedding"}, "config_dict")
     Traceback (most recent call last):
     ...
-    ValueError: unknown property 'item_row' (did you mean 'use_item_embedding'?) in config_dict
+    ValueError: unknown property 'use_item_embeding' (did you mean 'use_item_embedding'?) in config_dict
     """
-    unknown = [key for key in given if key not in known]
+    unknown = [key for key in names if key not in allowed]
     if unknown:
         noun = "property" if len(unknown) == 1 else "properties"
-        hints = [did_you_mean(str(key), preferred) or did_you_mean(str(key), known) for key in unknown]
+        hints = [did_you_mean(str(key), preferred) or did_you_mean(str(key), allowed) for key in unknown]
         named = ", ".join(f"{key!r}{hint}" for key, hint in zip(unknown, hints, strict=True))
         raise ValueError(f"unknown {noun} {named} in {where}")
 
 
 def known_properties(model: str) -> frozenset[str]:
-    """Every property a registered model accepts: RecBole's common ones and those in the model's YAML file.
+    """Return the properties of a registered model: RecBole's common ones and those in the model's YAML file.
 
     Raises:
         KeyError: no such model is registered.
@@ -216,7 +228,7 @@ def known_properties(model: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=1)
 def _recbole_properties() -> frozenset[str]:
-    """The properties RecBole's common code reads, from its YAML files and argument lists; no model's own."""
+    """Return the properties of RecBole's common code, from its YAML files and argument lists; none of a model."""
     folder = _RECBOLE / "properties"
     files = [folder / "overall.yaml", *folder.glob("quick_start_config/*"), *folder.glob("dataset/*.yaml")]
     lists = ("general_arguments", "training_arguments", "evaluation_arguments", "dataset_arguments")
@@ -224,11 +236,11 @@ def _recbole_properties() -> frozenset[str]:
     for file in files:
         if not file.name.endswith("url.yaml"):  # those map data set names to addresses
             keys.update(_read_properties(file))
-    return frozenset(keys)
+    return frozenset(keys - _dataset_properties)  # which dataset_arguments has if the module was reloaded
 
 
 def _read_properties(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping."""
+    """Return the mapping in a YAML file; an empty file is an empty mapping."""
     content = parse_yaml(file.read_text(encoding="utf-8"))
     if content is not None and not isinstance(content, dict):
         raise ValueError(f"{file} must hold 'property: value' lines, not a {type(content).__name__}")
@@ -236,32 +248,32 @@ def _read_properties(file: Path) -> dict[str, Any]:
 
 
 def _add_defaults(config: Any, entry: _Registration, dataset: str) -> None:
-    """Put the model's defaults above RecBole's general ones and below those it has for this very data set."""
+    """Let the model's defaults override RecBole's general ones, but not those that RecBole has for this data set."""
     own = _RECBOLE / "properties" / "dataset" / f"{dataset}.yaml"
-    settled = _read_properties(own) if own.is_file() else {}
+    of_dataset = _read_properties(own) if own.is_file() else {}
     defaults = _read_properties(entry.properties)
-    config.internal_config_dict.update({key: value for key, value in defaults.items() if key not in settled})
+    config.internal_config_dict.update({key: value for key, value in defaults.items() if key not in of_dataset})
 
 
 def _rename_properties(config: Any) -> None:
-    """Replace old names of properties, wherever the user wrote them."""
-    places = (config.file_config_dict, config.variable_config_dict, config.cmd_config_dict, config.external_config_dict)
-    for given in places:
-        renamed = with_current_names(given)
-        given.clear()
-        given.update(renamed)
+    """Replace old names of properties in all sources of settings."""
+    sources = (config.file_config_dict, config.variable_config_dict, config.cmd_config_dict, config.external_config_dict)
+    for settings in sources:
+        renamed = with_current_names(settings)
+        settings.clear()
+        settings.update(renamed)
 
 
 def _check_properties(config: Any, model: str) -> None:
-    """Refuse properties that no model knows, and note those that this model does not use.
+    """Refuse properties that no model knows, and record those that this model does not use.
 
-    A configuration may serve several models side by side, so keys of other models are accepted. ``patches`` tells the unused
-    ones once in the log.
+    A configuration may serve several models side by side, so properties of other models are accepted. ``patches`` logs the
+    unused ones, once per run.
     """
     own, anyone = known_properties(model), _properties_of_all_models()
     if config.external_config_dict.get("transform"):
         own |= _TRANSFORM_OPTIONS
-    places = (
+    sources = (
         (config.file_config_dict, f"a config file (model {model})"),
         (config.variable_config_dict, f"config_dict (model {model})"),
         (
@@ -270,14 +282,14 @@ def _check_properties(config: Any, model: str) -> None:
             "this one is your own script's, create the Config inside recbole_integration.patches.clean_argv())",
         ),
     )
-    for properties, where in places:
+    for properties, where in sources:
         check_keys(properties, anyone | own, where, preferred=own)
     config.unused_properties = [key for key in config.external_config_dict if key not in own]
 
 
 def _properties_of_all_models() -> frozenset[str]:
     """Return the properties that RecBole, one of its models or a registered model knows."""
-    return _properties_of_recbole_models().union(*(known_properties(model) for model in _registered))
+    return _properties_of_recbole_models().union(_dataset_properties, *(known_properties(model) for model in _registered))
 
 
 @functools.lru_cache(maxsize=1)
@@ -288,7 +300,7 @@ def _properties_of_recbole_models() -> frozenset[str]:
 
 # ------------------------------------------------------------------------------------------------- installing
 def install() -> None:
-    """Connect registered models to RecBole's ``Config`` and its children; a second call changes nothing."""
+    """Connect registered models to RecBole's ``Config`` and its child processes; a second call changes nothing."""
     replace(configurator.Config, "_load_internal_config_dict", _hook_config)
     replace(configurator, "get_model", _hook_get_model)
     for module in (importlib.import_module("recbole.quick_start"), quick_start):
@@ -310,11 +322,10 @@ def _hook_config(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _hook_get_model(original: Callable[[str], type]) -> Callable[[str], type]:
-    """Name the nearest model if there is none of this name.
+    """Name the nearest model in the error for an unknown one.
 
-    RecBole 1.2.1 looks for an unknown name last in ``exlib_recommender``, which imports LightGBM: the user
-    reads "No module named 'lightgbm'" (utils/utils.py:75). A name in the wrong case ends in an AttributeError
-    (:84).
+    RecBole 1.2.1 looks for an unknown name last in ``exlib_recommender``, which imports LightGBM, so the user reads "No
+    module named 'lightgbm'" (utils/utils.py:75). A name in the wrong case ends in an AttributeError (:84).
     """
 
     def get_model(model_name: str) -> type:
@@ -322,7 +333,7 @@ def _hook_get_model(original: Callable[[str], type]) -> Callable[[str], type]:
             return original(model_name)
         except (ImportError, AttributeError, ValueError) as error:
             names = {file.stem for file in _RECBOLE.glob("properties/model/*.yaml")} | set(_registered)
-            if model_name in names:  # it exists, and fails for a reason of its own, such as a missing library
+            if model_name in names:  # it exists, and failed for another reason, such as a missing library
                 raise
             hint = did_you_mean(model_name, names)
             raise ValueError(f"no model named {model_name!r} in RecBole or recbole_qbert{hint}") from error
@@ -342,19 +353,22 @@ def require_model(model: str) -> None:
 def require_dataset(model: str, dataset: str, config_files: Sequence[str] = ()) -> None:
     """Refuse a data set that has no folder and that RecBole cannot download.
 
-    Properties are read from files and from the command line, as RecBole does.
+    Args:
+        model: name of the model.
+        dataset: name of the data set.
+        config_files: property files. Properties of the command line are read, too, as in RecBole.
 
     Raises:
-        FileNotFoundError: names the folder and the nearest data set beside it.
+        FileNotFoundError: names the folder and the nearest data set next to it.
     """
     config = configurator.Config(model=model, dataset=dataset, config_file_list=list(config_files) or None)
     folder = Path(config["data_path"])
     addresses = _read_properties(_RECBOLE / "properties" / "dataset" / "url.yaml")
     if folder.is_dir() or dataset in addresses:
         return
-    beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+    existing = [path.name for path in folder.parent.glob("*") if path.is_dir()]
     raise FileNotFoundError(
-        f"data set {dataset!r}: there is no folder {folder}{did_you_mean(dataset, beside)}; --data_path must name the "
+        f"data set {dataset!r}: there is no folder {folder}{did_you_mean(dataset, existing)}; --data_path must name the "
         f"folder that holds a folder {dataset} with {dataset}.inter in it"
     )
 
@@ -364,10 +378,10 @@ _run_recboles = inspect.unwrap(quick_start.run_recboles)
 
 
 def run_recboles(rank: int, *args: Any) -> None:
-    """RecBole's function of the same name (quick_start.py:168), from a place that registers the models.
+    """Call RecBole's function of the same name (quick_start.py:168), from a module that registers our models.
 
-    ``run(nproc=2)`` sends its module's global ``run_recboles`` to fresh interpreters, which import only what
-    they must to unpickle it: with RecBole's own function that is RecBole, and our models are unknown there.
+    ``run(nproc=2)`` sends the global ``run_recboles`` of its module to fresh interpreters. These import only the module of
+    the function. With RecBole's own function that is RecBole, where our models are unknown.
     """
     _run_recboles(rank, *args)
 
@@ -381,9 +395,17 @@ def objective_function(
     config_file_list: list[str] | None = None,
     saved: bool = True,
 ) -> dict[str, Any]:
-    """RecBole's tuning objective (quick_start.py:184) for ray: its workers import this module to unpickle it.
+    """Call RecBole's tuning objective (quick_start.py:184) from a module that registers our models, for ray's workers.
 
-    Hyperopt runs in this process and takes either this or RecBole's own function.
+    Hyperopt runs in this process and works with this function or RecBole's own.
+
+    Args:
+        config_dict: settings of a trial.
+        config_file_list: property files.
+        saved: whether to write a checkpoint.
+
+    Returns:
+        RecBole's result: model, metrics of validation and test.
     """
     result: dict[str, Any] = quick_start.objective_function(config_dict, config_file_list, saved)
     return result

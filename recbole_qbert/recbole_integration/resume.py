@@ -21,21 +21,21 @@ from recbole_qbert.utils.resume_file import ResumeFile
 
 Callback = Callable[[int, float], Any]
 
-# What may differ between a run and its continuation; files count by their content (``fingerprint``).
+# Properties that may differ between a run and its continuation. Files count by their content (``fingerprint``).
 _VOLATILE = RUNTIME_PROPERTIES | {"pretrained", "semantic_id_file", "epochs"}
 
 
 class TrainingState:
-    """State of one training in ``<checkpoint>.progress``, and its log in ``<checkpoint>.jsonl``, one line an epoch.
+    """State of one training in ``<checkpoint>.progress``, and its log in ``<checkpoint>.jsonl``, one line per epoch.
 
     The state of another run (other settings, another ``start``, other validation rows) is replaced.
 
     Args:
         checkpoint: file of the best weights.
         config: RecBole's configuration.
-        start: what training starts from besides the settings (data, weights), as text.
-        order: generator of the order of the rows. With it the random states are stored, too, which RecBole's own trainers
-            need to resume.
+        start: digest of the data and weights that training starts from.
+        order: generator of the order of the rows. With it the random states are stored, too. RecBole's own trainers need
+            them to resume.
     """
 
     def __init__(self, checkpoint: Path, config: Any, start: str, order: torch.Generator | None = None) -> None:
@@ -50,7 +50,7 @@ class TrainingState:
     def fit(
         self, trainer: Any, fit: Callable[[Callback], Any], train_data: Any, valid_data: Any, callback: Callback | None
     ) -> Any:
-        """Train from the saved state on.
+        """Train, starting from the saved state if there is one.
 
         Args:
             trainer: RecBole's trainer, not yet trained.
@@ -83,7 +83,7 @@ class TrainingState:
         return fit(after_validation)
 
     def load(self, trainer: Any) -> bool:
-        """Set a trainer to the saved state; return false if there is none."""
+        """Set a trainer to the saved state; return whether there is one that fits."""
         state = self.file.load() if self.checkpoint.exists() else None
         if state is None:
             return False
@@ -107,6 +107,11 @@ class TrainingState:
         """Write the state after an epoch and add its line to the log.
 
         RecBole wrote the best weights to its own checkpoint just before. A kill between the two repeats an epoch.
+
+        Args:
+            trainer: RecBole's trainer.
+            epoch: number of the epoch, from 0.
+            score: its score on validation.
         """
         self.file.path.parent.mkdir(parents=True, exist_ok=True)
         line = {"epoch": epoch, "loss": trainer.train_loss_dict[epoch], trainer.valid_metric: float(score)}
@@ -133,17 +138,17 @@ class TrainingState:
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """SHA-256 of the content of each."""
+    """Return the SHA-256 of the content of each tensor."""
     return {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest() for name, value in tensors.items()}
 
 
 def hash_rows(dataset: Any) -> dict[str, str]:
-    """SHA-256 of every column of a RecBole data set."""
+    """Return the SHA-256 of every column of a RecBole data set."""
     return hash_tensors({name: dataset.inter_feat[name] for name in dataset.inter_feat})
 
 
 def _random_state(order: torch.Generator) -> dict[str, Any]:
-    """What RecBole draws from, as plain values: masks (Python), negatives (numpy), dropout (torch), the order of rows."""
+    """Return the random states of RecBole as plain values: masks (Python), negatives (numpy), dropout (torch), row order."""
     version, words, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()
     return {

@@ -1,4 +1,4 @@
-"""One vocabulary of semantic IDs over several data sets, for pretraining on some and fine-tuning on each."""
+"""Build one vocabulary of semantic IDs over several data sets, to pretrain on some and fine-tune on each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SharedVocabulary:
     Attributes:
         folder: holds ``<data set>.sid`` for each of them, and ``pretrain.pth`` after pretraining.
         pretraining: the job of pretraining on the sources.
-        figures: of stages 1 and 2.
+        figures: figures of stages 1 and 2.
     """
 
     folder: Path
@@ -38,6 +38,13 @@ def build_vocabulary(job: Job, sources: Sequence[str], targets: Sequence[str] = 
         job: where the data lie, where to write, and the properties. Its own data set is not read.
         sources: names of the data sets to pretrain on.
         targets: names of data sets that take part in the vocabulary but not in pretraining.
+
+    Returns:
+        The folder of the vocabulary, and the job of pretraining.
+
+    Raises:
+        FileNotFoundError: a data set is missing.
+        ValueError: a stage refuses its input.
     """
     everything = [*sources, *(name for name in targets if name not in sources)]
     unions = job.output / "unions"
@@ -75,7 +82,7 @@ def union_name(datasets: Sequence[str]) -> str:
 
 
 def vocabulary_properties(folder: Path, dataset: str) -> dict[str, Any]:
-    """Return the properties by which a data set uses a shared vocabulary: its IDs, and the pretrained weights.
+    """Return the properties that make a data set use a shared vocabulary: its IDs and the pretrained weights.
 
     Raises:
         FileNotFoundError: the vocabulary does not cover the data set.

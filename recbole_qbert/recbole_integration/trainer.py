@@ -1,4 +1,4 @@
-"""RecBole trainer: AdamW with warm-up, epochs that can be repeated, several processes, ranks in place of score matrices."""
+"""RecBole trainer with AdamW and warm-up, resumable epochs, several processes, and evaluation by ranks."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from recbole_qbert.utils.distributed import barrier
 class WarmupAdamW(torch.optim.AdamW):
     """AdamW whose learning rate rises linearly over the first steps.
 
-    The count of steps lies in the parameter groups, so it is saved and resumed with them.
+    The number of steps is part of the parameter groups, so that it is saved and resumed with them.
     """
 
     def __init__(self, groups: Any, *, lr: float, betas: tuple[float, float], warmup_steps: int) -> None:
-        super().__init__(groups, lr=lr, betas=betas, fused=True)  # one pass over each parameter, not about ten
+        super().__init__(groups, lr=lr, betas=betas, fused=True)  # one pass over each parameter instead of about ten
         for group in self.param_groups:
             group["full_lr"], group["warmup_steps"], group["taken"] = lr, warmup_steps, 0
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """As torch's; states of before this was one pass say otherwise."""
+        """Load a state. Older states were not fused, which this optimizer always is."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             group["fused"] = True
 
     def step(self, closure: Any = None) -> Any:
-        """One update at the learning rate that the warm-up allows."""
+        """Update the parameters at the learning rate of the warm-up."""
         for group in self.param_groups:
             group["taken"] += 1
             group["lr"] = group["full_lr"] * min(1.0, group["taken"] / max(group["warmup_steps"], 1))
@@ -47,17 +47,17 @@ class WarmupAdamW(torch.optim.AdamW):
 
 
 class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
-    """RecBole's ``Trainer`` with an epoch, an evaluation and an interruption of its own.
+    """RecBole's ``Trainer`` with its own epochs, evaluation and resuming.
 
-    *An epoch* is a function of the weights, the optimizer, the seed and the epoch's number: everything random in it (order
-    of users, masks, dropout) starts from a seed made of the last two. So a run that goes on from a saved epoch needs no
-    random state, and equals one that was never stopped.
+    *An epoch* is a function of the weights, the optimizer, the seed and the epoch's number. Everything random in it (order
+    of users, masks, dropout) starts from a seed that is computed from the last two. A run that resumes after a saved epoch
+    therefore needs no random state, and equals an uninterrupted one.
 
-    *Several processes* see the same batches, each computes every n-th row, and gradients are summed: n processes train as
-    one does, on batches of ``train_batch_size`` users in all. No user is seen twice, none is left out.
+    *Several processes* see the same batches. Each process computes every n-th row, and gradients are summed. So n processes
+    train as one does, on batches of ``train_batch_size`` users in total. Each user is seen once.
 
-    *Evaluation* needs the rank of each user's target only; RecBole's evaluator counts its metrics from the ranks. Ties count
-    against the model. With several processes each ranks a share of the users, and all get all ranks.
+    *Evaluation* needs only the rank of each user's target. RecBole's evaluator computes its metrics from the ranks. Ties
+    count against the model. With several processes each ranks a share of the users, and all receive all ranks.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
@@ -73,7 +73,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
 
     # -------------------------------------------------------------------------------------------------- training
     def _build_optimizer(self, **kwargs: Any) -> Any:
-        """AdamW with warm-up and no decay on vectors and scalars; other learners as RecBole builds them."""
+        """Build AdamW with warm-up and no decay on vectors and scalars; RecBole builds other learners."""
         if self.learner.lower() != "adamw" or kwargs:
             return super()._build_optimizer(**kwargs)
         learning = [p for p in self.model.parameters() if p.requires_grad]
@@ -93,9 +93,20 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         show_progress: bool = False,
         callback_fn: Callback | None = None,
     ) -> tuple[float, Any]:
-        """Train, or go on from the last whole epoch; then, with a structural prior, fit its weight on validation.
+        """Train, or resume after the last complete epoch; then fit the weight of a structural prior on validation.
 
-        With ``saved=False``, where nothing holds the best weights, the prior is fitted to those of the last epoch.
+        With ``saved=False`` no file holds the best weights, and the prior is fitted to those of the last epoch.
+
+        Args:
+            train_data: loader of the training rows.
+            valid_data: loader of the validation rows, which choose the best epoch.
+            verbose: write a line per epoch to the log.
+            saved: write the best weights to ``saved_model_file``.
+            show_progress: show progress bars.
+            callback_fn: function that is called with epoch and score after every validation.
+
+        Returns:
+            Best score and metrics on validation.
         """
         fit = partial(super().fit, train_data, valid_data, verbose, saved, show_progress)
         result = self.progress.fit(self, fit, train_data, valid_data, callback_fn) if self.progress else fit(callback_fn)
@@ -105,7 +116,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         return self._fit_and_keep_prior(valid_data, saved)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
-        """One pass over all users; the summed loss of its batches."""
+        """Train on all users once; return the summed loss of the batches."""
         del loss_func
         self.model.train()
         rows = train_data._dataset
@@ -140,26 +151,26 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         return total
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
-        """Validation between epochs takes its products in the precision of training; tests do not."""
+        """Validate between epochs with the matrix products of training (``matmul_precision``). Tests use full precision."""
         with _products(self.model.settings.matmul_precision):
             return super()._valid_epoch(valid_data, show_progress)
 
     def _at_hand(self, rows: Any) -> Any:
-        """The rows of a data set as one ``Interaction`` on the model's device, moved there once.
+        """Return the rows of a data set as one ``Interaction`` on the model's device, moved there once.
 
-        What would take more than a tenth of a GPU's memory stays where it is, and batches are moved.
+        Rows that would take more than a tenth of a GPU's memory stay on the CPU, and batches are moved.
         """
         if self.device.type == "cpu":
             return rows.inter_feat
         if id(rows) not in self._moved:
             size = sum(rows.inter_feat[field].nbytes for field in rows.inter_feat)
             fits = self.device.type != "cuda" or size < torch.cuda.get_device_properties(self.device).total_memory / 10
-            # With the data set itself, so that its id stays its own.
+            # The data set is stored, too, so that its id is not used again.
             self._moved[id(rows)] = rows, rows.inter_feat.to(self.device) if fits else rows.inter_feat
         return self._moved[id(rows)][1]
 
     def _users(self, rows: Any, generator: torch.Generator) -> Tensor:
-        """The epoch's rows in their order; ``[U]``."""
+        """Return the order of the epoch's rows, ``[U]``."""
         domains = self.model.network.domains
         if domains is None or self.model.settings.domain_sampling == "proportional":
             return torch.randperm(len(rows), generator=generator)
@@ -171,7 +182,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             return loss
         learning = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in learning:
-            if parameter.grad is None:  # a process whose share of the batch taught it nothing
+            if parameter.grad is None:  # in a process whose share of the batch has no target for it
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([*(p.grad.flatten() for p in learning), loss.reshape(1)])
         distributed.all_reduce(flat)
@@ -184,7 +195,17 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
     ) -> Any:
-        """As RecBole's, from the ranks of the targets where the metrics asked for need no more than these."""
+        """Evaluate as RecBole does, but from the ranks of the targets alone if the metrics need only these.
+
+        Args:
+            eval_data: loader of validation or test rows.
+            load_best_model: load the best weights first.
+            model_file: file of the weights; by default ``saved_model_file``.
+            show_progress: show progress bars.
+
+        Returns:
+            RecBole's metrics.
+        """
         needed = {name for name in ("rec.topk", "rec.items", "rec.meanrank", "rec.score") if self._needs(name)}
         if not eval_data or needed != {"rec.topk"} or not _is_full_ranking(eval_data):
             return super().evaluate(eval_data, load_best_model, model_file, show_progress)
@@ -208,25 +229,28 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def target_ranks(self, eval_data: Any, show_progress: bool = False, exclude_history: bool = False) -> Tensor:
-        """Rank of each row's target among all items, from 1; ``[U]`` int64 on the CPU, in the order of the rows.
+        """Return the rank of each row's target among all items, from 1.
 
-        No ``[B, N]`` scores are held (``CatalogRanker``).
+        It needs no ``[B, N]`` scores in memory (``CatalogRanker``).
 
         Args:
             eval_data: loader of validation or test rows.
             show_progress: show a bar.
-            exclude_history: put the items of a row's history last.
+            exclude_history: rank the items of a row's history last.
+
+        Returns:
+            ``[U]`` int64 on the CPU, in the order of the rows.
         """
         rows, ranker = eval_data._dataset, CatalogRanker(self.model.eval().network, self.model.prior)
         at_hand = self._at_hand(rows)
         lengths = rows.inter_feat[self.model.ITEM_SEQ_LEN]
-        # Like lengths together, so that few rows are padded; whole batches are dealt out, so that a batch gives the same
-        # numbers whoever computes it.
+        # Rows of similar length share a batch, so that few are padded. Processes take whole batches, so that a batch gives
+        # the same numbers in whichever process.
         batches = lengths.argsort(stable=True).split(self.config["eval_batch_size"])
         ranks = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         own = batches[self.rank :: self.world]
         for index in tqdm(own, desc="ranking", ncols=100, leave=False, disable=not show_progress):
-            if not len(index):  # no rows at all
+            if not len(index):  # the data set has no rows
                 continue
             batch = at_hand[index].to(self.device)
             length = batch[self.model.ITEM_SEQ_LEN]
@@ -242,8 +266,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         checkpoint = checkpoint_io.load_checkpoint(self.saved_model_file) if saved else None
         if checkpoint:
             self.model.load_state_dict(checkpoint["state_dict"])
-        found = self.fit_prior(valid_data)
-        self.logger.info(f"structural prior fitted on validation: {found}")
+        choice = self.fit_prior(valid_data)
+        self.logger.info(f"structural prior fitted on validation: {choice}")
         self.best_valid_result = self.evaluate(valid_data, load_best_model=False)
         self.best_valid_score = self.best_valid_result[self.valid_metric]
         if checkpoint:
@@ -255,7 +279,11 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def fit_prior(self, valid_data: Any) -> dict[str, float]:
-        """Fit the prior by NDCG@10 on validation, with the rule of ``evaluate`` for the history; returns the choice."""
+        """Fit the prior by NDCG@10 on validation, with the history excluded if ``evaluate`` excludes it.
+
+        Returns:
+            The chosen weight and epsilon, and figures.
+        """
         model, rows = self.model.eval(), valid_data._dataset
 
         def batches() -> Iterator[prior_fitting.Batch]:
@@ -268,16 +296,16 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
                 scores = partial(_scores, model, sequences, lengths)
                 yield scores, sequences, lengths, batch[model.ITEM_ID]
 
-        found = prior_fitting.fit_prior(model.prior, batches)
+        choice = prior_fitting.fit_prior(model.prior, batches)
         if self.parallel:  # sums on a GPU may differ in the last bit, and with them a choice between equals
             for value in model.prior.state_dict().values():
                 distributed.broadcast(value, 0)
-        return found
+        return choice
 
 
 @contextmanager
 def _products(precision: str) -> Iterator[None]:
-    """Take float32 products in a precision, in the block."""
+    """Compute float32 matrix products with a precision while the block runs."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -287,7 +315,7 @@ def _products(precision: str) -> Iterator[None]:
 
 
 def _scores(model: Any, sequences: Tensor, lengths: Tensor) -> Tensor:
-    """Of all items, ``[B, N]``; those of the history at -inf where they are left out. Padding is item 0, never an answer."""
+    """Return the scores of all items, ``[B, N]``; -inf for excluded items of the history. Padding is item 0."""
     scores: Tensor = model.network.scores(sequences, lengths)
     return scores.scatter_(1, sequences, -torch.inf) if model.exclude_history else scores
 

@@ -1,11 +1,12 @@
-"""Whole workflows as functions: stages 1 and 2, pretraining, fine-tuning, and all in order. The command line calls these.
+"""Run whole workflows: stages 1 and 2, pretraining, fine-tuning, and all in order. The command line calls these functions.
 
-They return figures as plain values. They print nothing but progress bars on a terminal.
+They return figures as plain values. They print only progress bars, and only on a terminal.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,10 +25,11 @@ from recbole_qbert.recbole_integration.patches import ConfigValues
 from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary, vocabulary_properties
 from recbole_qbert.utils.console import progress_bars_wanted
 
+log = logging.getLogger(__name__)
 Figures = dict[str, Any]
 PathLike = str | os.PathLike[str]
 TITLES = {"pretrain": "stage 3 pretrain", "finetune": "stage 3 fine-tune"}
-#: Properties that a baseline takes over from QBERT4Rec beside it: split, metrics, early stopping, seed.
+#: Properties that a baseline takes from the QBERT4Rec run: split, metrics, early stopping, seed.
 SHARED_WITH_BASELINES = (
     "MAX_ITEM_LIST_LENGTH", "eval_args", "metrics", "topk", "valid_metric", "stopping_step", "seed", "eval_batch_size",
 )  # fmt: skip
@@ -40,17 +42,21 @@ def encode_features(
     properties: Mapping[str, Any] | None = None,
     config_files: Sequence[PathLike] = (),
 ) -> Figures:
-    """Load the features of a data set; encode its text and images by the built-in encoders if it brings none.
+    """Load the features of a data set; if it has none, encode its text and images with the built-in encoders.
 
     Args:
         dataset: name of the data set.
         data_path: folder that holds the data set's folder.
         output: folder of everything that is written.
-        properties: of QBERT4Rec or RecBole.
+        properties: properties of QBERT4Rec or RecBole.
         config_files: property files.
 
     Returns:
         Figures: ``features``.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     _, figures = _builder(Job.of(dataset, data_path, output, properties, config_files)).features()
     return {"dataset": dataset, "features": figures}
@@ -63,10 +69,21 @@ def inject(
     properties: Mapping[str, Any] | None = None,
     config_files: Sequence[PathLike] = (),
 ) -> Figures:
-    """Run stage 1: fuse the modalities of each item into one vector. Arguments as of ``encode_features``.
+    """Run stage 1: fuse the modalities of each item into one vector.
+
+    Args:
+        dataset: name of the data set.
+        data_path: folder that holds the data set's folder.
+        output: folder of everything that is written.
+        properties: properties of QBERT4Rec or RecBole.
+        config_files: property files.
 
     Returns:
         Figures: ``features`` and ``injection``.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     builder = _builder(Job.of(dataset, data_path, output, properties, config_files))
     features, figures = builder.features()
@@ -80,10 +97,21 @@ def build_semantic_ids(
     properties: Mapping[str, Any] | None = None,
     config_files: Sequence[PathLike] = (),
 ) -> Figures:
-    """Run stages 1 and 2: write ``<output>/<dataset>/<dataset>.sid``. Arguments as of ``encode_features``.
+    """Run stages 1 and 2: write ``<output>/<dataset>/<dataset>.sid``.
+
+    Args:
+        dataset: name of the data set.
+        data_path: folder that holds the data set's folder.
+        output: folder of everything that is written.
+        properties: properties of QBERT4Rec or RecBole.
+        config_files: property files.
 
     Returns:
         Figures: ``features``, ``injection``, ``semantic_ids``, ``seconds``, and ``file``, the ``.sid`` file.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     job = Job.of(dataset, data_path, output, properties, config_files)
     _, figures = _builder(job).build()
@@ -104,12 +132,16 @@ def pretrain(
         dataset: name of the data set, or names of several.
         data_path: folder that holds the data sets' folders.
         output: folder of everything that is written.
-        properties: of QBERT4Rec or RecBole.
+        properties: properties of QBERT4Rec or RecBole.
         config_files: property files.
         targets: with several data sets, further ones that take part in the vocabulary, to fine-tune on later.
 
     Returns:
         Figures of the stages, ``valid``, ``checkpoints`` and, for several data sets, ``vocabulary``, its folder.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     figures: Figures = {"seconds": {}}
     if isinstance(dataset, str):
@@ -138,13 +170,17 @@ def finetune(
         dataset: name of the data set.
         data_path: folder that holds the data set's folder.
         output: folder of everything that is written.
-        properties: of QBERT4Rec or RecBole; ``pretrained`` names a checkpoint to start from.
+        properties: properties of QBERT4Rec or RecBole; ``pretrained`` names a checkpoint to start from.
         config_files: property files.
         vocabulary: folder that ``pretrain`` of several data sets wrote; its IDs and weights are used.
         baselines: RecBole models to train on the same split.
 
     Returns:
         Figures of the stages, ``valid``, ``test``, ``test_with_prior``, ``baselines`` and ``checkpoints``.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     job = Job.of(dataset, data_path, output, properties, config_files)
     if vocabulary is not None:
@@ -166,18 +202,23 @@ def train(
         dataset: name of the data set.
         data_path: folder that holds the data set's folder.
         output: folder of everything that is written.
-        properties: of QBERT4Rec or RecBole.
+        properties: properties of QBERT4Rec or RecBole.
         config_files: property files.
         baselines: RecBole models to train on the same split.
 
     Returns:
         Figures of the stages, ``valid``, ``test``, ``test_with_prior``, ``baselines`` and ``checkpoints``.
+
+    Raises:
+        FileNotFoundError: the data set or a property file is missing.
+        ValueError: a setting, the data or the features are refused.
     """
     job = Job.of(dataset, data_path, output, properties, config_files)
     figures: Figures = {"dataset": dataset, "seconds": {}}
     config = job.configure()
     if config["pretrain_epochs"] > 0 and not config["pretrained"]:
-        _train_stage(job, "pretrain", figures)
+        # The property checkpoint_file, where it is set, names the checkpoint of fine-tuning.
+        _train_stage(job.with_properties(checkpoint_file=None), "pretrain", figures)
         job = job.with_properties(pretrained=figures["checkpoints"]["pretrain"], rebuild=False)  # built just now
     return _finetune(job, baselines, figures)
 
@@ -189,7 +230,7 @@ def demo(
 
     Args:
         output: folder of everything that is written; the data lie in ``demo_data``.
-        properties: of QBERT4Rec or RecBole.
+        properties: properties of QBERT4Rec or RecBole.
         baselines: RecBole models to train on the same split.
 
     Returns:
@@ -201,6 +242,7 @@ def demo(
     started = time.perf_counter()
     prepare_demo(data)
     seconds = time.perf_counter() - started
+    log.info("raw reviews, metadata, product pictures and the data sets made of them: %s (%.0f s)", data, seconds)
     files = [property_file(f"dataset/{TARGET}.yaml")]
     figures = train(TARGET, data, output, properties, files, baselines)
     return figures | {"data": str(data), "seconds": {"demo data": seconds, **figures["seconds"]}}
@@ -223,10 +265,10 @@ def _train_stage(job: Job, stage: str, figures: Figures) -> experiment.Run:
         config = job.configure(**experiment.pretraining_settings(config))
     with experiment.working_directory(job.folder):
         run = experiment.train(config, TITLES[stage])
-    for name, known in run.model.identifier_figures.items():
-        figures.setdefault(name, known)
+    for name, value in run.model.identifier_figures.items():
+        figures.setdefault(name, value)
     for name, seconds in run.model.identifier_figures["seconds"].items():
-        figures["seconds"][name] = max(seconds, figures["seconds"].get(name, 0.0))  # building, not loading what is built
+        figures["seconds"][name] = max(seconds, figures["seconds"].get(name, 0.0))  # of building, not of loading
     figures["seconds"][stage] = run.seconds["training"]
     figures.setdefault("checkpoints", {})[stage] = checkpoint
     return run
@@ -256,9 +298,9 @@ def _train_baseline(job: Job, ours: Config, name: str) -> tuple[Figures, float]:
     settings = {key: ours[key] for key in SHARED_WITH_BASELINES}
     settings["checkpoint_dir"] = str(job.folder / "checkpoints" / name)
     files = [str(property_file("baseline/common.yaml"))]
-    with contextlib.suppress(FileNotFoundError):  # RecBole's own defaults serve
+    with contextlib.suppress(FileNotFoundError):  # without a file, RecBole's defaults apply
         files.append(str(property_file(f"baseline/{name}.yaml")))
-    if "epochs" in job.properties:  # a limit that a user sets is meant for every model of the table
+    if "epochs" in job.properties:  # a limit that the user sets applies to every model of the table
         settings["epochs"] = job.properties["epochs"]
     config = experiment.configure(name, job.dataset, job.data_path, settings, files)
     with experiment.working_directory(job.folder):

@@ -1,4 +1,4 @@
-"""Semantic IDs for items that came after the vocabulary was made; weights and existing IDs stay as they are."""
+"""Add semantic IDs for new items to a vocabulary. Weights and existing IDs do not change."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def add_items(
         dataset: name of the data set.
         vocabulary: folder with the output of stages 1 and 2, of one data set or of several.
         features: folder with ``<dataset>.items.txt`` and ``<dataset>.<modality>.npy`` of new and old items.
-        output: ``.sid`` file to write: the existing IDs, then the new ones. The neighbors go beside it.
-        earlier: ``.sid`` file of an earlier call, to continue from; its IDs stay.
+        output: ``.sid`` file to write: the existing IDs, then the new ones. The neighbors are written next to it.
+        earlier: ``.sid`` file of an earlier call to continue from; its IDs do not change.
 
     Returns:
         ``dataset``, ``existing`` and ``new`` (numbers of items), ``semantic_ids`` (the file) and ``first``, a few new items

@@ -1,4 +1,4 @@
-"""Recommendations for the histories of a file."""
+"""Recommend items for the histories of a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recbole_qbert.serving.recommendation_files import Write, recommendation_fil
 from recbole_qbert.serving.recommender import Recommender, Skipped
 
 PathLike = str | os.PathLike[str]
-BLOCK = 8  # batches that are read, ranked and written at a time
+BLOCK = 8  # number of batches that are read, ranked and written at a time
 History = tuple[str, Sequence[str]]
 
 
@@ -41,26 +41,28 @@ def recommend(
         histories: a file (``data.histories``), or histories as lists of item tokens, oldest first.
         output: ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` file to write, or a function that takes users and their
             recommendations, block by block.
-        k: how many items for each history.
-        exclude_seen: leave out the items of the history.
-        batch_size: histories ranked at a time.
-        limit: only the first so many histories.
+        k: number of items per history.
+        exclude_seen: do not recommend items of the history.
+        batch_size: number of histories that are ranked at a time.
+        limit: recommend for the first ``limit`` histories only.
         data_path: for a checkpoint, the folder that holds the data set's folder.
-        semantic_ids: ``.sid`` file with the IDs of new items behind those of the model.
+        semantic_ids: ``.sid`` file with the IDs of the model and, after them, of new items.
         progress: show a bar.
 
     Returns:
-        Numbers of histories, and of items and histories that were skipped, ``seconds``, and the arguments that matter.
+        Numbers of histories (``histories``, of ``total_histories``), and of items and histories that were skipped,
+        ``seconds``, and the arguments that matter.
 
     Raises:
         FileNotFoundError: a file is missing.
+        TypeError: ``histories`` is a list of items, not of histories.
         ValueError: a file cannot be read, or the model knows no item of any history. No file is written then.
     """
     started = time.perf_counter()
     recommender = Recommender.load(model, data_path=data_path, semantic_ids=semantic_ids)
     loaded = time.perf_counter()
-    count, source = _open(histories)
-    count = count if limit is None else min(count, limit)
+    total, source = _open(histories)
+    count = total if limit is None else min(total, limit)
     target: AbstractContextManager[Write] = nullcontext(output) if callable(output) else recommendation_file(Path(output))
     answered, skipped = 0, Skipped()
     bar = tqdm(total=count, desc="histories", ncols=100, unit="", disable=not progress, leave=False)
@@ -77,6 +79,7 @@ def recommend(
         "model": str(model),
         "items": len(recommender.items),
         "histories": answered,
+        "total_histories": total,
         "histories_without_answer": skipped.histories,
         "skipped_items": skipped.items,
         "first_unknown_items": list(skipped.first),
@@ -91,6 +94,10 @@ def _open(histories: PathLike | Sequence[Sequence[str]]) -> tuple[int, Iterable[
     if isinstance(histories, (str, os.PathLike)):
         file = Histories(Path(histories))
         return file.count, file
+    if any(isinstance(history, str) for history in histories):
+        raise TypeError(
+            f"histories holds the item {histories[0]!r}; it must be a list of histories, for example [['a', 'b']]"
+        )
     names = ["history"] if len(histories) == 1 else [str(number) for number in range(1, len(histories) + 1)]
     return len(histories), list(zip(names, histories, strict=True))
 
@@ -102,7 +109,7 @@ def _blocks(histories: Iterable[History], size: int) -> Iterator[list[History]]:
 
 
 def _nothing_known(model: PathLike, histories: object, count: int, skipped: Skipped) -> str:
-    where = histories if isinstance(histories, (str, os.PathLike)) else "the given items"
+    where = histories if isinstance(histories, (str, os.PathLike)) else "the histories"
     if not count or not skipped.first:
         return f"{where}: there is no item in {count} histories"
     return (

@@ -11,7 +11,7 @@ from recbole_qbert.utils.io import sha256, write_json
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read what a step was run on, and the SHA-256 of each file that it wrote.
+    """Read the inputs of a step, and the SHA-256 of each file that it wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -21,10 +21,11 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # or not UTF-8
         raise ValueError(f"{path} is not JSON") from error
-    found = content if isinstance(content, dict) else {}
-    inputs, outputs = found.get("inputs", found.get("made_from")), found.get("outputs")  # made_from: before version 0.2
+    manifest = content if isinstance(content, dict) else {}
+    inputs = manifest.get("inputs", manifest.get("made_from"))  # made_from: before version 0.2
+    outputs = manifest.get("outputs")
     if not isinstance(inputs, dict) or not isinstance(outputs, dict):
-        raise ValueError(f"{path} is no manifest")
+        raise ValueError(f"{path} is no manifest of a step")
     return inputs, outputs
 
 
@@ -65,23 +66,23 @@ class CachedStep:
         return None
 
     def report(self) -> dict[str, Any]:
-        """The figures kept with the output."""
+        """Return the figures that are stored with the output."""
         return json.loads(self.manifest.read_text(encoding="utf-8"))["report"]
 
     def run(self, build: Callable[[], dict[str, Any]], rebuild: bool = False) -> tuple[dict[str, Any], str | None]:
         """Run ``build`` unless its output can be reused.
 
         Args:
-            build: writes the outputs and returns the figures to keep.
+            build: function that writes the outputs and returns the figures to store.
             rebuild: run it in any case.
 
         Returns:
-            ``(figures, reason)``; the reason is ``None`` when the kept output was used.
+            ``(figures, reason)``; the reason is ``None`` if the cached output was used.
         """
         reason = "rebuild was asked for" if rebuild else self.invalidation_reason()
         if reason is None:
             return self.report(), None
-        # The old manifest goes first: an interruption from here on leaves a stage that counts as not built.
+        # The old manifest is removed first, so that after an interruption the step counts as not built.
         self.manifest.unlink(missing_ok=True)
         report = build()
         written = {path.name: sha256(path) for path in self.outputs}

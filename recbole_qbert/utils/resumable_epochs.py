@@ -1,4 +1,4 @@
-"""Epochs of stages 1 and 2 that resume after an interruption."""
+"""Count epochs of stages 1 and 2 so that they resume after an interruption."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Stateful(Protocol):
 
 
 class Epochs:
-    """Count the epochs of a stage and keep its state between them. A resumed run equals an uninterrupted one.
+    """Count the epochs of a stage and store its state between them. A resumed run equals an uninterrupted one.
 
     The state is that of all parts, the figures, and torch's random state. It is written at most every ``seconds``, so that
-    writing does not slow down small catalogs; a kill costs about that much work.
+    writing does not slow down small catalogs. A kill costs about that much work.
 
     Args:
-        path: file of the state; ``None`` keeps nothing.
-        inputs: what the stage depends on; the state of other inputs is ignored.
-        progress: wraps a range of epochs, for a progress bar.
-        seconds: time between two writings.
+        path: file of the state; without it nothing is stored.
+        inputs: everything that the stage depends on; a state of other inputs is ignored.
+        progress: function that wraps a range of epochs in a progress bar.
+        seconds: time between two writes.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class Epochs:
         self.last_saved, self.training = time.monotonic(), 0
 
     def count(self, total: int, parts: Mapping[str, Stateful], figures: dict[str, Any]) -> Iterator[int]:
-        """Yield the numbers, from 0, of the epochs of a training that are still to be run.
+        """Yield the numbers, from 0, of the epochs of a training that have not been run.
 
-        A stage may have several trainings one after the other. Calls are told apart by their order; a training that was
+        A stage may have several trainings one after the other, which are told apart by their order. A training that was
         complete when the stage was killed yields nothing.
 
         Args:
             total: number of epochs.
-            parts: objects that the epochs change; set to their saved state.
-            figures: plain values and lists of them, of all trainings of the stage; set likewise.
+            parts: objects that the epochs change; they are set to their saved state.
+            figures: plain values and lists of all trainings of the stage; they are updated with the saved ones.
         """
         self.training += 1
         state, first = self.file.load() if self.file else None, 0
-        if state is not None and state["training"] >= self.training:
+        if self.file and state and state["training"] >= self.training:
             figures.update(state["figures"])
             if state["training"] > self.training:
                 return
@@ -66,7 +66,7 @@ class Epochs:
                 part.load_state_dict(state["parts"][key])
             torch.set_rng_state(state["random"])
             first = state["epoch"] + 1
-            log.info("resuming at epoch %d of %d", first + 1, total)
+            log.info("%s: resuming at epoch %d of %d", self.file.path, first + 1, total)
         epochs = range(first, total)
         for epoch in self.progress(epochs) if self.progress else epochs:
             yield epoch
@@ -83,6 +83,6 @@ class Epochs:
                 self.last_saved = time.monotonic()
 
     def forget(self) -> None:
-        """Remove the state: the work is done and its result stored elsewhere."""
+        """Remove the state, because the work is done and its result is stored elsewhere."""
         if self.file is not None:
             self.file.remove()

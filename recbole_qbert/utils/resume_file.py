@@ -1,9 +1,8 @@
-"""The one way in which interrupted work resumes: its state after the last completed epoch, in one file."""
+"""Store the state after the last completed epoch in a file, from which interrupted work resumes."""
 
 from __future__ import annotations
 
 import logging
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,21 +20,21 @@ class ResumeFile:
 
     Args:
         path: the file.
-        run: digest of everything that the work depends on. The state of another run is ignored.
+        run: digest of everything that the work depends on; the state of another run is ignored.
     """
 
     def __init__(self, path: Path, run: str) -> None:
         self.path, self.run = path, run
 
     def load(self) -> dict[str, Any] | None:
-        """Read the state; ``None`` if there is none, or if it is damaged or of another run, which the log says."""
+        """Read the state; ``None`` if there is none, or if it is damaged or of another run, which is logged."""
         if not self.path.exists():
             return None
         try:
             with warnings.catch_warnings():  # torch warns of pickles before it refuses them
                 warnings.filterwarnings("ignore", message="Detected pickle protocol")
                 state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except Exception as error:  # torch's reader of pickles fails in many ways on damaged bytes
             log.warning("%s cannot be read (%s): starting anew", self.path, error)
             return None
         if not isinstance(state, dict) or state.get("run") != self.run:
@@ -44,10 +43,10 @@ class ResumeFile:
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write the state, all of it or nothing."""
+        """Write the state atomically."""
         with atomic_write(self.path) as temporary:
             torch.save({"run": self.run, **state}, temporary)
 
     def remove(self) -> None:
-        """Remove the file: the work is done."""
+        """Remove the file, because the work is done."""
         self.path.unlink(missing_ok=True)

@@ -187,7 +187,7 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------- reading checkpoints
-REFUSAL = r"evil\.pth is more .*\((it holds \w+\.mkdir|a kind of pickle).*trusted=True"
+REFUSAL = r"evil\.pth.*(\w+\.mkdir|pickle).*trusted=True"
 
 
 class Malicious:
@@ -236,16 +236,16 @@ def test_other_files_are_named() -> None:
     with pytest.raises(FileNotFoundError):
         checkpoint_io.load_checkpoint("none.pth")
     torch.save([1], "list.pth")
-    with pytest.raises(ValueError, match=r"list\.pth is no checkpoint: it holds a list"):
+    with pytest.raises(ValueError, match=r"list\.pth.*list"):
         checkpoint_io.load_checkpoint("list.pth")
     torch.save({"weight": torch.zeros(1)}, "weights.pth")
-    with pytest.raises(ValueError, match=r"weights\.pth is no checkpoint of a RecBole model"):
+    with pytest.raises(ValueError, match=r"weights\.pth.*'config'"):
         checkpoint_io.load_data_and_model("weights.pth")
     Path("half.pth").write_bytes(Path("weights.pth").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"half\.pth"):
         checkpoint_io.load_checkpoint("half.pth")
     Path("empty.pth").touch()
-    with pytest.raises(ValueError, match=r"empty\.pth is damaged or no checkpoint"):
+    with pytest.raises(ValueError, match=r"empty\.pth"):
         checkpoint_io.load_checkpoint("empty.pth")
 
 
@@ -312,6 +312,7 @@ def test_a_file_does_not_choose_what_is_imported() -> None:
     checkpoint_io.load_data_and_model("x.pth")  # the package registers its models, wherever they are now
 
 
+@pytest.mark.process
 def test_a_fresh_process_reads_and_evaluates() -> None:
     result, file = run("SASRec", **SEQUENTIAL, **SMALL)
     code = (
@@ -434,12 +435,12 @@ TOUCHED = [
 
 @pytest.mark.parametrize(("file", "name", "arguments"), TOUCHED)
 def test_private_names_are_what_we_took_them_for(file: str, name: str, arguments: str) -> None:
-    found: Any = ast.parse((Path(recbole.__file__).parent / file).read_text())
+    node: Any = ast.parse((Path(recbole.__file__).parent / file).read_text())
     for part in name.split("."):
-        matches = [node for node in found.body if getattr(node, "name", None) == part]
+        matches = [child for child in node.body if getattr(child, "name", None) == part]
         assert len(matches) == 1, f"{file} has no {name}"
-        found = matches[0]
-    assert ast.unparse(found.args) == arguments
+        node = matches[0]
+    assert ast.unparse(node.args) == arguments
 
 
 def test_shared_objects_are_what_we_took_them_for() -> None:
@@ -486,6 +487,7 @@ def test_apply_is_idempotent() -> None:
     assert before[-1] is before[-2] is checkpoint_io.load_data_and_model
 
 
+@pytest.mark.process
 def test_anomaly_detection_is_off_after_recbole_was_imported() -> None:
     """RecBole's sine.py turns it on for the whole process."""
     code = (

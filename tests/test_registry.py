@@ -163,13 +163,13 @@ def test_registering_again_replaces_the_helpers(properties: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "module", "complaint"),
     [
-        ("SASRec", "elsewhere", r"'SASRec' is taken by RecBole \(sequential_recommender/sasrec.py\)"),
-        ("BPr", "elsewhere", r"'BPr' is taken by RecBole"),
-        ("LightGBM", "elsewhere", r"'LightGBM' is taken by RecBole"),
-        ("ToyRec", "elsewhere", rf"'ToyRec' is taken by {__name__}.ToyRec"),
-        ("TOYREC", __name__, rf"'TOYREC' is taken by {__name__}.ToyRec"),
-        ("KG", "elsewhere", r"recbole.trainer.KGTrainer exists"),
-        ("Sequential", "elsewhere", r"recbole.data.dataset.SequentialDataset exists"),
+        ("SASRec", "elsewhere", r"'SASRec'.*sequential_recommender/sasrec\.py"),
+        ("BPr", "elsewhere", r"'BPr'.*bpr\.py"),
+        ("LightGBM", "elsewhere", r"'LightGBM'.*lightgbm\.py"),
+        ("ToyRec", "elsewhere", rf"'ToyRec'.*{__name__}\.ToyRec"),
+        ("TOYREC", __name__, rf"'TOYREC'.*{__name__}\.ToyRec"),
+        ("KG", "elsewhere", r"recbole\.trainer\.KGTrainer"),
+        ("Sequential", "elsewhere", r"recbole\.data\.dataset\.SequentialDataset"),
     ],
 )
 def test_taken_names_are_refused(name: str, module: str, complaint: str, properties: Path) -> None:
@@ -183,7 +183,7 @@ def test_taken_names_are_refused(name: str, module: str, complaint: str, propert
 
 def test_a_helper_of_another_name_owner_is_refused(properties: Path) -> None:
     model = type("KG", (SequentialRecommender,), {})
-    with pytest.raises(ValueError, match="KGTrainer exists"):
+    with pytest.raises(ValueError, match="KGTrainer"):
         registry.register(model, trainer=type("KGTrainer", (Trainer,), {}), properties=properties)
 
 
@@ -192,7 +192,7 @@ def test_bad_property_files_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         registry.register(model, properties=tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
-    with pytest.raises(ValueError, match=r"list.yaml must hold 'property: value' lines, not a list"):
+    with pytest.raises(ValueError, match=r"list\.yaml.*list"):
         registry.register(model, properties=tmp_path / "list.yaml")
 
 
@@ -228,13 +228,13 @@ def test_a_class_may_be_given_instead_of_its_name() -> None:
 
 
 def test_unknown_properties_are_refused_wherever_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"'toy_row' \(did you mean 'toy_rows'\?\) in config_dict"):
+    with pytest.raises(ValueError, match=r"'toy_row'.*'toy_rows'.*config_dict"):
         toy_config(toy_row=False)
     (tmp_path / "mine.yaml").write_text("lerning_rate: 0.1\nqqqq: 1\n")
-    with pytest.raises(ValueError, match=r"'lerning_rate' \(did you mean 'learning_rate'\?\), 'qqqq' in a conf"):
+    with pytest.raises(ValueError, match=r"'lerning_rate'.*'learning_rate'.*'qqqq'"):
         Config(model="ToyRec", dataset="toy", config_file_list=["mine.yaml"])
     monkeypatch.setattr(sys, "argv", ["test", "--epoch=3", "--model=ToyRec", "--config_files=mine.yaml"])
-    with pytest.raises(ValueError, match=r"'epoch' \(did you mean 'epochs'\?\) in the command line .*clean_argv"):
+    with pytest.raises(ValueError, match=r"'epoch'.*'epochs'.*command line.*clean_argv"):
         toy_config()
     with patches.clean_argv():
         assert toy_config()["epochs"] == 1
@@ -304,18 +304,19 @@ def test_every_key_of_recboles_common_code_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "complaint"),
+    ("names", "quoted"),
     [
-        (["gama"], r"unknown property 'gama' \(did you mean 'gamma'\?\) in here"),
-        (["gamma", "zzz"], r"unknown property 'zzz' in here"),
-        (["gama", "zzz"], r"unknown properties 'gama' \(did you mean 'gamma'\?\), 'zzz' in here"),
-        ([True], r"unknown property True in here"),  # what YAML makes of 'yes:'
+        (["gama"], ["'gama'", "'gamma'"]),
+        (["gamma", "zzz"], ["'zzz'"]),
+        (["gama", "zzz"], ["'gama'", "'gamma'", "'zzz'"]),
+        ([True], ["True"]),  # what YAML makes of 'yes:'
     ],
 )
-def test_check_keys(given: list[object], complaint: str) -> None:
+def test_check_keys(names: list[object], quoted: list[str]) -> None:
     registry.check_keys(["gamma", "beta"], {"gamma", "beta"}, "here")
-    with pytest.raises(ValueError, match=f"^{complaint}$"):
-        registry.check_keys(given, {"gamma", "beta"}, "here")
+    with pytest.raises(ValueError, match=r" here$") as raised:
+        registry.check_keys(names, {"gamma", "beta"}, "here")
+    assert re.findall(r"'\w+'|True", str(raised.value)) == quoted
 
 
 # --------------------------------------------------------------------------------------------- unknown models
@@ -324,7 +325,7 @@ def test_check_keys(given: list[object], complaint: str) -> None:
     [("ToyRek", "ToyRec"), ("toyrec", "ToyRec"), ("SASrec", "SASRec"), ("BERT4Rek", "BERT4Rec")],
 )
 def test_an_unknown_model_is_answered_with_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(ValueError, match=rf"no model named {name!r} .*did you mean {near!r}\?"):
+    with pytest.raises(ValueError, match=rf"{name!r}.*{near!r}"):
         Config(model=name, dataset="toy", config_dict=settings())
 
 
@@ -382,6 +383,7 @@ def test_a_reload_does_not_wrap_the_wrapper(properties: Path) -> None:
     assert toy_config()["toy_rows"] is True
 
 
+@pytest.mark.process
 def test_what_goes_to_other_processes_names_the_plugin() -> None:
     """Unpickling imports what is named, and importing the package registers the models."""
     for sent in (quick_start.run_recboles, registry.objective_function):
@@ -436,6 +438,7 @@ trainer.DistributedDataParallel = lambda model, device_ids: DistributedDataParal
 """
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_two_processes_started_without_a_main_file(tmp_path: Path) -> None:
     """run(nproc=2) under ``python -c``: nothing but the plugin's function leads the children to the model."""
