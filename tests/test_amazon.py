@@ -259,6 +259,7 @@ def test_k_core_known_answer(tmp_path: Path) -> None:
 PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9)), unique=True, max_size=70)
 
 
+@pytest.mark.pipeline
 @settings(max_examples=25, deadline=None)
 @given(pairs=PAIRS, min_user=st.integers(1, 4), min_item=st.integers(1, 4))
 def test_k_core_is_the_brute_force_one(
@@ -344,6 +345,7 @@ BAD_LINES = [
 ]
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(("bad", "reason"), BAD_LINES)
 def test_bad_lines_are_left_out_and_listed_or_refused(shop: Shop, bad: Any, reason: str) -> None:
     records = [review(), "", bad, review("U2"), bad]
@@ -385,6 +387,7 @@ def test_a_file_without_any_good_line_is_refused(shop: Shop) -> None:
         shop.convert([review()], [review()])
 
 
+@pytest.mark.process
 def test_a_line_longer_than_the_limit_is_a_bad_one(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever blocks begin and end: lines of 1 to 250 bytes past the limit, at the beginning, within and at the end."""
     monkeypatch.setattr(line_reader, "MAX_LINE", 300)
@@ -499,6 +502,7 @@ def test_without_metadata_items_have_an_id_only(shop: Shop) -> None:
     assert (report.metadata, report.items_without["metadata"]) == ([], 2)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
 def test_an_error_while_publishing_leaves_nothing_that_looks_complete(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, fails_at: int
@@ -547,6 +551,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.pipeline
 @settings(max_examples=300, deadline=None)
 @given(
     values=st.lists(st.tuples(PIECES, PIECES, PIECES, PIECES, PIECES), min_size=1, max_size=3),
@@ -599,6 +604,7 @@ def test_ids_of_odd_characters_are_written_as_they_are(shop: Shop) -> None:
     assert list(shop.read("inter")["user_id"]) == odd
 
 
+@pytest.mark.pipeline
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.floats(0, 1e11), min_size=1, max_size=40),
@@ -630,6 +636,7 @@ def test_lines_come_whole_however_they_are_packed(tmp_path: Path, monkeypatch: p
     assert (count.lines, count.sha256) == (300, hashlib.sha256(packed).hexdigest())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_the_result_does_not_depend_on_threads_and_blocks(shop: Shop, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     draw = random.Random(3)
@@ -660,6 +667,7 @@ def unpack(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(("k", "plain"), [(1, False), (5, True)])
 def test_gift_cards_agree_with_an_independent_count(
     gift_cards: tuple[Path, Path], tmp_path: Path, k: int, plain: bool
@@ -709,6 +717,7 @@ def recbole_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return load
 
 
+@pytest.mark.pipeline
 def test_recbole_reads_every_row_and_keeps_the_order(
     gift_cards: tuple[Path, Path], tmp_path: Path, recbole_dataset: Any
 ) -> None:

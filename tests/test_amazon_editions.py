@@ -215,6 +215,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.pipeline
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(TEXT, VALUES, min_size=1, max_size=4))
 def test_python_text_is_read_as_python_reads_it(record: dict[str, Any]) -> None:
@@ -266,6 +267,7 @@ def test_plain_python_text_goes_the_fast_way(monkeypatch: pytest.MonkeyPatch) ->
 FIELDS = "title brand price category categories description features images details store imUrl imageURL".split()
 
 
+@pytest.mark.pipeline
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES), st.sampled_from(["2014", "2018", "2023"]))
 def test_fields_of_any_kind_make_a_clean_row(fields: dict[str, Any], edition: str) -> None:

@@ -73,6 +73,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes
     return folder, files(folder / "out"), int(ended.stdout)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.97, 1.0])
 def test_killed_and_run_again(
     raw: tuple[Path, dict[str, bytes], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
@@ -102,6 +103,7 @@ def test_killed_and_run_again(
     assert {*read} == {"reviews", "metadata-0"} - kept
 
 
+@pytest.mark.process
 def test_what_was_read_of_another_file_is_not_used(raw: tuple[Path, dict[str, bytes], int], tmp_path: Path) -> None:
     folder, whole, things = raw
     for name in ("r.json", "m.json"):

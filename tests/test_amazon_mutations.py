@@ -254,6 +254,7 @@ def mutated(draw: random.Random) -> tuple[str, bytes, bytes]:
 # ------------------------------------------------------------------------------------------------ the test
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_damaged_files_give_the_right_result_or_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int

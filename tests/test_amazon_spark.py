@@ -33,6 +33,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         session.stop()
 
 
+@pytest.mark.pipeline
 def test_the_same_bytes_on_gift_cards(session: Any, shared_data: Path, tmp_path: Path) -> None:
     raw = shared_data / "raw_amazon2018"
     written = {}

@@ -83,6 +83,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 CELL = st.text(st.sampled_from("ab\"' ,:é\r\n"), max_size=4)
 
 
+@pytest.mark.pipeline
 @settings(max_examples=200, deadline=None)
 @given(rows=st.lists(st.tuples(CELL, CELL), max_size=5))
 def test_rows_are_those_of_recboles_reader(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:

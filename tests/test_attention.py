@@ -52,6 +52,7 @@ def gradients(found, joint, distance):
     return [found, *torch.autograd.grad((found * goal).sum(), [joint, distance])]
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("compiled", [True, False])
 def test_attention_and_its_gradients_are_those_by_hand(compiled):
     joint, distance, attend = made()
@@ -70,6 +71,7 @@ def test_single_precision_stays_close():
         torch.testing.assert_close(mine, expected.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.pipeline
 def test_dropout_has_its_gradient():
     """With the same seed the same weights are dropped, so that the function can be differentiated numerically."""
     joint, distance, attend = made()
@@ -82,6 +84,7 @@ def test_dropout_has_its_gradient():
     assert torch.autograd.gradcheck(seeded, (joint, distance))
 
 
+@pytest.mark.pipeline
 def test_dropout_keeps_the_mean_and_drops_each_weight_apart():
     """Values that are 1 give the sum of the weights that are left, times ``1 / (1 - rate)``."""
     joint, distance, attend = made()

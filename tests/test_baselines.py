@@ -13,6 +13,8 @@ from recbole_qbert.recbole_integration import checkpoint_io, experiment, registr
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from tests.helpers_recbole import write_dataset
 
+pytestmark = pytest.mark.pipeline
+
 NAME = "Tiny"
 QUIET = {"show_progress": False, "state": "ERROR"}
 PROTOCOL = {

@@ -80,6 +80,7 @@ def chunked(request, monkeypatch):
     monkeypatch.setattr(torch_backend, "MAX_CHUNK", request.param)
 
 
+@pytest.mark.pipeline
 @pytest.mark.usefixtures("chunked")
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("with_prior", [True, False])

@@ -189,6 +189,7 @@ def test_values_are_read_as_recbole_reads_them():
     assert read == {"a": 0.001, "b": [500.0, 0.5, 100.0], "c": "1e", "d": True, "e": "a1e3", "f": -20.0, "g": None}
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     ("options", "message"),
     [

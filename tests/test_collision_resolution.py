@@ -61,6 +61,7 @@ def brute_force(codes, latents, books, items):
     return result
 
 
+@pytest.mark.pipeline
 @settings(max_examples=200, deadline=None)
 @given(catalogs())
 def test_ids_are_unique_and_only_what_must_move_moves(case):
@@ -92,6 +93,7 @@ def test_a_second_pass_changes_nothing(case):
     assert np.array_equal(reallocate(once, latents, books, items), once)
 
 
+@pytest.mark.pipeline
 @settings(max_examples=150, deadline=None)
 @given(catalogs())
 def test_each_item_takes_the_nearest_free_id_of_its_longest_prefix_with_room(case):

@@ -125,6 +125,7 @@ def test_share_by_hand():
     assert share[1].tolist() == pytest.approx([0, 1, 0, 0, 0])  # items of the history take nothing
 
 
+@pytest.mark.pipeline
 @settings(max_examples=60, deadline=None)
 @given(SEQUENCES, st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=5), min_size=1, max_size=4))
 def test_share_equals_brute_force_and_is_zero_on_the_history(training, histories):

@@ -88,6 +88,7 @@ def test_torchs_counter_alone_misses_attention_on_cpus_and_products_in_place() -
     assert counter.get_total_flops() == 0
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("name", cost.MODELS)
 def test_no_product_of_any_model_goes_uncounted(name: str) -> None:
     """Names of operations that multiply matrices, whatever they are called, against those that have a formula."""
@@ -118,6 +119,7 @@ def test_parameters_of_the_paper_are_those_of_its_table_and_the_codes() -> None:
     assert found["parameters"] - found["parameters_codes"] == pytest.approx(3.71e6, rel=0.002)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("name", cost.MODELS)
 def test_parameters_grow_by_what_is_said(name: str) -> None:
     less, more = (cost.parameters(cost.build(name, cost.Sizes(items)).module) for items in (50, 150))
@@ -129,6 +131,7 @@ def test_parameters_grow_by_what_is_said(name: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- the whole
+@pytest.mark.pipeline
 def test_measure_gives_a_row_for_each_model_and_batch() -> None:
     models = ["QBERT4Rec", "QBERT4Rec (paper)", "SASRec"]
     rows, ratios = cost.measure(SMALL, models, batches=[1, 3], rounds=2)
@@ -145,6 +148,7 @@ def test_measure_gives_a_row_for_each_model_and_batch() -> None:
     }
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("name", cost.MODELS)
 def test_what_is_timed_finds_the_best_items(name: str) -> None:
     subject = cost.build(name, SMALL)
@@ -176,6 +180,7 @@ def test_the_papers_own_figures_are_fifty_times_the_parameters() -> None:
         assert row["flops_as_the_paper"] == pytest.approx(50 * row["parameters"], rel=0.002)
 
 
+@pytest.mark.pipeline
 def test_the_command_writes_rows_ratios_and_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--items", "20", "--width", "8", "--max_length", "6", "--models", "QBERT4Rec", "SASRec"]
     options += ["--batch", "1", "--rounds", "1", "--threads", "1"]

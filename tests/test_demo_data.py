@@ -47,6 +47,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> DemoPaths:
 # ------------------------------------------------------------------------------------------------ raw files
 
 
+@pytest.mark.pipeline
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     write_demo(tmp_path / "a", **SMALL)
     write_demo(tmp_path / "b", **SMALL)
@@ -56,6 +57,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     assert all(a[f"raw/{d}.json.gz"] != c[f"raw/{d}.json.gz"] for d in DemoPaths(tmp_path).domains)
 
 
+@pytest.mark.pipeline
 def test_it_says_that_it_is_made_up(full: DemoPaths) -> None:
     assert "Synthetic" in full.readme.read_text()
     assert json.loads(full.manifest.read_text())["synthetic"] is True
@@ -64,6 +66,7 @@ def test_it_says_that_it_is_made_up(full: DemoPaths) -> None:
             assert all(record["synthetic"] is True for record in records(path))
 
 
+@pytest.mark.pipeline
 def test_raw_files_have_the_shape_of_the_2018_edition(full: DemoPaths) -> None:
     for domain, prefix in zip(full.domains, ("DK", "DG", "DS"), strict=True):
         reviews = list(records(full.reviews(domain)))
@@ -164,6 +167,7 @@ def hit_rate(scores: Floats, bought: Bools, target: Ints) -> float:
     return float((hit.sum(axis=1) <= 10).mean())
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("domain", DemoPaths(Path()).domains)
 def test_there_is_something_to_learn_and_it_is_not_trivial(full: DemoPaths, domain: str) -> None:
     """Leave-one-out HR@10: popularity < co-occurrence kNN (both of the training part) << the true process."""
@@ -239,6 +243,7 @@ def small(prepared: Path, tmp_path: Path) -> DemoPaths:
     return DemoPaths(tmp_path)
 
 
+@pytest.mark.pipeline
 def test_a_complete_demo_is_not_made_again(small: DemoPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(small.root)
     monkeypatch.setattr(demo, "write_demo", lambda *_: pytest.fail("made again"))
@@ -246,6 +251,7 @@ def test_a_complete_demo_is_not_made_again(small: DemoPaths, monkeypatch: pytest
     assert contents(small.root) == before
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -264,6 +270,7 @@ def test_a_damaged_demo_is_made_again_and_comes_out_the_same(small: DemoPaths, n
     assert contents(small.root) == before
 
 
+@pytest.mark.pipeline
 def test_another_seed_replaces_the_demo_and_spares_other_files(small: DemoPaths) -> None:
     tmp_path = small.root
     (tmp_path / "raw" / "mine.json.gz").write_bytes(b"mine")
@@ -277,6 +284,7 @@ def test_another_seed_replaces_the_demo_and_spares_other_files(small: DemoPaths)
     assert replaced == fresh
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     "fails_at",
     [

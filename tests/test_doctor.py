@@ -85,6 +85,7 @@ def test_sound_data_have_no_findings(toy):
     assert checks.worst(look(toy)) == 0
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("name", ["Amazon_Scientific", "Amazon_Instruments"])
 def test_real_data_have_no_errors(shared_data, name):
     found = checks.check(shared_data, name)
@@ -549,6 +550,7 @@ def test_pictures_of_nobody(toy):
 
 
 # --------------------------------------------------------------------------------------------------- damaged files
+@pytest.mark.pipeline
 @pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")  # numpy takes a damaged header for one of Python 2
 def test_damaged_files_are_findings(toy, output):
     """300 damaged folders: whatever is broken, the doctor says something and raises nothing."""

@@ -139,6 +139,7 @@ def die_while_the_shards_are_removed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shutil, "rmtree", half)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("rebuild", [False, True])
 @pytest.mark.parametrize(
     "die",
@@ -198,6 +199,7 @@ def test_processes_can_work_together_twice(tmp_path: Path) -> None:
     assert features.available(tmp_path, "toy") == ("text", "image")
 
 
+@pytest.mark.process
 def test_torchrun(tmp_path: Path) -> None:
     """The real launcher, in processes that know nothing of this one."""
     make(make_job(tmp_path / "one"))
@@ -373,6 +375,7 @@ def test_too_little_memory_says_what_to_do(tmp_path: Path) -> None:
         encode(make_job(tmp_path), lambda: full, progress=False)
 
 
+@pytest.mark.process
 def test_joining_holds_one_shard_at_a_time(tmp_path: Path) -> None:
     """A matrix of 160 MB in shards of 4 MB."""
     kept = Shards(tmp_path / "shards", 40_000, 1000, {})
@@ -416,6 +419,7 @@ def test_a_process_alone_needs_no_others() -> None:
     assert end(process) == 0
 
 
+@pytest.mark.process
 def test_the_process_group_is_closed_before_the_interpreter_ends() -> None:
     """Left open, gloo's threads abort one finished process in eight."""
     script = (

@@ -146,6 +146,7 @@ def test_colliding_ids_are_reallocated_alike(seed):
     assert (product != codes).any()
 
 
+@pytest.mark.pipeline
 def test_stages_1_and_2_give_the_committed_ids(data, expected):
     network, fused, depth = minimal.fuse(data.vectors, data.present, minimal.SETTINGS, SEED)
     vectors, present = ({n: m.numpy() for n, m in group.items()} for group in (data.vectors, data.present))

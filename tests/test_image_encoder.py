@@ -418,6 +418,7 @@ def test_other_errors_of_torchvision_are_not_touched(tmp_path: Path, error: str)
     assert fake_torchvision(tmp_path, f"raise {error}").stdout == f"{kind} {text} 0\n"
 
 
+@pytest.mark.pipeline
 def test_missing_operators_are_declared(tmp_path: Path) -> None:
     """As PyPI's CUDA build behaves beside a CPU torch, wherever this is run."""
     body = (

@@ -136,6 +136,7 @@ PICTURE = picture(3)
 HUGE = 1 << 20
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("answers", "reason", "transient", "requests"),
     [
@@ -283,6 +284,7 @@ def test_requests_start_no_faster_than_the_rate(shop: Shop) -> None:
         assert asked.at - started >= number / 20
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("code", [429, 503])
 def test_retry_after_holds_for_the_whole_host(shop: Shop, code: int) -> None:
     put = shop.server.put
@@ -489,6 +491,7 @@ def whole_urls(shop: Shop) -> set[str]:
     return paths | {f"/{path.parent.name[1:]}" for path in (shop.folder / "images").glob("I*/*")}
 
 
+@pytest.mark.process
 def test_killed_again_and_again_it_ends_in_the_same_files(shop: Shop) -> None:
     many(shop, 24)
     reference = Shop(shop.folder.parent / (shop.folder.name + "-reference"), shop.server)
@@ -536,6 +539,7 @@ def test_a_kill_between_two_steps(shop: Shop, step: tuple[Any, str], before: boo
     assert len(brought) == 1  # another request may ask whether anything is missing, and nothing is
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_good_order(shop: Shop, number: int) -> None:
     many(shop, 12)

@@ -154,6 +154,7 @@ def test_the_manifest_holds_sources_outputs_and_what_the_times_are(mql, tmp_path
     assert manifest["outputs"] == {p.name: features.sha256(p) for p in folder.glob("Toys.*")}
 
 
+@pytest.mark.pipeline
 def test_published_instruments_come_back_as_they_were(shared_data, tmp_path):
     """The real set, put into MQL4GRec's form and imported, gives its .inter file back byte by byte."""
     real = shared_data / "Amazon_Instruments"
@@ -429,6 +430,7 @@ def test_a_name_is_no_path(mql, tmp_path, name):
         bring_mql(mql, tmp_path, name=name)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", range(8))
 def test_killed_between_two_renames_and_run_again(mql, tmp_path, monkeypatch, moment):
     """kill -9 while the files take their names: the folder says so, and the same import completes it."""
@@ -633,6 +635,7 @@ def damaged(data, random):
     return data[:place] + middle + data[place + random.choice([0, 0, 1, 5, len(data)]) :]
 
 
+@pytest.mark.pipeline
 @pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")  # numpy takes a damaged header for one of Python 2
 @pytest.mark.parametrize("kind", ["mql", "uni"])
 def test_damaged_files_are_imported_or_refused_by_name(kind, request, tmp_path):

@@ -354,6 +354,7 @@ def arrays(count=40, per_item=1, seed=1):
     return {n: v.numpy() for n, v in vectors.items()}, {n: p.numpy() for n, p in present.items()}
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("modalities", [("image",), ("text",), ("image", "text")])
 def test_fit_uses_the_modalities_it_is_told_to(modalities):
     vectors, present = arrays()
@@ -383,6 +384,7 @@ def test_an_unknown_modality_is_refused():
         fit(*arrays(), injection_config(modalities=("audio",)), 0)
 
 
+@pytest.mark.pipeline
 def test_fit_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone():
     vectors, present = arrays()
     results = []
@@ -406,6 +408,7 @@ def test_id_dropout_trains_the_shared_query_instead_of_the_items_own(share):
     assert bool(query[40].any()) == (share == 1.0)  # it starts at zero
 
 
+@pytest.mark.pipeline
 def test_the_number_of_epochs_is_where_held_out_items_were_best():
     config = injection_config(epochs=12, patience=3, holdout=0.25, learning_rate=0.02)
     _, _, _, report = fit(*arrays(60), config, 0)

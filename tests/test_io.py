@@ -90,6 +90,7 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.pipeline
 @given(st.dictionaries(st.text(max_size=3), st.integers() | st.lists(st.text(max_size=2), max_size=3), min_size=1))
 def test_a_digest_depends_on_content_and_not_on_the_order_of_keys(value):
     assert digest(dict(reversed(value.items()))) == digest(value)

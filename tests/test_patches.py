@@ -84,6 +84,7 @@ def make_trainer(model: str = "SASRec", **more: Any) -> tuple[Trainer, tuple[Any
 
 
 # ---------------------------------------------------------------------------------------- writing checkpoints
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("model", "more"),
     [
@@ -112,6 +113,7 @@ def test_a_baseline_runs_and_is_read_again(model: str, more: dict[str, Any]) -> 
     assert trainer.evaluate(loaders[2], model_file=str(file)) == result
 
 
+@pytest.mark.pipeline
 def test_a_resumed_run_goes_on_where_it_stopped() -> None:
     more = {**SEQUENTIAL, **SMALL, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "shuffle": False}
     whole, loaders = make_trainer(epochs=4, **more)
@@ -125,6 +127,7 @@ def test_a_resumed_run_goes_on_where_it_stopped() -> None:
     assert rest.train_loss_dict == {epoch: whole.train_loss_dict[epoch] for epoch in (2, 3)}
 
 
+@pytest.mark.process
 def test_s3rec_is_pretrained_and_fine_tuned() -> None:
     common = {**WITH_ITEMS, **SMALL, "item_attribute": "categories"}
     pretraining = {"train_stage": "pretrain", "pretrain_epochs": 2, "save_step": 2}
@@ -433,6 +436,7 @@ TOUCHED = [
 ]
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(("file", "name", "arguments"), TOUCHED)
 def test_private_names_are_what_we_took_them_for(file: str, name: str, arguments: str) -> None:
     node: Any = ast.parse((Path(recbole.__file__).parent / file).read_text())

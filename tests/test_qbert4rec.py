@@ -20,6 +20,8 @@ from recbole_qbert.sequence import prior_fitting
 from recbole_qbert.serving import export
 from tests.helpers_recbole import QUICK, write_dataset
 
+pytestmark = pytest.mark.pipeline
+
 NAME = "Tiny"
 
 
@@ -41,7 +43,6 @@ def trained(data, tmp_path_factory):
         return experiment.train(configure(data, folder))
 
 
-@pytest.mark.pipeline
 def test_run_recbole_by_name(data, tmp_path, monkeypatch):
     from recbole.quick_start import run_recbole
 
@@ -123,7 +124,6 @@ def test_reload_gives_the_same_metrics_and_reads_no_pickle(trained, tmp_path):
         assert dict(trainer.evaluate(test_data, load_best_model=False)) == pytest.approx(trained.test(), abs=1e-9)
 
 
-@pytest.mark.pipeline
 @pytest.mark.parametrize(
     "settings",
     [
@@ -276,6 +276,7 @@ def test_excluded_history_never_comes_first(data, tmp_path):
         assert torch.isinf(scores.gather(1, interaction["item_id_list"])).all()
 
 
+@pytest.mark.process
 def test_hyper_tuning_finds_the_model(data, tmp_path, monkeypatch):
     pytest.importorskip("hyperopt")
     from recbole.trainer import HyperTuning

@@ -231,6 +231,7 @@ def test_calls_that_cannot_be_meant(model, histories, options, message):
 
 
 # ------------------------------------------------------------------------------------------------------- without RecBole
+@pytest.mark.process
 def test_an_export_needs_no_recbole(kept, checkpoint, model, tmp_path):
     code = f"""
 import sys
@@ -507,6 +508,7 @@ def test_export_then_recommend(call, checkpoint, data, tmp_path):
         assert line.split()[2:4] == [answer.item, answer.semantic_id] and line.endswith(answer.title or answer.semantic_id)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("ending", [".tsv", ".csv", ".jsonl", ".parquet"])
 def test_a_file_of_histories_gives_a_file_of_answers(call, kept, model, data, tmp_path, monkeypatch, ending):
     """The same as in memory, and no more than a block of histories is held at a time."""

@@ -346,6 +346,7 @@ def test_run_recbole_beside_a_baseline() -> None:
     assert alone["test_result"]["hit@5"] > 0.8
 
 
+@pytest.mark.process
 def test_tuning_with_hyperopt_in_this_process() -> None:
     pytest.importorskip("hyperopt")
     Path("fixed.yaml").write_text("\n".join(f"{key}: {value}" for key, value in settings().items() if value))

@@ -26,6 +26,8 @@ from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite
 from recbole_qbert.quantization.semantic_ids import SemanticIDs, load
 from tests.helpers_recbole import QUICK, write_dataset
 
+pytestmark = pytest.mark.pipeline
+
 EVIL = "<script>alert('x')</script>"
 METRICS = ("hit@10", "ndcg@10")
 

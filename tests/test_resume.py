@@ -72,6 +72,7 @@ def quantize(epochs: Epochs | None):
     return model.state_dict(), asdict(report)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("stage", [inject, quantize])
 def test_resumed_after_any_epoch_equals_an_uninterrupted_run(tmp_path: Path, stage) -> None:
     path = tmp_path / "x.progress"
@@ -119,6 +120,7 @@ def test_short_work_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_early_stopping_is_remembered(tmp_path: Path) -> None:
     """Killed in the second training, the first one is not repeated, whatever ended it."""
     path = tmp_path / "x.progress"

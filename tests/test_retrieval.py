@@ -123,6 +123,7 @@ def questions(draw):
     }
 
 
+@pytest.mark.pipeline
 @settings(max_examples=250, deadline=None)
 @given(questions())
 def test_ties_changes_and_subsets_agree_with_the_whole_matrix(question):
@@ -132,6 +133,7 @@ def test_ties_changes_and_subsets_agree_with_the_whole_matrix(question):
         agrees(**question)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(("levels", "size"), [*((levels, 256) for levels in range(1, 9)), (3, 300), (4, 300)])
 def test_any_number_of_levels_and_codes(levels, size):
     generator = torch.Generator().manual_seed(levels)
@@ -242,6 +244,7 @@ def test_an_adjusted_item_may_rise_to_the_top(method):
     assert values.tolist() == [[500.0, 155.0, 152.0]]
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("method", METHODS)
 def test_an_item_named_several_times_counts_once_with_its_lowest_amount(method):
     index = ItemIndex(torch.arange(5)[:, None], 5, method=method)

@@ -54,6 +54,7 @@ def test_planted_codes_are_recovered_level_by_level(seed):
     torch.testing.assert_close(model(vectors)[0], vectors, rtol=0, atol=1e-5)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("seed", [1, 2])
 def test_training_recovers_planted_codes_and_reconstructs(seed):
     codes, vectors = planted(seed)

@@ -367,6 +367,7 @@ def test_weights_survive_a_round_trip():
 # -------------------------------------------------------------------------------- learning
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("use_item_embedding", [True, False])
 @pytest.mark.parametrize("view", VIEWS)
 def test_it_learns_a_chain_where_the_next_item_is_certain(view, use_item_embedding):

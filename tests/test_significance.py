@@ -70,6 +70,7 @@ def test_the_direction_turns_with_the_models():
     assert there.low > 0 and there.p < 0.05 and back.high < 0
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(("seeds", "others", "of_seed"), [(5, 5, 0.0), (5, 5, 0.2), (3, 5, 0.3), (3, 3, 0.3)])
 def test_equal_models_are_seldom_told_apart(seeds, others, of_seed):
     """300 pairs of equal models. A test over users alone finds a fifth of them significant at .2; one that takes the spread

@@ -21,6 +21,8 @@ from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.quantization import rqvae, semantic_ids
 from tests.helpers import files, stage_settings, write_features
 
+pytestmark = pytest.mark.pipeline
+
 ITEMS = tuple(f"i{n:02}" for n in range(30))
 
 
@@ -474,7 +476,6 @@ def test_items_alike_in_every_feature_still_get_different_ids(tmp_path):
 # -------------------------------------------------------------------------------- real data
 
 
-@pytest.mark.pipeline
 def test_real_features_of_a_small_set(tmp_path, shared_data):
     """Amazon_Scientific: unique IDs, and items with like text share more first codes than chance."""
     name = "Amazon_Scientific"

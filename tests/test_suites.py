@@ -38,6 +38,8 @@ from recbole_qbert.recbole_integration import experiment
 from recbole_qbert.utils.io import file_lock, write_json
 from tests.helpers_recbole import QUICK, write_dataset
 
+pytestmark = pytest.mark.pipeline
+
 NAME = "Tiny"
 OURS = {
     key: value
@@ -851,6 +853,7 @@ def test_what_a_plan_knows_of_its_rows(data, tmp_path):
     assert (mine["most_epochs"], ours["most_epochs"]) == (2, 7)
 
 
+@pytest.mark.process
 def test_a_result_that_does_not_serve_stands_until_there_is_another(data, tmp_path):
     """An archived result has no IDs beside it; whoever wants them runs the trial, and another command may be quicker."""
     plan = planned(tmp_path, data, {"ours": {"model": "QBERT4Rec", "settings": OURS | {"epochs": 1, "pretrain_epochs": 0}}})
@@ -902,6 +905,7 @@ def test_rows_that_were_not_asked_for_are_shown_if_they_were_run(tmp_path, monke
 
 
 # -------------------------------------------------------------------------------------------------------- an archive
+@pytest.mark.process
 def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypatch, capsys):
     ours = {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 0, "epochs": 1}}
     path = suite_file(tmp_path, {"SASRec": BASELINE, "ours": ours})
@@ -950,6 +954,7 @@ def test_an_archive_carries_a_suite_to_another_machine(data, tmp_path, monkeypat
         result_archive.refuse(Path("kept"), Path("three"), ["statistics"])
 
 
+@pytest.mark.process
 def test_only_trials_that_read_item_features_are_outdated_by_new_ones(tmp_path, monkeypatch, capsys):
     """After a change of the features, trials that read none are found again; the others are shown, marked, until rerun."""
     data = write_dataset(tmp_path / "data", NAME)
@@ -1142,6 +1147,7 @@ def test_an_archive_of_another_question_is_refused(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------ the whole way
+@pytest.mark.process
 def test_a_killed_suite_goes_on_and_gives_the_tables_of_one_that_was_not(data, tmp_path):
     """The runner is killed with -9 in the middle of a training, which dies with it and goes on later."""
     slow = OURS | {"pretrain_epochs": 0, "epochs": 12, "stopping_step": 12}

@@ -200,6 +200,7 @@ def one_by_one(folder: Path, pooling: str) -> np.ndarray:
     return torch.stack(rows).numpy()
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
 @pytest.mark.parametrize(
     ("kind", "side", "pad"),
@@ -454,6 +455,7 @@ def real_model() -> Path:
     return Path(found.origin).parent / "model"
 
 
+@pytest.mark.pipeline
 def test_neighbours_of_real_titles_are_alike(tmp_path: Path, shared_data: Path) -> None:
     """Nearest neighbours by a real model share category words far more often than chance, and than a random model's."""
     lines = (shared_data / "Amazon_Scientific" / "Amazon_Scientific.item").read_text(encoding="utf-8").split("\n")[:251]

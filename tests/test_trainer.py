@@ -19,6 +19,8 @@ from recbole_qbert import cli
 from recbole_qbert.recbole_integration import checkpoint_io, experiment
 from tests.helpers_recbole import QUICK, write_dataset
 
+pytestmark = pytest.mark.pipeline
+
 NAME = "Tiny"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,7 +72,6 @@ def train(config, folder, until=None, loss="batch_loss", **options):
         return None
 
 
-@pytest.mark.pipeline
 @pytest.mark.parametrize("until", [0, 1, 3, 5, 7])
 def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure, tmp_path, until):
     """60 users in batches of 32 are 2 batches an epoch; 4 epochs; stopping in the first, within and after others."""
@@ -89,7 +90,6 @@ def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure
     assert [line["epoch"] for line in logs[0]] == [0, 1, 2, 3]
 
 
-@pytest.mark.pipeline
 @pytest.mark.parametrize("until", [1, 5])
 @pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "GRU4Rec"])
 def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
@@ -119,7 +119,6 @@ def test_so_does_a_training_of_recboles(data, tmp_path, model, until):
     assert (tmp_path / "part" / "best.pth").stat().st_mtime_ns == stamp  # a finished one is not run again
 
 
-@pytest.mark.pipeline
 @pytest.mark.parametrize("model", ["CooccurrenceKNN", "Pop", "MultiVAE", "RecVAE"])
 def test_a_training_that_keeps_more_than_is_saved_starts_anew(data, tmp_path, model):
     """Other trainers, and models with counters or optimizers of their own; none of them fails for it."""
@@ -151,7 +150,6 @@ def test_a_progress_file_of_another_version_leaves_the_weights_as_they_were(conf
             assert torch.equal(value, again.model.state_dict()[name]), name
 
 
-@pytest.mark.pipeline
 def test_a_finished_training_is_not_run_again_and_another_one_is(configure, tmp_path):
     file = str(tmp_path / "kept.pth")
     first = train(configure(checkpoint_file=file), tmp_path)

@@ -125,6 +125,7 @@ def test_a_space_that_is_none_is_refused(tmp_path, text, complaint):
         tuning.read_space(tmp_path / "space.yaml")
 
 
+@pytest.mark.pipeline
 def test_the_best_point_is_written_and_nothing_runs_twice(files, data, fake, capsys):
     figures = command(files, data)
     best = {"learning_rate": 0.001, "hidden_dropout_prob": 0.5}
@@ -144,6 +145,7 @@ def test_the_best_point_is_written_and_nothing_runs_twice(files, data, fake, cap
     assert command(files, data) == figures and len(fake()) == 1 and path.read_text() == written
 
 
+@pytest.mark.pipeline
 def test_few_trials_are_part_of_many(files, data, fake):
     assert command(files, data, "--trials", "2")["trials"] == 2
     assert len(fake()) == 2
@@ -151,6 +153,7 @@ def test_few_trials_are_part_of_many(files, data, fake):
     assert len(fake()) == 2
 
 
+@pytest.mark.pipeline
 def test_trials_and_what_they_chose_are_taken_from_an_archive(files, data, fake):
     figures = command(files, data, "--results_cache", str(files / "kept"))
     assert len(fake()) == 4
@@ -163,6 +166,7 @@ def test_trials_and_what_they_chose_are_taken_from_an_archive(files, data, fake)
     assert chosen == (files / "kept" / "tuned" / NAME / "my SASRec.yaml").read_text()
 
 
+@pytest.mark.pipeline
 def test_a_failed_trial_does_not_stop_the_others(files, data, fake):
     (files / "break").touch()
     figures = command(files, data)
@@ -246,6 +250,7 @@ def test_models_without_a_space_or_a_row(data, tmp_path):
         tuning.plan(fdsa, suite, [{"learning_rate": 0.1}], NAME, data, tmp_path, {})
 
 
+@pytest.mark.pipeline
 def test_a_trial_is_a_training(files, data):
     """The whole way, in a process of its own."""
     (files / "space.yaml").write_text("learning_rate: [0.01]\n")
