@@ -90,8 +90,8 @@ def source_version() -> str:
     return str(found)
 
 
-@pytest.mark.process
 # -------------------------------------------------------------------------------------------------- the wheel
+@pytest.mark.process
 def test_every_module_and_property_file_is_in_the_wheel_and_nothing_else(contents: set[str]) -> None:
     expected = {p.relative_to(ROOT).as_posix() for name in PACKAGES for p in (ROOT / name).rglob("*.py")}
     expected |= {f"recbole_qbert/{p.relative_to(ROOT).as_posix()}" for p in PROPERTY_FILES}
@@ -130,8 +130,8 @@ def test_property_files_are_found_in_a_checkout(tmp_path: Path) -> None:
     assert Path(found) == ROOT / "properties" / "model" / "QBERT4Rec.yaml"
 
 
-@pytest.mark.process
 # ----------------------------------------------------------------------------------------------- requirements
+@pytest.mark.process
 def test_the_tested_set_satisfies_every_requirement(
     requirements: list[Requirement], constraints: dict[str, Requirement]
 ) -> None:
@@ -150,8 +150,8 @@ def test_constraints_apply_to_the_python_that_is_tested(constraints: dict[str, R
     assert ignored == []
 
 
-@pytest.mark.process
 # ----------------------------------------------------------------------------------------------------- import
+@pytest.mark.process
 def test_import_brings_no_encoder_and_no_more_than_recbole_does() -> None:
     loaded = run(
         "-W",
