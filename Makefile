@@ -1,14 +1,14 @@
 # make demo | test-fast | test | test-all | lint | docs | check | clean        (make help says more)
 #
 # VENV=DIR      where the environment lies (default .venv)
-# PYTHON=FILE   the Python 3.10 or 3.11 that makes it (default: the first one found)
+# PYTHON=FILE   the Python 3.10 to 3.14 that makes it (default: the first one found)
 # ARGS='...'    more arguments for pytest, for example ARGS='-k packaging'
 # JOBS=N        tests at a time (default: the number of cores)
 # THREADS=N     threads of one process (default 1: the networks of demo and tests are too small for more)
 # PIP_ARGS='..' more arguments for pip, for example an index of CPU builds of torch
 VENV ?= .venv
-PYTHON ?= $(shell for p in python3.11 python3 python3.10 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12 python3.14 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 PIP_ARGS ?=
 JOBS ?= auto
@@ -20,8 +20,8 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -
 CHECKOUT := $(shell pwd | cksum | cut -d' ' -f1)
 RUN := $(VENV)/.ready-to-run-$(CHECKOUT)
 TEST := $(VENV)/.ready-to-test-$(CHECKOUT)
-SUPPORTED = import sys; v = sys.version_info[:2]; v in ((3, 10), (3, 11)) or sys.exit( \
-	f"recbole_qbert needs Python 3.10 or 3.11 (RecBole has no other), but {sys.executable} is {v[0]}.{v[1]}.\n" \
+SUPPORTED = import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit( \
+	f"recbole_qbert needs Python 3.10 to 3.14, but {sys.executable} is {v[0]}.{v[1]}.\n" \
 	"Say which one to use: make PYTHON=/path/to/python3.11 VENV=.venv311")
 
 export OMP_NUM_THREADS := $(THREADS)
@@ -81,7 +81,7 @@ which-python:
 
 $(RUN): setup.py constraints.txt
 	@$(BIN)/python -c '' 2>/dev/null || { \
-	  [ -n "$(PYTHON)" ] || { echo 'No Python 3.10 or 3.11 found. Install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }; \
+	  [ -n "$(PYTHON)" ] || { echo 'No Python 3.10 to 3.14 found. Install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }; \
 	  $(PYTHON) -c '$(SUPPORTED)' || exit 1; \
 	  echo "[1/3] new environment $(VENV) with $$($(PYTHON) -V)"; \
 	  $(PYTHON) -m venv "$(VENV)" >/dev/null 2>&1 \
@@ -93,6 +93,8 @@ $(RUN): setup.py constraints.txt
 	@$(PIP) setuptools wheel torch
 	@echo '[3/3] RecBole and the rest'
 	@$(PIP) --no-build-isolation --editable .
+	@# From Python 3.12 on RecBole comes without ray, of which it accepts no version there.
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || exit 0; $(PIP) --no-deps recbole==1.2.1
 	@rm -f $(VENV)/.ready-* && touch $@
 
 $(TEST): $(RUN)

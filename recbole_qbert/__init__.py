@@ -31,7 +31,10 @@ if find_spec("recbole") is None:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            raise ImportError(f"recbole_qbert.{name} needs RecBole, which is not installed: pip install recbole==1.2.1")
+            raise ImportError(
+                f"recbole_qbert.{name} needs RecBole, which is not installed: pip install recbole==1.2.1 "
+                "(from Python 3.12 on: pip install --no-deps recbole==1.2.1)"
+            )
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 else:

@@ -1,4 +1,4 @@
-"""Patches of RecBole 1.2.1 for today's torch, one per upstream problem; :func:`apply` applies all.
+"""Patches of RecBole 1.2.1, one per upstream problem; :func:`apply` applies all.
 
 * :func:`countable_metrics` - item coverage and similar metrics crash.
 * :func:`log_every_run` - the log file of a process's second run stays empty.
@@ -8,7 +8,8 @@
 * :func:`saved_loaders_follow_settings` - a data set in a file of loaders ignores changed settings.
 
 Besides these, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`without_pickled_caches`, :class:`ConfigValues`.
-``checkpoint_io`` patches the reading and writing of files.
+``checkpoint_io`` patches the reading and writing of files, ``newer_libraries`` what newer versions of numpy, pandas and scipy
+broke.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import importlib
 import logging
 import os
 import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -34,10 +34,10 @@ import torch
 from recbole.config import Config
 from recbole.evaluator.collector import Collector
 
+from recbole_qbert.recbole_integration import newer_libraries
 from recbole_qbert.utils.distributed import GROUP_TIMEOUT, close_group_at_exit, init_group, is_distributed
 
-with warnings.catch_warnings():  # ray 2.6.3, which this module imports, still uses pkg_resources and says so
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+with newer_libraries.without_ray():
     quick_start = importlib.import_module("recbole.quick_start.quick_start")
 
 __all__ = [
@@ -65,6 +65,7 @@ _MARK = "_recbole_qbert"
 
 def apply() -> None:
     """Apply every patch; a second call changes nothing."""
+    newer_libraries.apply(replace)
     countable_metrics()
     log_every_run()
     no_anomaly_detection()
