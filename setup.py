@@ -1,6 +1,6 @@
 """Packaging. ``properties/``, beside the package in a checkout, lies in ``recbole_qbert/`` in a wheel.
 
-Only the versions in constraints.txt, on Python 3.11, are tested as a set; lower bounds are estimates.
+Only the versions in constraints.txt, on Python 3.11 and 3.13, are tested as sets; lower bounds are estimates.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ setup(
     },
     entry_points={"console_scripts": ["recbole-qbert = recbole_qbert.cli:main"]},
     install_requires=[
-        # The plugin reaches into RecBole's registries and patches its trainer. From Python 3.12 on there is no ray that RecBole
-        # accepts: there `pip install --no-deps recbole==1.2.1` comes after, and what it needs besides ray is listed here.
+        # The plugin reaches into RecBole's registries and patches its trainer. From Python 3.12 on there is no ray that
+        # RecBole accepts: there `pip install --no-deps recbole==1.2.1` comes after, and what it needs besides is listed.
         'recbole==1.2.1 ; python_version < "3.12"',
         *(f'{name} ; python_version >= "3.12"' for name in RECBOLE_NEEDS),
         "torch>=2.6",

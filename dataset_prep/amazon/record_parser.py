@@ -6,11 +6,13 @@ import ast
 import json
 import math
 import re
+from itertools import accumulate
 from typing import Any
 
 import msgspec
 
 MAX_EXACT = 1 << 20  # characters; Python's own parser needs some hundred bytes of memory per character
+MAX_DEPTH = 900  # of nested lists and objects; some versions of Python read more, which no later step is made for
 
 
 def parse_record(line: bytes, python_text: bool) -> dict[str, Any]:
@@ -23,6 +25,8 @@ def parse_record(line: bytes, python_text: bool) -> dict[str, Any]:
     Raises:
         ValueError: the line is neither, is not UTF-8, or is nested too deeply.
     """
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+        raise ValueError("nested too deeply")
     try:
         record = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -30,6 +34,11 @@ def parse_record(line: bytes, python_text: bool) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     return record
+
+
+def _depth(line: bytes) -> int:
+    """Return how deep brackets are nested, those in text included."""
+    return max(accumulate({91: 1, 123: 1, 93: -1, 125: -1}.get(byte, 0) for byte in line))
 
 
 def _parse_leniently(text: str, python_text: bool) -> Any:

@@ -38,9 +38,9 @@ class _LazyTune(ModuleType):
 def without_ray() -> Iterator[None]:
     """Let ``recbole.quick_start.quick_start`` be imported without ray (quick_start.py:20; RecBole#1820, PR#2078).
 
-    RecBole uses ``tune.report`` only, and only in a ray worker. ray 2.6.3, the last version that it accepts, has no wheel for
-    Python 3.12, uses ``np.bool8`` and needs ``pkg_resources``. The stand-in is there while the module is imported, and not
-    afterwards.
+    RecBole uses ``tune.report`` only, and only in a ray worker. ray 2.6.3, the last version that it accepts, has no wheel
+    for Python 3.12, uses ``np.bool8`` and needs ``pkg_resources``. The stand-in is there while the module is imported, and
+    not afterwards.
     """
     real = {name: sys.modules.get(name) for name in ("ray", "ray.tune")}
     stand_in, tune = ModuleType("ray"), _LazyTune("ray.tune")

@@ -8,8 +8,8 @@
 * :func:`saved_loaders_follow_settings` - a data set in a file of loaders ignores changed settings.
 
 Besides these, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`without_pickled_caches`, :class:`ConfigValues`.
-``checkpoint_io`` patches the reading and writing of files, ``newer_libraries`` what newer versions of numpy, pandas and scipy
-broke.
+``checkpoint_io`` patches the reading and writing of files, ``newer_libraries`` what newer versions of numpy, pandas and
+scipy broke.
 """
 
 from __future__ import annotations
