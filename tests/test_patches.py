@@ -229,6 +229,13 @@ def test_settings_in_a_checkpoint_do_not_make_recbole_unpickle_a_file(key: str) 
     assert not Path("was_executed").exists() and model.n_items > 1 and config["model"] == state["config"]["model"]
 
 
+def test_the_same_state_gives_the_same_bytes_whatever_the_name_of_the_file(tmp_path: Path) -> None:
+    state = {"weight": torch.arange(6.0), "config": {"model": "SASRec"}}
+    for name in ("one.pth", "another-name.pth"):
+        checkpoint_io.write_checkpoint(state, tmp_path / name)
+    assert (tmp_path / "one.pth").read_bytes() == (tmp_path / "another-name.pth").read_bytes()
+
+
 def test_only_trust_executes() -> None:
     torch.save({"config": Malicious()}, "evil.pth")
     checkpoint_io.load_checkpoint("evil.pth", trusted=True)

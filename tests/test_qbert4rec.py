@@ -399,6 +399,16 @@ def test_pretrained_with_other_semantic_ids_is_refused(data, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
+def test_files_are_those_of_where_the_user_is(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("semantic_id_file: ids/mine.sid\n")
+    config = experiment.configure("QBERT4Rec", NAME, data, {"pretrained": "mine.pth"}, ["mine.yaml"])
+    assert (config["pretrained"], config["semantic_id_file"]) == (
+        str(tmp_path / "mine.pth"), str(tmp_path / "ids" / "mine.sid")
+    )  # fmt: skip
+    assert config["checkpoint_file"] is None
+
+
 def test_unknown_property_names_the_nearest(data, tmp_path):
     with pytest.raises(ValueError, match=r"use_item_embeding.*use_item_embedding"):
         configure(data, tmp_path, use_item_embeding=False)

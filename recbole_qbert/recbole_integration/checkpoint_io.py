@@ -36,6 +36,7 @@ from recbole_qbert.recbole_integration.patches import (
 )
 from recbole_qbert.utils.distributed import rank
 from recbole_qbert.utils.io import atomic_write
+from recbole_qbert.utils.resume_file import save_tensors
 
 FORMAT = 1
 #: Keys that ``run(nproc=2)`` adds (quick_start.py:57, :174). A Config that has them joins a process group.
@@ -134,7 +135,7 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
 def write_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write the file atomically."""
     with atomic_write(Path(path)) as temporary:
-        torch.save(dict(state), temporary)
+        save_tensors(dict(state), temporary)
 
 
 def _plain(value: Any, name: str, foreign: list[str]) -> Any:

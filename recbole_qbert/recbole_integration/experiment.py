@@ -30,6 +30,9 @@ from recbole_qbert.sequence.scoring import rank_of
 from recbole_qbert.utils.io import digest
 from recbole_qbert.utils.metrics import metrics_from_ranks as metrics_from_ranks
 
+#: Properties that name a file or folder of the user.
+FILE_PROPERTIES = ("pretrained", "semantic_id_file", "semantic_id_dir", "checkpoint_file")
+
 
 @dataclass
 class Run:
@@ -83,13 +86,18 @@ def configure(
             raise FileNotFoundError(f"property file {file} is missing")
     properties = {**settings, "data_path": str(Path(data_path).resolve())}
     with patches.clean_argv():
-        return Config(
+        config = Config(
             model=model,
             dataset=dataset,
             config_file_list=[str(file) for file in files],
             # Config evaluates strings (configurator.py:127); quoted, they stay what they are.
             config_dict={k: repr(v) if isinstance(v, str) else v for k, v in properties.items()},
         )
+    for name in FILE_PROPERTIES:  # relative to where the user is, not to the folder that a training works in
+        if value := config.external_config_dict.get(name):
+            path = str(Path(value).resolve())
+            config.external_config_dict[name] = config.final_config_dict[name] = path
+    return config
 
 
 def load_catalog(config: Config) -> Catalog:

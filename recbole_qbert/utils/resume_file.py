@@ -15,6 +15,15 @@ from recbole_qbert.utils.io import atomic_write
 log = logging.getLogger(__name__)
 
 
+def save_tensors(state: Mapping[str, Any], path: Path) -> None:
+    """Write tensors and plain values; the same state gives the same bytes whatever the name of the file.
+
+    ``torch.save`` to a path puts the file's name into the archive, and the name of a temporary file holds a process id.
+    """
+    with open(path, "wb") as handle:
+        torch.save(state, handle)
+
+
 class ResumeFile:
     """State of one piece of work, as tensors and plain values.
 
@@ -45,7 +54,7 @@ class ResumeFile:
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the state atomically."""
         with atomic_write(self.path) as temporary:
-            torch.save({"run": self.run, **state}, temporary)
+            save_tensors({"run": self.run, **state}, temporary)
 
     def remove(self) -> None:
         """Remove the file, because the work is done."""
