@@ -312,3 +312,10 @@ def test_two_sets_in_one_folder_do_not_mix(tmp_path):
     write_features(tmp_path, ITEMS, text=TEXT)
     shutil.copy(tmp_path / "toy.text.npy", tmp_path / "toy.v2.text.npy")  # of a data set named 'toy.v2'
     assert features.available(tmp_path, "toy") == ("text",)
+
+
+def test_a_byte_order_mark_belongs_to_no_item(folder):
+    path = folder / "toy.items.txt"
+    before = load(folder, "toy", ITEMS, ["text"]).vectors["text"]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert np.array_equal(load(folder, "toy", ITEMS, ["text"]).vectors["text"], before)

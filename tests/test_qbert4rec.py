@@ -409,6 +409,19 @@ def test_files_are_those_of_where_the_user_is(data, tmp_path, monkeypatch):
     assert config["checkpoint_file"] is None
 
 
+def test_blank_lines_of_interactions_are_skipped_as_recbole_does(tmp_path):
+    from recbole.data import create_dataset
+
+    sizes = []
+    for end in ("", "\n", "  \n\n"):
+        folder = write_dataset(tmp_path / f"blank{len(sizes)}", NAME)
+        with open(folder / NAME / f"{NAME}.inter", "a", encoding="utf-8") as handle:
+            handle.write(end)
+        with experiment.working_directory(tmp_path):
+            sizes.append(len(create_dataset(configure(folder, tmp_path))))
+    assert sizes[1:] == sizes[:1] * 2
+
+
 def test_unknown_property_names_the_nearest(data, tmp_path):
     with pytest.raises(ValueError, match=r"use_item_embeding.*use_item_embedding"):
         configure(data, tmp_path, use_item_embeding=False)

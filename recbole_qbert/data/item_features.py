@@ -150,7 +150,7 @@ def read_item_list(path: Path) -> dict[str, int]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; it lists the item token of each feature row, one a line")
     row_of: dict[str, int] = {}
-    with open(path, encoding="utf-8") as handle:
+    with open(path, encoding="utf-8-sig") as handle:
         for number, line in enumerate(handle):
             item = line.rstrip("\r\n")
             check_token(item, f"{path}:{number + 1}")

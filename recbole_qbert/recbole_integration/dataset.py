@@ -201,6 +201,8 @@ def refuse_lost_ids(path: Path, separator: str, fields: tuple[str, ...]) -> None
         names = [column.name for column in parse_columns(handle.readline(), separator)]
         columns = [(names.index(field), field) for field in fields if field in names]
         for number, line in enumerate(handle, 2):
+            if not line.strip():  # pandas skips it
+                continue
             cells = line.rstrip("\n").split(separator)
             for column, field in columns:
                 if column < len(cells) and cells[column] in READ_AS_MISSING:
