@@ -26,19 +26,20 @@ Replace = Callable[[Any, str, Callable[[Any], Any]], None]
 
 
 class _LazyTune(ModuleType):
-    """``ray.tune``, imported at the first use of one of its names."""
+    """``ray.tune`` for RecBole, which calls ``report`` at the end of every trial, also of hyperopt (quick_start.py:223)."""
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(importlib.import_module("ray.tune"), name)
+    @staticmethod
+    def report(**metrics: Any) -> None:
+        """Report to ray in a ray worker, whose process has imported ray; do nothing elsewhere."""
+        if "ray" in sys.modules:
+            importlib.import_module("ray.tune").report(**metrics)
 
 
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
     """Let ``recbole.quick_start.quick_start`` be imported without ray (quick_start.py:20; RecBole#1820, PR#2078).
 
-    RecBole uses ``tune.report`` only, and only in a ray worker. ray 2.6.3, the last version that it accepts, has no wheel
+    RecBole uses ``tune.report`` only. ray 2.6.3, the last version that it accepts, has no wheel
     for Python 3.12, uses ``np.bool8`` and needs ``pkg_resources``. The stand-in is there while the module is imported, and
     not afterwards.
     """
