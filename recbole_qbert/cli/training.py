@@ -72,7 +72,10 @@ def train(args: argparse.Namespace) -> Figures:
 def _report(args: argparse.Namespace, figures: Figures) -> Figures:
     """Write the page if it is wanted; its path is the last line."""
     if args.report and rank() == 0:
-        say(f"report: {write_training_page(figures, args.data_path)}")
+        try:
+            say(f"report: {write_training_page(figures, args.data_path)}")
+        except ValueError as error:  # a model without semantic IDs; its figures are not lost
+            say(f"no report: {error}")
     return figures
 
 
