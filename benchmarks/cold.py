@@ -34,6 +34,7 @@ from recbole_qbert.recbole_integration import experiment
 from recbole_qbert.sequence.scoring import rank_of
 from recbole_qbert.serving import cold_start
 from recbole_qbert.utils.io import write_json
+from recbole_qbert.utils.metrics import metrics_from_ranks
 
 CARE = {"eval_batch_size": 512, "stopping_step": 5, "metric_decimal_place": 6, "show_progress": False, "state": "ERROR"}
 
@@ -132,7 +133,7 @@ def figures(scores: Any, asked: list[tuple[list[str], str]], new: Sequence[str])
     result: dict[str, Any] = {}
     for name, table in (("among_new", among_new), ("among_all", torch.cat([among_new, old], 1))):
         rank = rank_of(table, target).numpy()
-        found = experiment.metrics_from_ranks(rank, (1, 5, 10, 50))
+        found = metrics_from_ranks(rank, (1, 5, 10, 50))
         result[name] = {key: found[key] for key in ("hit@10", "ndcg@10", "hit@50")}
         result[f"{name}_ranks"] = rank.tolist()
     return result

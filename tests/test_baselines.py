@@ -11,6 +11,7 @@ from recbole.quick_start import run_recbole
 from recbole_qbert.config.property_files import property_file
 from recbole_qbert.recbole_integration import checkpoint_io, experiment, registry
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
+from recbole_qbert.utils.metrics import metrics_from_ranks
 from tests.helpers_recbole import write_dataset
 
 pytestmark = pytest.mark.pipeline
@@ -106,7 +107,7 @@ def test_run_recbole_validates_once_and_trains_nothing(data):
     assert dict(result["test_result"]) == run.test()
     assert result["best_valid_score"] == run.valid["ndcg@10"] > 0
     # RecBole's evaluator orders ties as it likes, ours counts them against the model.
-    figures = experiment.metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=False))
+    figures = metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=False))
     assert all(figures[name] <= value + 1e-6 for name, value in run.test().items())
 
 
@@ -125,7 +126,7 @@ def test_settings_out_of_range_are_refused(data, key, value):
 def test_scientific(shared_data):
     """What docs/results.md reports; the plain cosine is the structural prior's evidence."""
     run = knn(shared_data, "Amazon_Scientific", MAX_ITEM_LIST_LENGTH=20, eval_batch_size=512)
-    figures = experiment.metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=True))
+    figures = metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=True))
     assert figures["ndcg@10"] == pytest.approx(0.0937, abs=0.0001)
     assert figures["hit@10"] == pytest.approx(0.1383, abs=0.0001)
     rows = run.test_data._dataset.inter_feat[torch.arange(50)]

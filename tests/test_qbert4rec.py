@@ -18,6 +18,7 @@ from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
 from recbole_qbert.recbole_integration.dataset import HistoryDataset
 from recbole_qbert.sequence import prior_fitting
 from recbole_qbert.serving import export
+from recbole_qbert.utils.metrics import metrics_from_ranks
 from tests.helpers_recbole import QUICK, write_dataset
 
 pytestmark = pytest.mark.pipeline
@@ -99,7 +100,7 @@ def test_predict_is_full_sort_predict(trained):
 
 
 def test_recboles_metrics_equal_ranks_counted_by_hand(trained):
-    by_hand = experiment.metrics_from_ranks(experiment.target_ranks(trained, trained.test_data, exclude_history=False))
+    by_hand = metrics_from_ranks(experiment.target_ranks(trained, trained.test_data, exclude_history=False))
     assert trained.test() == pytest.approx(by_hand, abs=1e-6)
 
 
@@ -358,7 +359,7 @@ def test_baselines_build_no_semantic_ids(data, tmp_path):
 def test_baseline_in_the_same_process(data, tmp_path, trained):
     with experiment.working_directory(tmp_path):
         run = experiment.train(configure(data, tmp_path, model="SASRec"))
-    plain = experiment.metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=False))
+    plain = metrics_from_ranks(experiment.target_ranks(run, run.test_data, exclude_history=False))
     assert run.test() == pytest.approx(plain, abs=1e-6)
     excluded = experiment.target_ranks(run, run.test_data, exclude_history=True)
     assert (excluded <= experiment.target_ranks(run, run.test_data, exclude_history=False)).mean() > 0.9

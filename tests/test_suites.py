@@ -36,6 +36,7 @@ from recbole_qbert.experiments.suites import (
 from recbole_qbert.experiments.suites.suite_spec import ModelSpec, Suite
 from recbole_qbert.recbole_integration import experiment
 from recbole_qbert.utils.io import file_lock, write_json
+from recbole_qbert.utils.metrics import metrics_from_ranks
 from tests.helpers_recbole import QUICK, write_dataset
 
 pytestmark = pytest.mark.pipeline
@@ -291,7 +292,7 @@ def test_a_cell_of_ours_keeps_what_the_contract_names(data, tmp_path):
     assert {"plain", "history_excluded", "prior_plain", "prior_history_excluded", "users"} == set(ranks)
     assert all(found.dtype == np.int32 and len(found) == result["users"] for found in ranks.values())
     for name, figures in result["test"].items():
-        assert figures == experiment.metrics_from_ranks(ranks[name])
+        assert figures == metrics_from_ranks(ranks[name])
     assert (ranks["history_excluded"] <= ranks["plain"]).all()
     assert [epoch["stage"] for epoch in result["curve"]] == ["pretrain", "finetune", "finetune"]
     assert max(epoch["valid_score"] for epoch in result["curve"][1:]) == pytest.approx(result["valid"]["ndcg@10"])
@@ -674,7 +675,7 @@ def finished(folder, row, seed, ranks, prior=None, users=None, tuned=None, **giv
     if prior:
         ranks |= {"prior_plain": prior, "prior_history_excluded": prior}
     ranks = {name: np.array(found, dtype=np.int32) for name, found in ranks.items()}
-    figures = {name: experiment.metrics_from_ranks(found) for name, found in ranks.items()}
+    figures = {name: metrics_from_ranks(found) for name, found in ranks.items()}
     request = {
         "sources": [],
         "tuned": tuned,

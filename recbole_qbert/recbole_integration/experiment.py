@@ -28,7 +28,6 @@ from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.scoring import rank_of
 from recbole_qbert.utils.io import digest
-from recbole_qbert.utils.metrics import metrics_from_ranks as metrics_from_ranks
 
 #: Properties that name a file or folder of the user.
 FILE_PROPERTIES = ("pretrained", "semantic_id_file", "semantic_id_dir", "checkpoint_file")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,40 +29,49 @@ def load_or_build(config: Any, catalog: Catalog) -> tuple[SemanticIDs, dict[str,
     Of several processes the first one builds, and the others load its result.
 
     Args:
-        config: RecBole's configuration, or a mapping of its properties.
+        config: RecBole's configuration.
         catalog: items and training histories.
 
     Raises:
         ValueError: the IDs do not fit the catalog, or a stage refuses its input.
     """
-    values = config if isinstance(config, Mapping) else ConfigValues(config)
-    if values["semantic_ids"] == "none":
+    if config["semantic_ids"] == "none":
         no_codes = np.empty((len(catalog.items), 0), dtype=np.int16)
         return SemanticIDs(catalog.items, no_codes, (), 1), {"semantic_ids": {"code_sets": []}, "seconds": {}}
-    file, beside_data, built = candidate_files(values)
+    file, beside_data, built = candidate_files(config)
     if file or beside_data.exists():
         path = file or beside_data
         ids = semantic_ids.load(path)
         codes = ids.aligned(catalog.items, str(path))
         health = semantic_ids.health(codes, codes, ids.size, ids.prefixes)
         return ids, {"semantic_ids": {"file": str(path), "code_sets": [{"code_set": "given", **health}]}, "seconds": {}}
-    first = rank() == 0
     with first_before_others():
-        return SemanticIDBuilder(
-            catalog,
-            stage_settings(values),
-            built.parent,
-            rebuild=first and bool(values["rebuild"]),
-            progress=first and bool(values["show_progress"]),
-        ).build()
+        return builder_for(config, catalog, built.parent).build()
+
+
+def builder_for(config: Any, catalog: Catalog, output: Path) -> SemanticIDBuilder:
+    """Return the builder of a configuration; of several processes only the first one rebuilds and shows progress.
+
+    Args:
+        config: RecBole's configuration.
+        catalog: items and training histories.
+        output: folder of everything that is written.
+    """
+    first = rank() == 0
+    return SemanticIDBuilder(
+        catalog,
+        stage_settings(ConfigValues(config)),
+        output,
+        rebuild=first and bool(config["rebuild"]),
+        progress=first and bool(config["show_progress"]),
+    )
 
 
 def existing_file(config: Any) -> Path | None:
     """Return the file with the semantic IDs of a trained model; ``None`` if it uses none, or if the file is gone."""
-    values = config if isinstance(config, Mapping) else ConfigValues(config)
-    if values["semantic_ids"] == "none":
+    if config["semantic_ids"] == "none":
         return None
-    return next((path for path in candidate_files(values) if path and path.is_file()), None)
+    return next((path for path in candidate_files(config) if path and path.is_file()), None)
 
 
 def candidate_files(config: Any) -> tuple[Path | None, Path, Path]:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_qbert.data.multi_domain import write_union
-from recbole_qbert.pipeline.builder import SemanticIDBuilder
-from recbole_qbert.pipeline.catalog import stage_settings
 from recbole_qbert.recbole_integration import experiment
+from recbole_qbert.recbole_integration.identifiers import builder_for
 from recbole_qbert.recbole_integration.job import Job
-from recbole_qbert.recbole_integration.patches import ConfigValues
-from recbole_qbert.utils.distributed import first_before_others, join_torchrun_group, rank
+from recbole_qbert.utils.distributed import first_before_others, join_torchrun_group
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,7 @@ def build_vocabulary(job: Job, sources: Sequence[str], targets: Sequence[str] = 
         config = union.configure()
         with experiment.working_directory(union.folder):
             catalog = experiment.load_catalog(config)
-        ids, figures = SemanticIDBuilder(
-            catalog,
-            stage_settings(ConfigValues(config)),
-            union.folder,
-            rebuild=bool(config["rebuild"]) and rank() == 0,
-            progress=bool(config["show_progress"]),
-        ).build()
+        ids, figures = builder_for(config, catalog, union.folder).build()
         for dataset in everything:
             ids.of_domain(dataset).save(union.folder / f"{dataset}.sid")
         if len(everything) > len(sources):

@@ -18,12 +18,11 @@ from recbole.config import Config
 
 from recbole_qbert.config.property_files import property_file
 from recbole_qbert.pipeline.builder import SemanticIDBuilder
-from recbole_qbert.pipeline.catalog import stage_settings
 from recbole_qbert.recbole_integration import experiment
+from recbole_qbert.recbole_integration.identifiers import builder_for
 from recbole_qbert.recbole_integration.job import Job
-from recbole_qbert.recbole_integration.patches import ConfigValues
 from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary, vocabulary_properties
-from recbole_qbert.utils.console import progress_bars_wanted
+from recbole_qbert.utils.metrics import metrics_from_ranks
 
 log = logging.getLogger(__name__)
 Figures = dict[str, Any]
@@ -252,8 +251,7 @@ def _builder(job: Job) -> SemanticIDBuilder:
     config = job.configure()
     with experiment.working_directory(job.folder):
         catalog = experiment.load_catalog(config)
-    settings, rebuild = stage_settings(ConfigValues(config)), bool(config["rebuild"])
-    return SemanticIDBuilder(catalog, settings, job.folder, rebuild=rebuild, progress=progress_bars_wanted())
+    return builder_for(config, catalog, job.folder)
 
 
 def _train_stage(job: Job, stage: str, figures: Figures) -> experiment.Run:
@@ -306,7 +304,7 @@ def _train_baseline(job: Job, ours: Config, name: str) -> tuple[Figures, float]:
     with experiment.working_directory(job.folder):
         run = experiment.train(config, name)
     ranks = experiment.target_ranks(run, run.test_data, exclude_history=True)
-    excluded = experiment.metrics_from_ranks(ranks)
+    excluded = metrics_from_ranks(ranks)
     return {"valid": run.valid, "test": run.test(), "test_history_excluded": excluded}, run.seconds["training"]
 
 

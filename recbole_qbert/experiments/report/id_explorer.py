@@ -59,7 +59,9 @@ def explorer(ids: SemanticIDs, names: Sequence[str], catalog: Catalog) -> Explor
         if count < len(ids.items):
             notes.append(f"explorer, {name} codes: items without them: {len(ids.items) - count:,}")
     style = "".join(f".p{number}{{background-image:url({uri})}}" for number, uri in enumerate(pictures.values()))
-    return Explorer(join(*parts), style, tuple(notes))
+    field = tag("input", type="search", placeholder="words of a title, an item token, or <a_170>", aria_label="Find items")
+    search = tag("form", field, tag("output", class_="quiet"), id="find", hidden=True)
+    return Explorer(join(search, *parts), style, tuple(notes))
 
 
 def _items_in_turn(ids: SemanticIDs, listing: id_tree.Listing) -> list[str]:

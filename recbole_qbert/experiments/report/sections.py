@@ -165,9 +165,7 @@ def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]
         "Items whose IDs begin alike, code by code: how many they are, words that their titles share, pictures where there "
         f"are any. IDs of row {trial.row}, seed {trial.seed}; every seed makes its own. Open a code to see its items.",
     )
-    field = tag("input", type="search", placeholder="words of a title, an item token, or <a_170>", aria_label="Find items")
-    search = tag("form", field, tag("output", class_="quiet"), id="find", hidden=True)
-    return join(intro, search, made.markup), made.style, [*catalog.missing, *made.notes]
+    return join(intro, made.markup), made.style, [*catalog.missing, *made.notes]
 
 
 def _trial_with_ids(suite: Suite) -> tuple[FinishedTrial, Path] | None:

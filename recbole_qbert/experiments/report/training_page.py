@@ -46,13 +46,11 @@ def write_training_page(figures: Mapping[str, Any], data_path: str | os.PathLike
     picture_class = {item: f"u{number}" for number, item in enumerate(pictures)}
     style = tree.style + "".join(f".u{n}{{background-image:url({uri})}}" for n, uri in enumerate(pictures.values()))
     tiles = _Tiles(catalog.titles, picture_class)
-    field = tag("input", type="search", placeholder="words of a title, an item token, or <a_170>", aria_label="Find items")
-    search = tag("form", field, tag("output", class_="quiet"), id="find", hidden=True)
     sections = [
         Section("results", "Results", "Test metrics", _results(figures)),
         Section("curves", "Curves", "Learning curves", _curves(figures)),
         Section("users", "Users", "What users bought, and what the model recommends", _users(users, recommendations, tiles)),
-        Section("ids", "Semantic IDs", "The tree of semantic IDs", join(_health(figures), search, tree.markup)),
+        Section("ids", "Semantic IDs", "The tree of semantic IDs", join(_health(figures), tree.markup)),
     ]
     notes = [*tree.notes, *catalog.missing]
     subtitle = f"{len(ids.items):,} items; seed {figures['seed']}; {figures['parameters']:,} parameters"
