@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_qbert.data.atomic_files import Column, parse_columns, read_header, read_rows
+from recbole_qbert.data.atomic_files import AtomicFormat, Column, parse_columns, read_header, read_rows
 
 HEADER = "item_id:token\ttitle:token_seq\tprice:float\n"
 
@@ -95,3 +95,9 @@ def test_rows_are_those_of_recboles_reader(tmp_path_factory: pytest.TempPathFact
     theirs = pd.read_csv(path, sep="\t", engine="python", dtype=str, keep_default_na=False, header=0)
     ours = [cells for _, cells in read_rows(path, ["item_id", "a", "b"], pad=True)]  # a bare carriage return ends a row
     assert ours == theirs.fillna("").to_numpy().tolist()
+
+
+def test_the_format_is_read_from_recboles_properties_and_defaults_to_recboles():
+    assert AtomicFormat.from_config({}) == AtomicFormat()
+    config = {"field_separator": ",", "ITEM_ID_FIELD": "product_id", "encoding": None}
+    assert AtomicFormat.from_config(config) == AtomicFormat(field_separator=",", item_field="product_id")

@@ -13,12 +13,41 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recbole_qbert.utils.spelling import did_you_mean
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 FIELD_SEPARATOR = "\t"  # RecBole's defaults of field_separator and encoding
 ENCODING = "utf-8"
+
+
+@dataclass(frozen=True)
+class AtomicFormat:
+    """How atomic files are written, as RecBole's properties of the same meaning say; the defaults are RecBole's.
+
+    Attributes:
+        field_separator: between the columns of a row.
+        seq_separator: between the parts of a ``token_seq`` or ``float_seq`` cell.
+        encoding: of the text.
+        user_field: name of the column of users (``USER_ID_FIELD``).
+        item_field: name of the column of items (``ITEM_ID_FIELD``).
+        time_field: name of the column of times (``TIME_FIELD``).
+    """
+
+    field_separator: str = FIELD_SEPARATOR
+    seq_separator: str = " "
+    encoding: str = ENCODING
+    user_field: str = "user_id"
+    item_field: str = "item_id"
+    time_field: str = "timestamp"
+
+    @classmethod
+    def from_config(cls, config: Any) -> AtomicFormat:
+        """Read the format from RecBole's configuration or any mapping of its keys; absent keys keep the defaults."""
+        keys = ("field_separator", "seq_separator", "encoding", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
+        given = [config[key] if key in config else None for key in keys]  # noqa: SIM401  RecBole's Config has no get
+        return cls(**{name: v for name, v in zip(cls.__dataclass_fields__, given, strict=True) if v is not None})
 
 
 @dataclass(frozen=True)
