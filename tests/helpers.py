@@ -38,6 +38,7 @@ def injection_config(**changes: Any) -> schema.InjectionConfig:
 
 def quantizer_config(**changes: Any) -> schema.QuantizerConfig:
     small = {
+        "method": "rqvae",
         "levels": 2,
         "codes": 8,
         "dim": 4,
@@ -50,7 +51,7 @@ def quantizer_config(**changes: Any) -> schema.QuantizerConfig:
 
 
 def identifier_config(**changes: Any) -> schema.IdentifierConfig:
-    return _read(schema.IdentifierConfig, changes)
+    return _read(schema.IdentifierConfig, {"fusion": "injection", **changes})
 
 
 def stage_settings(*, seed: int = 3, identifiers: Any = (), injection: Any = (), quantizer: Any = ()) -> Any:

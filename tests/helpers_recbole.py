@@ -11,6 +11,7 @@ _SHARED = {
 QUICK = {
     "QBERT4Rec": {
         **_SHARED,
+        "semantic_ids": "both", "fusion": "injection", "quantizer": "rqvae",
         "rq_levels": 2, "rq_codes": 16, "rq_dim": 8, "rq_hidden": [16], "rq_epochs": 6, "rq_warmup_epochs": 3,
         "injection_dim": 16, "injection_layers": 3, "injection_heads": 2, "injection_epochs": 3, "warmup_steps": 4,
     },

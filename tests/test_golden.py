@@ -259,6 +259,8 @@ def run_product(folder: Path) -> tuple[dict[str, list[int]], float]:
         "semantic_id_dir": str(folder),
         "checkpoint_dir": str(folder),
         "semantic_ids": "fused",
+        "fusion": "injection",
+        "quantizer": "rqvae",
         "injection_query": "random",
         "injection_dropout": 0.0,
         "hidden_dropout_prob": 0.1,

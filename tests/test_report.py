@@ -173,7 +173,7 @@ CODES = np.array([[0, 1, 0, 0], [0, 1, 1, 0], [0, 2, 0, 1], [3, 0, 1, 1], [3, 1,
 HEALTH = {
     "levels": ["a", "b"], "codes_per_level": 8, "items": 6, "unique_before": 4, "unique": 6, "collision_rate_before": 0.5,
     "collision_rate": 0.0, "moved": 2, "usage_per_level": [0.375, 0.5], "perplexity_per_level": [2.75, 3.5],
-    "reconstruction_error": 0.4211, "reseeded_codes": 3,
+    "explained_per_level": [0.3, 0.58], "neighbors_kept": 0.4211, "reseeded_codes": 3,
 }  # fmt: skip
 
 
@@ -276,7 +276,7 @@ def test_the_best_of_the_rows_that_were_run_is_marked(folder: Path) -> None:
 def test_cost_health_and_depth_are_those_of_the_cells(folder: Path) -> None:
     depth, health, cost = page_of(folder).tables[2:5]
     assert depth[1] == ["default", "2", "1.75", "2"]
-    assert health[1] == ["default", "fused", "6", "4 → 6", "50.0% → 0.0%", "2", "0.421", "38 50", "3 4"]
+    assert health[1] == ["default", "fused", "6", "4 → 6", "50.0% → 0.0%", "2", "30 58", "0.421", "38 50", "3 4"]
     assert cost[1:] == [
         ["default", "default", "2", "1,234", "3", "9", "3.00", "0.5", "500"],
         ["SASRec", "SASRec", "1", "1,234", "3", "9", "3.00", "0.5", "500"],

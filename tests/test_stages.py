@@ -14,11 +14,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from recbole_qbert.data import item_features
+from recbole_qbert.data.item_features import ItemFeatures
 from recbole_qbert.injection import training as injection_training
 from recbole_qbert.pipeline import builder
 from recbole_qbert.pipeline.builder import SemanticIDBuilder
 from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.quantization import rqvae, semantic_ids
+from recbole_qbert.quantization.tokenizer import Tokenizer
 from tests.helpers import files, stage_settings, write_features
 
 pytestmark = pytest.mark.pipeline
@@ -504,3 +507,30 @@ def test_real_features_of_a_small_set(tmp_path, shared_data):
     np.fill_diagonal(match, -1)
     first = ids.codes[:, 0]
     assert (first == first[match.argmax(1)]).mean() > 5 * (first[:, None] == first).mean()
+
+
+def test_the_default_concatenates_and_quantizes_without_training_and_new_items_follow(toy, tmp_path, trained):
+    default = settings(
+        "fused", identifiers={"fusion": "concatenation"}, quantizer={"method": "residual_kmeans", "levels": 3}
+    )
+    ids, figures = SemanticIDBuilder(toy, default, tmp_path / "out").build()
+    assert trained.since() == []
+    assert figures["injection"] == {"fusion": "concatenation", "width": 11}
+    (health,) = figures["semantic_ids"]["code_sets"]
+    assert len(health["explained_per_level"]) == 3 and 0 <= health["neighbors_kept"] <= 1
+    assert not (tmp_path / "out" / "toy.depth.npy").exists()
+    again, _ = SemanticIDBuilder(toy, default, tmp_path / "out").build()
+    assert np.array_equal(ids.codes, again.codes)
+    new = ("n0", "n1")
+    write_features(tmp_path / "new", new, **matrices(seed=9, count=2))
+    loaded = item_features.load(tmp_path / "new", "toy", new, ("text", "image"))
+    both = Tokenizer.load(tmp_path / "out").add(loaded)
+    assert np.array_equal(both.codes[:30], ids.codes) and both.items[30:] == new
+    same = ItemFeatures(("copy",), *({k: v[:1] for k, v in d.items()} for d in _aligned(toy)), {})
+    copy = Tokenizer.load(tmp_path / "out").add(same).codes[-1]
+    assert np.array_equal(copy[:2], ids.codes[0][:2])  # the same vector: only the collision moves the last level
+
+
+def _aligned(catalog):
+    loaded = item_features.load(catalog.folder, "toy", catalog.items, ("text", "image"))
+    return loaded.vectors, loaded.present

@@ -113,8 +113,9 @@ class InjectionConfig:
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """Stage 2: the residual-quantized autoencoder. Property keys carry the prefix ``rq_``."""
+    """Stage 2: residual quantization. Property keys carry the prefix ``rq_``; that of ``method`` is ``quantizer``."""
 
+    method: str
     levels: int
     codes: int
     dim: int
@@ -122,16 +123,21 @@ class QuantizerConfig:
     learning_rate: float
     weight_decay: float
     batch_size: int
-    warmup_epochs: int
-    epochs: int
+    warmup_steps: int
+    steps: int
     beta: float
     kmeans_iterations: int
+    kmeans_sample: int
+    axes: int
+    warmup_epochs: int | None = None
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        _choice("quantizer", self.method, ("residual_kmeans", "rqvae"))
         _within("rq_levels", self.levels, 1, 26)
         _within("rq_codes", self.codes, 2, 32_000)
-        for key in ("dim", "batch_size"):
+        for key in ("dim", "batch_size", "axes", "kmeans_sample"):
             _within(f"rq_{key}", getattr(self, key), 1, 1_000_000)
 
 
@@ -185,10 +191,12 @@ class IdentifierConfig:
     """What is quantized into an item's semantic ID, and from which features (keys as in the property file)."""
 
     semantic_ids: str
+    fusion: str
     missing_features: str
     builtin_width: int
 
     def __post_init__(self) -> None:
+        _choice("fusion", self.fusion, ("concatenation", "injection"))
         _choice("semantic_ids", self.semantic_ids, ("fused", "per_modality", "both", "none"))
         _choice("missing_features", self.missing_features, ("error", "mask"))
 

@@ -44,6 +44,11 @@ class ItemFeatures:
         return {name: float(mask.any(1).mean()) for name, mask in self.present.items()}
 
 
+def one_vector(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Average the vectors of each item: ``[N, J, D]`` and ``[N, J]`` bool to ``[N, D]`` float32; zeros where it has none."""
+    return (vectors.sum(1) / np.maximum(present.sum(1, keepdims=True), 1)).astype(np.float32)
+
+
 def available(folder: Path, dataset: str) -> tuple[str, ...]:
     """List the modalities of ``dataset`` that have a file in ``folder``, text and image first."""
     names = (path.name for path in folder.glob("*.npy") if path.name.startswith(f"{dataset}."))

@@ -89,15 +89,22 @@ class SemanticIDBuilder:
         return features, {"folder": str(folder), "modalities": modalities}
 
     def inject(self, features: ItemFeatures) -> dict[str, Any]:
-        """Run stage 1; write ``X.fused.npy`` ``[N, D]``, ``X.depth.npy`` ``[N]`` and the weights; return its figures."""
+        """Run stage 1; write ``X.fused.npy`` ``[N, D]``, the weights and, of a network, ``X.depth.npy`` ``[N]``.
+
+        Returns:
+            The figures of the stage.
+        """
         config, seed = self.settings.injection, self.settings.seed
-        histories = stages.needs_histories(features, config)
+        # Without features there is nothing to concatenate: items are described by their co-occurrence alone.
+        concatenated = self.settings.identifiers.fusion == "concatenation" and bool(features.vectors)
+        histories = not concatenated and stages.needs_histories(features, config)
         inputs = {
+            "fusion": "concatenation" if concatenated else "injection",
             "items": digest(self.catalog.items),
             "features": features.inputs,
-            "settings": asdict(config),
+            "settings": {"dim": config.dim} if concatenated else asdict(config),
             "histories": digest([history.tolist() for history in self.catalog.histories]) if histories else None,
-            "seed": seed,
+            "seed": None if concatenated else seed,
         }
         fused_file, depth_file, weights_file = (
             self._file(end) for end in ("fused.npy", "depth.npy", "injection.safetensors")
@@ -105,14 +112,21 @@ class SemanticIDBuilder:
 
         def run() -> dict[str, Any]:
             epochs = self._epochs("injection.progress", inputs, "stage 1 injection")
-            fused = stages.fuse(features, self.catalog.histories, config, seed, epochs)
+            if concatenated:
+                fused = stages.concatenate(features, config.dim)
+            else:
+                fused = stages.fuse(features, self.catalog.histories, config, seed, epochs)
             write_array(fused_file, fused.vectors)
-            write_array(depth_file, fused.depth)
+            if fused.depth is None:
+                depth_file.unlink(missing_ok=True)  # of an earlier injection
+            else:
+                write_array(depth_file, fused.depth)
             tokenizer.save_weights(weights_file, fused.weights)
             epochs.forget()
             return fused.report
 
-        return self._cached("injection", inputs, [fused_file, depth_file, weights_file], run, "stage 1 injection")
+        outputs = [fused_file, weights_file] if concatenated else [fused_file, depth_file, weights_file]
+        return self._cached("injection", inputs, outputs, run, f"stage 1 {inputs['fusion']}")
 
     def quantize(self, features: ItemFeatures) -> tuple[SemanticIDs, dict[str, Any]]:
         """Run stage 2; write ``X.sid`` and ``X.quantizer.safetensors``; return the IDs and the health of each code set."""

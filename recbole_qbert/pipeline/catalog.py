@@ -44,6 +44,6 @@ def stage_settings(values: Mapping[str, Any]) -> StageSettings:
     return StageSettings(
         identifiers=read(IdentifierConfig, values),
         injection=read(InjectionConfig, values, prefix="injection_"),
-        quantizer=read(QuantizerConfig, values, prefix="rq_"),
+        quantizer=read(QuantizerConfig, {**values, "rq_method": values.get("quantizer")}, prefix="rq_"),
         seed=int(values["seed"]),
     )

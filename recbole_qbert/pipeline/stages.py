@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
-from recbole_qbert.data.item_features import ItemFeatures
+from recbole_qbert.data.item_features import ItemFeatures, one_vector
+from recbole_qbert.data.standardization import Standardization
 from recbole_qbert.injection import structural_vectors
 from recbole_qbert.injection import training as injection_training
-from recbole_qbert.quantization import collision_resolution, rqvae, semantic_ids, tokenizer
+from recbole_qbert.injection.concatenation import Concatenation
+from recbole_qbert.quantization import collision_resolution, fidelity, residual_quantizer, rqvae, semantic_ids, tokenizer
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.utils.resumable_epochs import Epochs
 
@@ -24,13 +26,13 @@ class FusedItems:
 
     Attributes:
         vectors: ``[N, D]`` float32.
-        depth: ``[N]`` int16, layers computed for each item.
+        depth: ``[N]`` int16, layers computed for each item; ``None`` without a network.
         weights: weights of the network, as the tokenizer needs them for new items.
         report: figures of the training.
     """
 
     vectors: np.ndarray
-    depth: np.ndarray
+    depth: np.ndarray | None
     weights: dict[str, torch.Tensor]
     report: dict[str, Any]
 
@@ -80,6 +82,21 @@ def fuse(
     network, fused, depth, report = injection_training.fit(features.vectors, features.present, chosen, seed, queries, epochs)
     weights = tokenizer.injection_weights(network)
     return FusedItems(fused.astype(np.float32), depth.astype(np.int16), weights, asdict(report))
+
+
+def concatenate(features: ItemFeatures, width: int) -> FusedItems:
+    """Run stage 1 without a network: put the standardized modalities of each item side by side.
+
+    Args:
+        features: features of the ``N`` items, of at least one modality.
+        width: principal axes kept of each modality.
+
+    Returns:
+        The vectors, ``[N, modalities * width]`` at most, the map for new items, and figures.
+    """
+    fusion = Concatenation.fit(features.vectors, features.present, width)
+    vectors = fusion(features.vectors, features.present)
+    return FusedItems(vectors, None, fusion.tensors(), {"fusion": "concatenation", "width": vectors.shape[1]})
 
 
 def needs_histories(features: ItemFeatures, config: InjectionConfig) -> bool:
@@ -138,18 +155,24 @@ def _quantize_set(
     epochs: Epochs | None,
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, torch.Tensor]]:
     """Train the quantizer of one code set, encode and reallocate; return codes, health and weights."""
-    # Mean 0 and mean squared length 1, so that learning rate and beta have the same meaning for every encoder.
-    mean = vectors.mean(0)
-    scale = max(float(np.sqrt(((vectors - mean) ** 2).sum(1).mean())), 1e-6)
-    vectors = (vectors - mean) / scale
-    model, report = rqvae.fit(torch.from_numpy(vectors), config, seed, epochs)
-    before, latents = model.encode(torch.from_numpy(vectors))
+    # The same mean and length for every encoder, so that learning rate and beta mean the same.
+    standardization = Standardization.fit(torch.from_numpy(vectors), config.axes)
+    inputs = standardization(torch.from_numpy(vectors))
+    reseeded = None
+    if config.method == "rqvae":
+        model: residual_quantizer.ResidualQuantizer
+        model, report = rqvae.fit(inputs, config, seed, epochs)
+        reseeded = sum(report.reseeded)
+    else:
+        model = residual_quantizer.fit(inputs, config, seed)
+    before, latents = model.encode(inputs)
     final = collision_resolution.reallocate(before.numpy(), latents.numpy(), model.codebooks.detach().numpy(), items)
+    final_codes = torch.from_numpy(final).long()
     health = semantic_ids.health(before.numpy(), final, config.codes, prefixes)
-    health["reconstruction_error"] = report.reconstruction[-1] if report.reconstruction else None
-    health["reseeded_codes"] = sum(report.reseeded)
-    weights = {"mean": torch.from_numpy(mean), "scale": torch.tensor(scale), **model.state_dict()}
-    return final.astype(np.int16), health, weights
+    health["explained_per_level"] = fidelity.explained_variance(model, inputs, final_codes)
+    health["neighbors_kept"] = fidelity.neighbors_kept(inputs, model.decode(final_codes))
+    health["reseeded_codes"] = reseeded
+    return final.astype(np.int16), health, {**standardization.tensors(), **model.state_dict()}
 
 
 def _vectors_of(code_set: str, features: ItemFeatures, fused: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +182,7 @@ def _vectors_of(code_set: str, features: ItemFeatures, fused: np.ndarray | None)
         return fused, np.ones(len(fused), dtype=bool)
     vectors, present = features.vectors[code_set], features.present[code_set]
     described = present.any(1)
-    mean = tokenizer.one_vector(vectors, present)
+    mean = one_vector(vectors, present)
     if code_set == next(iter(features.vectors)):
         # An item without any modality needs an ID, too: it gets the vector of the average item.
         undescribed = ~np.any([there.any(1) for there in features.present.values()], axis=0)

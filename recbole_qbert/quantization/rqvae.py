@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,12 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_qbert.config.schema import QuantizerConfig
-from recbole_qbert.quantization.kmeans import kmeans, nearest_center
+from recbole_qbert.quantization.residual_quantizer import ResidualQuantizer, init_codebooks
 from recbole_qbert.utils.resumable_epochs import Epochs, Stateful
 
+ROUND = 100  # steps between two looks at dead codes
+STALL = 400  # steps whose mean error is compared with that of as many steps before
+STANDSTILL = 0.999
 
-class RQVAE(nn.Module):
-    """Quantize vectors: an MLP encoder, K residual codebooks and an MLP decoder.
+
+class RQVAE(ResidualQuantizer):
+    """Quantize vectors between an MLP encoder and an MLP decoder.
 
     Args:
         inputs: width ``D`` of the vectors to quantize.
@@ -23,33 +28,9 @@ class RQVAE(nn.Module):
     """
 
     def __init__(self, inputs: int, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config.dim, config)
         sizes = [inputs, *config.hidden, config.dim]
         self.encoder, self.decoder = _mlp(sizes), _mlp(sizes[::-1])
-        self.codebooks = nn.Parameter(torch.zeros(config.levels, config.codes, config.dim))
-
-    def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose at each level the code nearest to the residual that the levels before it left (Eq. 6).
-
-        Args:
-            latent: ``[B, d]`` float.
-
-        Returns:
-            ``(codes [B, K] int64, quantized [B, d], residuals [B, K, d])``: the codes, the sum of their vectors, and the
-            residual before each level.
-        """
-        codes, residuals, residual, quantized = [], [], latent, torch.zeros_like(latent)
-        for book in self.codebooks:
-            residuals.append(residual)
-            # Squared distances by the expanded square: one matrix product instead of a [B, M, d] difference.
-            distance = book.square().sum(1) - 2 * residual.detach() @ book.detach().T
-            code = distance.argmin(1)
-            chosen = book[code]
-            codes.append(code)
-            quantized = quantized + chosen
-            residual = residual - chosen.detach()
-        return torch.stack(codes, 1), quantized, torch.stack(residuals, 1)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruct vectors ``[B, D]`` from their codes.
@@ -67,21 +48,10 @@ class RQVAE(nn.Module):
         through = latent + (quantized - latent).detach()
         return self.decoder(through), loss, codes
 
-    @torch.no_grad()
-    def encode(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the codes and latents of vectors ``[N, D]``, without gradient.
-
-        Returns:
-            ``(codes [N, K] int64, latents [N, d] float)``.
-        """
-        latent = torch.cat([self.encoder(part) for part in vectors.split(8192)])
-        codes = torch.cat([self.quantize(part)[0] for part in latent.split(8192)])
-        return codes, latent
-
 
 @dataclass(frozen=True)
 class QuantizerReport:
-    """Figures of a training: one entry an epoch.
+    """Figures of a training: one entry a round.
 
     Attributes:
         reconstruction: mean squared error per vector, Eq. 7.
@@ -100,9 +70,12 @@ def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | No
     """Train the autoencoder on a catalog's vectors.
 
     The loss is Eq. 9. The paper gives levels, codes, width, learning rate and batch size, and is silent on the rest. The
-    network is first trained as a plain autoencoder for ``warmup_epochs``, because k-means on the output of a random encoder
-    gives codes that the first steps make useless. Then k-means on the residuals of the whole catalog initialises every
-    level. A code that no item chose during an epoch is moved onto a random residual, so that no code stays dead.
+    network is first trained as a plain autoencoder for ``warmup_steps``, because k-means on the output of a random encoder
+    gives codes that the first steps make useless. Then k-means on the residuals of the catalog initialises every level. A
+    code that no item chose during a round is moved onto a random residual, so that no code stays dead.
+
+    Training is counted in steps, because a count of epochs trains small catalogs hardly at all and large ones for hours. A
+    round is an epoch, or ``ROUND`` steps of a large catalog.
 
     Args:
         vectors: ``[N, D]`` float32, finite.
@@ -118,16 +91,19 @@ def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | No
         model = RQVAE(vectors.shape[1], config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         report = QuantizerReport([], [], [], [])
-        total = config.warmup_epochs + config.epochs
+        steps_per_round = min(ROUND, math.ceil(len(vectors) / config.batch_size))
+        warmup, total = _rounds(config, len(vectors), steps_per_round)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(total, 1), config.learning_rate * 0.01)
         parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "schedule": schedule}
-        for epoch in (epochs or Epochs()).count(total, parts, vars(report)):
-            if epoch == config.warmup_epochs:
+        for number in (epochs or Epochs()).count(total, parts, vars(report)):
+            if number == warmup:
                 init_codebooks(model, vectors)
             total_error, usage = 0.0, torch.zeros(config.levels, config.codes)
-            for rows in torch.randperm(len(vectors)).split(config.batch_size):
+            seen = 0
+            for rows in torch.randperm(len(vectors)).split(config.batch_size)[:steps_per_round]:
                 batch = vectors[rows]
-                if epoch < config.warmup_epochs:
+                seen += len(rows)
+                if number < warmup:
                     reconstruction, loss = model.decoder(model.encoder(batch)), torch.zeros(())
                 else:
                     reconstruction, loss, codes = model(batch)
@@ -138,26 +114,32 @@ def fit(vectors: Tensor, config: QuantizerConfig, seed: int, epochs: Epochs | No
                 optimizer.step()
                 total_error += error.item() * len(rows)
             schedule.step()
-            if epoch < config.warmup_epochs:
+            if number < warmup:
                 continue
             share = usage / usage.sum(1, keepdim=True)
-            report.reconstruction.append(total_error / len(vectors))
+            report.reconstruction.append(total_error / seen)
             report.usage.append((usage > 0).float().mean(1).tolist())
             report.perplexity.append(torch.exp(-(share * share.clamp(min=1e-12).log()).sum(1)).tolist())
-            # Not in the last epochs: a code that is moved there would stay untrained.
-            report.reseeded.append(reset_dead_codes(model, vectors, usage == 0) if epoch < total * 0.9 else 0)
-    if not config.epochs:
-        init_codebooks(model, vectors)
+            window = max(1, STALL // steps_per_round)
+            recent = report.reconstruction[-window:]
+            before = report.reconstruction[-2 * window : -window]
+            if len(before) == window and sum(recent) > STANDSTILL * sum(before):
+                report.reseeded.append(0)
+                break
+            # Not in the last rounds: a code that is moved there would stay untrained.
+            report.reseeded.append(reset_dead_codes(model, vectors, usage == 0) if number < total * 0.9 else 0)
+        if warmup == total:
+            init_codebooks(model, vectors)
     return model.eval(), report
 
 
-@torch.no_grad()
-def init_codebooks(model: RQVAE, vectors: Tensor) -> None:
-    """Initialise every level by k-means on the residuals that the levels before it leave; ``vectors`` is ``[N, D]``."""
-    residual = model.encode(vectors)[1]
-    for book in model.codebooks:
-        book.copy_(kmeans(residual, len(book), model.config.kmeans_iterations))
-        residual = residual - book[nearest_center(residual, book)]
+def _rounds(config: QuantizerConfig, items: int, steps_per_round: int) -> tuple[int, int]:
+    """Return the number of rounds of warm-up, and of all rounds."""
+    batches = math.ceil(items / config.batch_size)
+    warmup = config.warmup_steps if config.warmup_epochs is None else config.warmup_epochs * batches
+    steps = config.steps if config.epochs is None else config.epochs * batches
+    rounds = math.ceil(warmup / steps_per_round)
+    return rounds, rounds + math.ceil(steps / steps_per_round)
 
 
 @torch.no_grad()

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
-from recbole_qbert.data.item_features import ItemFeatures
+from recbole_qbert.data.item_features import ItemFeatures, one_vector
+from recbole_qbert.data.standardization import Standardization
+from recbole_qbert.injection.concatenation import Concatenation
 from recbole_qbert.injection.network import DynamicInjection
 from recbole_qbert.quantization import collision_resolution, semantic_ids
+from recbole_qbert.quantization.residual_quantizer import ResidualQuantizer
 from recbole_qbert.quantization.rqvae import RQVAE
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.utils.cached_step import read_manifest
@@ -35,24 +38,19 @@ def injection_weights(network: DynamicInjection) -> dict[str, Tensor]:
     return weights | {"no_id": network.query.weight.detach()[network.no_id]}
 
 
-def one_vector(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Average the vectors of each item: ``[N, J, D]`` and ``[N, J]`` bool to ``[N, D]`` float32; zeros where it has none."""
-    return (vectors.sum(1) / np.maximum(present.sum(1, keepdims=True), 1)).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class Tokenizer:
     """A trained vocabulary of semantic IDs.
 
     Attributes:
         ids: semantic IDs of the items that it was trained on.
-        injection: stage 1; ``None`` where no code set needs it.
-        quantizers: code set -> ``(network, mean [D], scale [])`` of stage 2, in the order of the levels.
+        fusion: stage 1; ``None`` where no code set needs it.
+        quantizers: code set -> ``(quantizer, standardization)`` of stage 2, in the order of the levels.
     """
 
     ids: SemanticIDs
-    injection: DynamicInjection | None
-    quantizers: dict[str, tuple[RQVAE, Tensor, Tensor]]
+    fusion: DynamicInjection | Concatenation | None
+    quantizers: dict[str, tuple[ResidualQuantizer, Standardization]]
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -74,19 +72,25 @@ class Tokenizer:
         name = paths[0].name.removesuffix(".quantizer.safetensors")
         inputs = _stage_inputs(folder / f"{name}.sid.manifest.json")
         weights = load_file(paths[0])
-        config = QuantizerConfig(**inputs["settings"])
+        config = _quantizer_config(inputs["settings"])
         quantizers = {}
         for code_set in inputs["code_sets"]:
             state = {k.removeprefix(f"{code_set}."): v for k, v in weights.items() if k.startswith(f"{code_set}.")}
-            mean, scale = state.pop("mean"), state.pop("scale")
-            network = RQVAE(len(mean), config)
-            network.load_state_dict(state)
-            quantizers[code_set] = network.eval(), mean, scale
-        injection = None
+            standardization = Standardization.of_tensors(state)
+            for key in standardization.tensors():
+                del state[key]
+            quantizer = new_quantizer(standardization.width, config)
+            quantizer.load_state_dict(state)
+            quantizers[code_set] = quantizer.eval(), standardization
+        fusion: DynamicInjection | Concatenation | None = None
         if "fused" in quantizers:
-            settings = InjectionConfig(**_stage_inputs(folder / f"{name}.injection.manifest.json")["settings"])
-            injection = _load_injection(load_file(folder / f"{name}.injection.safetensors"), settings)
-        return cls(semantic_ids.load(folder / f"{name}.sid"), injection, quantizers)
+            inputs = _stage_inputs(folder / f"{name}.injection.manifest.json")
+            weights = load_file(folder / f"{name}.injection.safetensors")
+            if inputs.get("fusion") == "concatenation":
+                fusion = Concatenation.of_tensors(weights)
+            else:
+                fusion = _load_injection(weights, InjectionConfig(**inputs["settings"]))
+        return cls(semantic_ids.load(folder / f"{name}.sid"), fusion, quantizers)
 
     def extended(self, more: SemanticIDs, source: str, domain: str = "") -> Tokenizer:
         """Return a copy of the vocabulary that also has the IDs which ``add`` returned earlier.
@@ -132,15 +136,15 @@ class Tokenizer:
         self._check_features(new)
         levels = len(self.ids.prefixes) // len(self.quantizers)
         blocks = []
-        for number, (code_set, (network, mean, scale)) in enumerate(self.quantizers.items()):
-            vectors, has_vector = self._vectors(code_set, new, mean)
+        for number, (code_set, (quantizer, standardization)) in enumerate(self.quantizers.items()):
+            vectors, has_vector = self._vectors(code_set, new, standardization.mean)
             taken = self.ids.codes[:, number * levels : (number + 1) * levels]
-            codes, latents = network.encode((torch.from_numpy(vectors) - mean) / scale)
+            codes, latents = quantizer.encode(standardization(torch.from_numpy(vectors)))
             block = np.full((len(new.items), levels), -1, dtype=np.int16)
             block[has_vector] = collision_resolution.reallocate(
                 codes.numpy()[has_vector],
                 latents.numpy()[has_vector],
-                network.codebooks.numpy(),
+                quantizer.codebooks.numpy(),
                 [item for item, has in zip(new.items, has_vector, strict=True) if has],
                 taken[(taken >= 0).all(1)],
             )
@@ -156,9 +160,11 @@ class Tokenizer:
         return both
 
     def _check_features(self, new: ItemFeatures) -> None:
-        widths = {name: len(mean) for name, (_, mean, _) in self.quantizers.items() if name != "fused"}
-        if self.injection is not None:
-            widths |= {name: int(layer.in_features) for name, layer in self.injection.project.items()}  # type: ignore[arg-type]
+        widths = {name: len(part.mean) for name, (_, part) in self.quantizers.items() if name != "fused"}
+        if isinstance(self.fusion, Concatenation):
+            widths |= {name: len(part.mean) for name, part in self.fusion.parts.items()}
+        elif self.fusion is not None:
+            widths |= {name: int(layer.in_features) for name, layer in self.fusion.project.items()}  # type: ignore[arg-type]
         for name, width in widths.items():
             if name not in new.vectors or new.vectors[name].shape[2] != width:
                 actual = new.vectors[name].shape[2] if name in new.vectors else "no such features"
@@ -169,11 +175,13 @@ class Tokenizer:
 
     def _vectors(self, code_set: str, new: ItemFeatures, mean: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Vectors to quantize, ``[N, D]``, and which items have one, ``[N]`` bool."""
-        if code_set == "fused" and self.injection is not None:
-            rows = torch.full((len(new.items),), self.injection.no_id)
-            vectors = {name: torch.from_numpy(new.vectors[name]) for name in self.injection.project}
-            present = {name: torch.from_numpy(new.present[name]) for name in self.injection.project}
-            return self.injection(rows, vectors, present).vector.numpy(), np.ones(len(new.items), dtype=bool)
+        if code_set == "fused" and isinstance(self.fusion, Concatenation):
+            return self.fusion(new.vectors, new.present), np.ones(len(new.items), dtype=bool)
+        if code_set == "fused" and self.fusion is not None:
+            rows = torch.full((len(new.items),), self.fusion.no_id)
+            vectors = {name: torch.from_numpy(new.vectors[name]) for name in self.fusion.project}
+            present = {name: torch.from_numpy(new.present[name]) for name in self.fusion.project}
+            return self.fusion(rows, vectors, present).vector.numpy(), np.ones(len(new.items), dtype=bool)
         has_vector = new.present[code_set].any(1)
         vector = one_vector(new.vectors[code_set], new.present[code_set])
         if code_set == next(iter(self.quantizers)):  # an item without any modality gets the mean vector
@@ -181,6 +189,17 @@ class Tokenizer:
             vector[featureless] = mean.numpy()
             has_vector = has_vector | featureless
         return vector, has_vector
+
+
+def new_quantizer(inputs: int, config: QuantizerConfig) -> ResidualQuantizer:
+    """Return an untrained quantizer of the method that a configuration names, for vectors ``inputs`` wide."""
+    return (RQVAE if config.method == "rqvae" else ResidualQuantizer)(inputs, config)
+
+
+def _quantizer_config(settings: Mapping[str, Any]) -> QuantizerConfig:
+    """Read the settings of a vocabulary; before version 0.3 all were of an RQ-VAE without principal axes."""
+    before = {"method": "rqvae", "axes": 1_000_000, "warmup_steps": 0, "steps": 0, "kmeans_sample": 1_000_000}
+    return QuantizerConfig(**{**before, **settings})
 
 
 def _load_injection(weights: dict[str, Tensor], config: InjectionConfig) -> DynamicInjection:

@@ -23,9 +23,11 @@ def show_stages(figures: dict[str, Any]) -> dict[str, Any]:
     for name, modality in figures.get("features", {}).get("modalities", {}).items():
         shape = "x".join(map(str, modality["shape"]))
         say(f"features   {name:<9} {shape:<14} {modality['coverage']:.1%} of items")
-    if "injection" in figures:
+    if "depth" in figures.get("injection", {}):
         depth = figures["injection"]["depth"]
         say("stage 1    depth     " + "  ".join(f"{number}: {share:.1%}" for number, share in enumerate(depth, 1)))
+    elif "injection" in figures:
+        say(f"stage 1    concatenation, {figures['injection']['width']} columns")
     for code_set in figures.get("semantic_ids", {}).get("code_sets", []):
         usage = " ".join(
             f"{level}:{share:.0%}" for level, share in zip(code_set["levels"], code_set["usage_per_level"], strict=True)
@@ -35,6 +37,11 @@ def show_stages(figures: dict[str, Any]) -> dict[str, Any]:
             f"stage 2    {code_set['code_set']:<9} {code_set['unique']}/{code_set['items']} unique "
             f"(before reallocation {code_set['unique_before']}), codes used {usage}, perplexity {perplexity}"
         )
+        if "explained_per_level" in code_set:
+            explained = " ".join(f"{share:.0%}" for share in code_set["explained_per_level"])
+            kept = code_set["neighbors_kept"]
+            neighbors = "" if kept is None else f", {kept:.0%} of the nearest neighbors kept"
+            say(f"{'':<21}variance explained by the levels so far {explained}{neighbors}")
     if figures.get("seconds"):
         say("seconds    " + "  ".join(f"{name} {value:.1f}" for name, value in figures["seconds"].items()))
     return figures

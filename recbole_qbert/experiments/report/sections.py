@@ -60,13 +60,13 @@ def health(suite: Suite) -> Html:
     if not rows:
         return Html("")
     head = (
-        "row", "code set", "items", "distinct IDs", "share their ID", "moved", "reconstruction", "codes in use (%)",
-        "perplexity",
+        "row", "code set", "items", "distinct IDs", "share their ID", "moved", "variance explained (%)",
+        "neighbors kept", "codes in use (%)", "perplexity",
     )  # fmt: skip
     caption = (
-        "Before and after reallocation, which gives every item an ID of its own; means over seeds. Reconstruction: "
-        "squared error, of vectors of mean squared length 1. Codes in use and perplexity (how many codes, used evenly, "
-        "would say as much) are level by level."
+        "Before and after reallocation, which gives every item an ID of its own; means over seeds. Variance explained: by "
+        "the levels so far. Neighbors kept: share of the ten nearest items that are nearest by the codes, too. Codes in use "
+        "and perplexity (how many codes, used evenly, would say as much) are level by level."
     )
     return table(caption, head, rows)
 
@@ -90,7 +90,8 @@ def _health(several: Iterable[Mapping[str, Any]]) -> list[str]:
         f"{mean('unique_before')} → {mean('unique')}",
         f"{percent('collision_rate_before')} → {percent('collision_rate')}",
         mean("moved"),
-        mean("reconstruction_error", 3),
+        level_by_level("explained_per_level", 100) if all("explained_per_level" in one for one in figures_of) else "",
+        mean("neighbors_kept", 3),
         level_by_level("usage_per_level", 100),
         level_by_level("perplexity_per_level", 1),
     ]

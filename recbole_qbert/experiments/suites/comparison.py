@@ -213,7 +213,8 @@ def _row(
     if opponents and np.array_equal(own["users"], opponents["users"]):
         tests = {setting: paired(opponents[setting], own[setting]) for setting in suite_spec.EVALUATIONS}
     first = results[0][1]
-    depths = [injection["depth"] for _, r in results if (injection := (r["identifiers"] or {}).get("injection"))]
+    stage_1 = [(r["identifiers"] or {}).get("injection") or {} for _, r in results]
+    depths = [injection["depth"] for injection in stage_1 if "depth" in injection]
     return ResultRow(
         name, **common, tuned=_tuned(plan, trials[0]), seeds=tuple(trial.seed for trial, _ in results),
         figures=figures, tests=tests, depth=np.mean(depths, 0).tolist() if depths and not prefix else None, failed=failed,

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from recbole_qbert.data import item_features as features
+from recbole_qbert.injection.network import DynamicInjection
 from recbole_qbert.quantization.tokenizer import Tokenizer
 from recbole_qbert.utils.io import write_json
 
@@ -43,15 +44,18 @@ def vectors(identifiers: Path, features_folder: Path, dataset: str) -> dict[str,
         ValueError: stage 1 was not run, or it is of other items.
     """
     tokenizer = Tokenizer.load(identifiers)
-    if tokenizer.injection is None or not tokenizer.injection.project:
-        raise ValueError(f"{identifiers}: stage 1 fused nothing here (no code set needs it, or there are no features)")
+    network = tokenizer.fusion
+    if not isinstance(network, DynamicInjection) or not network.project:
+        raise ValueError(
+            f"{identifiers}: stage 1 injected nothing here (no code set needs it, fusion is concatenation, or there are no "
+            "features); run quantize with fusion: injection"
+        )
     fused = features.open_matrix(identifiers / f"{dataset}.fused.npy")
     if len(fused) != len(tokenizer.ids.items):
         raise ValueError(
             f"{identifiers / dataset}.fused.npy has {len(fused)} rows for {len(tokenizer.ids.items)} items with an ID; "
             "run quantize again"
         )
-    network = tokenizer.injection
     names = sorted(network.project, key=lambda name: ("text", "image", name).index(name))
     matrices = features.load(features_folder, dataset, tokenizer.ids.items, names, missing="mask")
     fused_space = {}
