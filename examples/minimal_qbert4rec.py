@@ -344,6 +344,7 @@ def quantize(vectors: Tensor, items: list[str], settings: SimpleNamespace, seed:
 # ------------------------------------------------- stage 3: masked and causal sequence model (paper 3.5 and 3.6)
 
 PENALTY_SCALE, BIAS_SCALE = 25.0, 5.0  # the repeat penalty and the distance bias live on the scale of logits
+PENALTY_START = 5.0
 
 
 class Block(nn.Module):
@@ -397,7 +398,7 @@ class SemanticSequenceModel(nn.Module):
         self.codebook = nn.Parameter(torch.empty(codes.shape[1], settings.rq_codes, settings.hidden_size))
         self.item_embedding = nn.Parameter(torch.empty(len(codes), settings.hidden_size))
         self.mask_vector = nn.Parameter(torch.empty(settings.hidden_size))
-        self.repeat_penalty = nn.Parameter(torch.zeros(()))
+        self.repeat_penalty = nn.Parameter(torch.tensor(PENALTY_START / PENALTY_SCALE))
         self.encoder = SequenceEncoder(settings)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1 or name == "mask_vector":

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from recbole_qbert.sequence import model as sequence_model
-from recbole_qbert.sequence.model import SemanticSequenceModel
+from recbole_qbert.sequence.model import PENALTY_START, SemanticSequenceModel
 from recbole_qbert.sequence.scoring import code_scores
 from tests.helpers import sequence_config
 
@@ -407,4 +407,4 @@ def test_the_learned_penalty_rises_where_nobody_repeats_an_item():
         optimizer.zero_grad()
         model.loss(*batch([10] * 16, seed=step, repeats=False), "causal", {}).backward()
         optimizer.step()
-    assert model.penalty.item() > 0.5
+    assert model.penalty.item() > PENALTY_START + 0.5
