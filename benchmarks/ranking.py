@@ -198,7 +198,7 @@ def from_checkpoint(path: Path, users: int) -> tuple[Tensor, Tensor]:
     tables: list[Tensor] = []
     for interaction, *_ in test_data:
         sequences, lengths = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]
-        state = torch.stack([network.states(sequences, lengths, view) for view in network.config.views]).mean(0)
+        state = torch.stack([network.states(sequences, lengths, view) for view in network.config.ranking_views]).mean(0)
         tables.append(torch.einsum("bd,kmd->bkm", state, network.codebook))
         if sum(map(len, tables)) >= users:
             break

@@ -28,7 +28,7 @@ def _read(kind: Any, changes: dict[str, Any], prefix: str = "", **also: Any) -> 
 
 def sequence_config(**changes: Any) -> schema.SequenceConfig:
     small = {"hidden_size": 16, "n_layers": 2, "n_heads": 2, "inner_size": 32, "max_length": 20}
-    return _read(schema.SequenceConfig, {**small, **changes})
+    return _read(schema.SequenceConfig, {**small, "score_views": None, **changes})
 
 
 def injection_config(**changes: Any) -> schema.InjectionConfig:

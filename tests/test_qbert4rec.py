@@ -159,6 +159,7 @@ def test_item_rows_alone_make_a_plain_baseline(data, tmp_path, name):
     with experiment.working_directory(tmp_path):
         settings = {
             **QUICK["QBERT4Rec"],
+            "semantic_ids": "none",
             "epochs": 15,
             "stopping_step": 15,
             "learning_rate": 0.01,

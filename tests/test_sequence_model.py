@@ -408,3 +408,22 @@ def test_the_learned_penalty_rises_where_nobody_repeats_an_item():
         model.loss(*batch([10] * 16, seed=step, repeats=False), "causal", {}).backward()
         optimizer.step()
     assert model.penalty.item() > PENALTY_START + 0.5
+
+
+def test_only_the_score_views_rank_and_auto_is_the_causal_one():
+    torch.manual_seed(0)
+    both = make(views=VIEWS)
+    sequences, lengths = batch([3, 5, 7], seed=1)
+    one = {view: make(views=VIEWS, score_views=(view,)) for view in VIEWS}
+    for model in one.values():
+        model.load_state_dict(both.state_dict())
+    mean = sum(model.scores(sequences, lengths) for model in one.values()) / 2
+    torch.testing.assert_close(both.scores(sequences, lengths), mean)
+    assert sequence_config(views=VIEWS, score_views="auto").ranking_views == ("causal",)
+    assert sequence_config(views=("masked",), score_views=["auto"]).ranking_views == ("masked",)
+
+
+@pytest.mark.parametrize("views", ["masked", ["causal", "causal"], [], ["auto", "causal"]])
+def test_score_views_must_be_trained_views(views):
+    with pytest.raises(ValueError, match="score_views"):
+        sequence_config(views=("causal",), score_views=views)

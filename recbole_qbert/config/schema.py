@@ -53,6 +53,7 @@ class SequenceConfig:
     loss: str
     use_item_embedding: bool
     repeat_penalty: str
+    score_views: tuple[str, ...] | None = None  # all views, as before version 0.3; the property file says auto
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", tuple(self.views))
@@ -62,6 +63,15 @@ class SequenceConfig:
             _choice("views", view, ("causal", "masked"))
         if len(set(self.views)) < len(self.views):
             raise ValueError(f"views is {', '.join(self.views)}; name each once")
+        if isinstance(self.score_views, (list, str)):
+            given = (self.score_views,) if isinstance(self.score_views, str) else tuple(self.score_views)
+            object.__setattr__(self, "score_views", given)
+        if self.score_views is not None and self.score_views != ("auto",):
+            for view in self.score_views:
+                _choice("score_views", view, ("auto", *self.views))
+            if not self.score_views or len(set(self.score_views)) < len(self.score_views) or "auto" in self.score_views:
+                named = ", ".join(self.score_views) or "empty"
+                raise ValueError(f"score_views is {named}; it must name trained views once each, or auto")
         _choice("loss", self.loss, ("item", "code"))
         _choice("repeat_penalty", self.repeat_penalty, ("learned", "exclude", "none"))
         _within("hidden_dropout_prob", self.hidden_dropout_prob, 0, 0.95)
@@ -73,6 +83,13 @@ class SequenceConfig:
                 "repeat_penalty is 'learned' but loss is 'code': a loss over codes cannot learn a penalty on items; "
                 "set repeat_penalty to exclude or none, or loss to item"
             )
+
+    @property
+    def ranking_views(self) -> tuple[str, ...]:
+        """Return the views that rank; ``auto`` is the causal view, or all views where that is not trained."""
+        if self.score_views == ("auto",):
+            return ("causal",) if "causal" in self.views else self.views
+        return self.score_views or self.views
 
 
 @dataclass(frozen=True)

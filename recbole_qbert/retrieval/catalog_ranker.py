@@ -131,7 +131,7 @@ class CatalogRanker:
     def _request(self, sequences: Tensor, lengths: Tensor, exclude: Tensor | None) -> _Request:
         network = self.network
         views = []
-        for view in network.config.views:
+        for view in network.config.ranking_views:
             state = network.states(sequences, lengths, view, self.table)
             if isinstance(self.index, DenseIndex):
                 views.append(state)

@@ -279,7 +279,7 @@ class SemanticSequenceModel(nn.Module):
         return self.encoder.encode(rows.pack(vectors), [(rows, view == "causal")], last)
 
     def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
-        """Score every item by the mean over the views of its log-probability (Eq. 2).
+        """Score every item by the mean over ``score_views`` of its log-probability (Eq. 2).
 
         With ``loss: item``, the log-probability is a softmax over the catalog (penalty included). With ``loss: code``, it is
         the sum over levels of the log-probability of the item's code relative to a uniform guess, so that a level which the
@@ -296,7 +296,8 @@ class SemanticSequenceModel(nn.Module):
         if self.domains is not None:
             excluded = excluded | (self.domains != self.domains[sequences[:, :1]])
         total: Tensor | None = None
-        for view in self.config.views:
+        views = self.config.ranking_views
+        for view in views:
             state = self.states(sequences, lengths, view, table)
             if self.config.loss == "code":
                 tables = torch.einsum("bd,kmd->bkm", state, self.codebook)
@@ -306,7 +307,7 @@ class SemanticSequenceModel(nn.Module):
                 score = logits.masked_fill(excluded, -torch.inf).log_softmax(1)
             total = score if total is None else total + score
         assert total is not None
-        total = total / len(self.config.views)
+        total = total / len(views)
         if self.config.repeat_penalty == "exclude":
             total = total.masked_fill(self._history_marks(sequences, lengths).bool(), -torch.inf)
         return total
