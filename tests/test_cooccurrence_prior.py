@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recbole_qbert.data.content_neighbors import nearest
 from recbole_qbert.data.cooccurrence import cosine, counts
 from recbole_qbert.injection.structural_vectors import vectors
 from recbole_qbert.sequence import cooccurrence_prior, prior_fitting
@@ -166,7 +168,7 @@ def test_weight_zero_adds_nothing_and_other_weights_add_the_log_share():
 
 def test_only_what_is_fitted_is_kept_in_a_checkpoint():
     prior = CooccurrencePrior(HISTORIES, 5)
-    assert set(prior.state_dict()) == {"weight", "epsilon", "shrink", "decay"}
+    assert set(prior.state_dict()) == {"weight", "epsilon", "shrink", "decay", "content_weight"}
 
 
 @settings(max_examples=40, deadline=None)
@@ -216,6 +218,81 @@ def test_shrink_and_decay_are_fitted(key):
     assert prior.share(*batch[1:3]).argmax() == target and found["ndcg@10"] == 1.0
 
 
+# ---------------------------------------------------------------------------- likeness of content
+
+
+def likeness(seed: int, items: int) -> sp.csr_matrix:
+    random = np.random.default_rng(seed)
+    dense = np.where(random.random((items, items)) < 0.3, random.random((items, items)), 0.0).astype(np.float32)
+    np.fill_diagonal(dense, 0.0)
+    return sp.csr_matrix(dense)
+
+
+@pytest.mark.parametrize("content_weight", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_evidence_of_content_equals_brute_force(seed, content_weight):
+    random = np.random.default_rng(seed)
+    training = [random.choice(8, random.integers(1, 6), replace=False) for _ in range(9)]
+    content, shrink, decay = likeness(seed, 9), 2.5, 0.7  # item 8 is in no history
+    prior = CooccurrencePrior(training, 9, shrink, decay, content, content_weight)
+    count = counts(training, 9).toarray()
+    scale = cosine(counts(training, 9)).sum() / content.sum()
+    history = [3, 8, 1]
+    expected = np.zeros(9)
+    for age, j in enumerate(reversed(history)):
+        for i in set(range(9)) - set(history):
+            both = count[i, j] / (math.sqrt(count[i, i] * count[j, j]) + shrink)
+            expected[i] += decay**age * (both + content_weight * scale * content[j, i])
+    share = prior.share(torch.tensor([history]), torch.tensor([3]))[0].numpy()
+    assert share == pytest.approx(expected / max(expected.sum(), 1e-12), rel=1e-4, abs=1e-7)
+
+
+def test_pairs_of_content_alone_are_dropped_where_it_has_no_weight():
+    content = likeness(1, 5)
+    plain = CooccurrencePrior(HISTORIES, 5)
+    prior = CooccurrencePrior(HISTORIES, 5, content=content)
+    prior.drop_unused_pairs()
+    assert torch.equal(prior.pair, plain.pair) and torch.equal(prior.value, plain.value)
+    kept = CooccurrencePrior(HISTORIES, 5, content=content, content_weight=0.1)
+    kept.drop_unused_pairs()
+    assert kept.pair.shape[1] > plain.pair.shape[1]
+
+
+def test_a_state_of_a_prior_without_content_loads():
+    state = CooccurrencePrior(HISTORIES, 5, shrink=3.0).state_dict()
+    del state["content_weight"]
+    prior = CooccurrencePrior(HISTORIES, 5, content_weight=0.5)
+    prior.load_state_dict(state)
+    assert prior.content_weight == 0 and prior.shrink == 3
+
+
+def test_nearest_equals_brute_force_and_leaves_the_featureless_alone():
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(60, 5)).astype(np.float32)
+    vectors[7] = 0
+    found = nearest(vectors).toarray()
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    similar = unit @ unit.T
+    np.fill_diagonal(similar, -1)
+    for row in range(60):
+        expected = np.zeros(60)
+        top = np.argsort(-similar[row], kind="stable")[:20]
+        expected[top] = np.maximum(similar[row, top], 0) ** 3
+        assert found[row] == pytest.approx(expected, abs=1e-5)
+    assert not found[7].any() and not found[:, 7].any()
+
+
+def test_content_is_fitted_where_it_helps_and_left_out_where_it_does_not():
+    """Item 4 is in nobody's history; its content is that of item 0."""
+    content = sp.csr_matrix(([1.0], ([0], [4])), shape=(5, 5), dtype=np.float32)
+    for target, expected in ((4, True), (1, False)):
+        prior = CooccurrencePrior(HISTORIES, 5, content=content)
+        batch = (lambda: torch.zeros(1, 5), torch.tensor([[0]]), torch.tensor([1]), torch.tensor([target]))
+        found = fit_prior(prior, lambda batch=batch: [batch])
+        assert (found["content_weight"] > 0) == expected == (float(prior.content_weight) > 0)
+        assert found["ndcg@10"] > found["ndcg@10_without"]
+
+
 # -------------------------------------------------------------------------------- its weight
 
 
@@ -225,10 +302,14 @@ class Evidence:
     def __init__(self, share):
         self.given, self.weight, self.epsilon = share, torch.tensor(-1.0), torch.tensor(-1.0)
         self.shrink, self.decay, self.items = torch.tensor(0.0), torch.tensor(1.0), share.shape[1]
+        self.content_weight, self.likeness = torch.tensor(0.0), torch.zeros(0)
 
     def neighbor_pairs(self, sequences, lengths):
         row, item = self.given[sequences[:, 0]].nonzero(as_tuple=True)
         return cooccurrence_prior.NeighborPairs(row, item, pair=sequences[:, 0], age=row, target=row)
+
+    def drop_unused_pairs(self):
+        pass
 
     def shares(self, links, users):
         return self.given[links.pair][links.row, links.item]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 EPSILONS = (1e-4, 1e-3, 1e-2)
 SHRINKS = (0.0, 10.0, 30.0)
 DECAYS = (1.0, 0.8, 0.6)
+CONTENTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 TOP = 10
 Batch = tuple[Callable[[], Tensor], Tensor, Tensor, Tensor]
 
@@ -22,8 +24,9 @@ Batch = tuple[Callable[[], Tensor], Tensor, Tensor, Tensor]
 def fit_prior(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
     """Fit a prior to a model on validation batches by NDCG@10.
 
-    Shrink and decay are chosen for the prior alone, then weight and epsilon for prior and model together. One after the
-    other, because the full grid has 324 points. The paper is silent.
+    Shrink and decay are chosen for the prior alone, then, where it has content, shrink and the weight of content; at last
+    weight and epsilon for prior and model together, with that content and with none. One after the other, because the full
+    grid has 1,944 points. The paper is silent.
 
     Args:
         prior: changed in place.
@@ -31,40 +34,63 @@ def fit_prior(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) 
             is called once a batch, returns the model's scores without the prior, ``[B, N]``.
 
     Returns:
-        ``shrink``, ``decay``, ``weight``, ``epsilon``, ``ndcg@10`` with the prior and ``ndcg@10_without``.
+        ``shrink``, ``decay``, ``content_weight``, ``weight``, ``epsilon``, ``ndcg@10`` with the prior and
+        ``ndcg@10_without``.
     """
-    grid = [(shrink, decay) for shrink in SHRINKS for decay in DECAYS]
-    ndcg_alone = torch.zeros(len(grid))
-    for _, sequences, lengths, target in batches():
-        ndcg_alone += _ndcg_of_prior(prior, prior.neighbor_pairs(sequences, lengths), grid, target)
-    shrink, decay = grid[int(ndcg_alone.argmax())]
-    prior.shrink.fill_(shrink)
-    prior.decay.fill_(decay)
-    ndcg, users = torch.zeros(len(EPSILONS), len(WEIGHTS)), 0
+    evidence = [_best_alone(prior, batches, [Evidence(shrink, decay) for shrink in SHRINKS for decay in DECAYS])]
+    if prior.likeness.any():
+        decay = evidence[0].decay
+        grid = [Evidence(shrink, decay, content) for shrink in SHRINKS for content in CONTENTS]
+        best = _best_alone(prior, batches, grid)
+        evidence += [best] if best.content_weight else []
+    ndcg, users = torch.zeros(len(evidence), len(EPSILONS), len(WEIGHTS)), 0
     for scores, sequences, lengths, target in batches():
-        ndcg += _ndcg_with_scores(prior, prior.neighbor_pairs(sequences, lengths), scores(), target)
+        of_model, pairs = scores(), prior.neighbor_pairs(sequences, lengths)
+        for number, choice in enumerate(evidence):
+            choice.give_to(prior)
+            ndcg[number] += _ndcg_with_scores(prior, pairs, of_model, target)
         users += len(target)
-    row, column = divmod(int(ndcg.argmax()), len(WEIGHTS))
+    number, row, column = (int(n) for n in torch.unravel_index(ndcg.argmax(), ndcg.shape))
+    evidence[number].give_to(prior)
+    prior.drop_unused_pairs()
     prior.weight.fill_(WEIGHTS[column])
     prior.epsilon.fill_(EPSILONS[row])
     return {
-        "shrink": shrink,
-        "decay": decay,
+        **vars(evidence[number]),
         "weight": WEIGHTS[column],
         "epsilon": EPSILONS[row],
-        "ndcg@10": float(ndcg[row, column]) / max(users, 1),
-        "ndcg@10_without": float(ndcg[0, 0]) / max(users, 1),
+        "ndcg@10": float(ndcg[number, row, column]) / max(users, 1),
+        "ndcg@10_without": float(ndcg[0, 0, 0]) / max(users, 1),
     }
 
 
-def _ndcg_of_prior(
-    prior: CooccurrencePrior, pairs: NeighborPairs, grid: Sequence[tuple[float, float]], target: Tensor
-) -> Tensor:
-    """NDCG@10, summed over a batch, of ranking by the shares alone; one for each ``(shrink, decay)``."""
+@dataclass(frozen=True)
+class Evidence:
+    """A choice of what the evidence of a prior is made of."""
+
+    shrink: float
+    decay: float
+    content_weight: float = 0.0
+
+    def give_to(self, prior: CooccurrencePrior) -> None:
+        """Set the choice in a prior."""
+        for name, value in vars(self).items():
+            getattr(prior, name).fill_(value)
+
+
+def _best_alone(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]], grid: Sequence[Evidence]) -> Evidence:
+    """Return the choice with which the prior alone ranks best."""
+    ndcg = torch.zeros(len(grid))
+    for _, sequences, lengths, target in batches():
+        ndcg += _ndcg_of_prior(prior, prior.neighbor_pairs(sequences, lengths), grid, target)
+    return grid[int(ndcg.argmax())]
+
+
+def _ndcg_of_prior(prior: CooccurrencePrior, pairs: NeighborPairs, grid: Sequence[Evidence], target: Tensor) -> Tensor:
+    """NDCG@10, summed over a batch, of ranking by the shares alone; one for each choice of the grid."""
     ndcg = []
-    for shrink, decay in grid:
-        prior.shrink.fill_(shrink)
-        prior.decay.fill_(decay)
+    for choice in grid:
+        choice.give_to(prior)
         share = prior.shares(pairs, len(target))
         target_share = _target_shares(pairs, share, target)
         rank = _count_by_row(pairs.row, ~(share < target_share[pairs.row]), len(target))
