@@ -44,6 +44,39 @@ def scores_of(run, rows):
 
 
 # ------------------------------------------------------------------------------------------------------ item-kNN
+def test_content_adds_what_like_items_have_in_common(data, tmp_path):
+    plain, with_content = (knn(data, content_weight=weight, semantic_id_dir=str(tmp_path)) for weight in (0, 0.5))
+    dataset = plain.valid_data._dataset
+    likeness = dataset.content_likeness()
+    matrices = [np.load(data / NAME / f"{NAME}.{kind}.npy").astype(np.float64) for kind in ("text", "image")]
+    listed = (data / NAME / f"{NAME}.items.txt").read_text().split()
+    columns = []
+    for matrix in matrices:
+        there = ~np.isnan(matrix).any(1)
+        centered = np.where(there[:, None], matrix - matrix[there].mean(0), 0.0)
+        columns.append(centered / np.sqrt((centered[there] ** 2).sum(1).mean()))
+    unit = np.concatenate(columns, 1)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    row = {token: number for number, token in enumerate(dataset.field2id_token["item_id"])}
+    of_features = [row[item] for item in listed]
+    dense = likeness.toarray()
+    assert not dense[0].any() and not dense[:, 0].any() and not np.diag(dense).any()
+    found = dense[np.ix_(of_features, of_features)]
+    cosine = np.maximum(unit @ unit.T, 0) ** 3
+    assert found[found > 0] == pytest.approx(cosine[found > 0], abs=1e-3) and (found > 0).sum(1).max() <= 20
+    more = scores_of(with_content, with_content.test_data) - scores_of(plain, plain.test_data)
+    assert (more[:, 1:] >= -1e-6).all() and (more[:, 1:] > 0).any()
+
+
+def test_content_without_features_is_refused(tmp_path):
+    folder = write_dataset(tmp_path, "Bare")
+    for file in (folder / "Bare").glob("*.npy"):
+        file.unlink()
+    (folder / "Bare" / "Bare.items.txt").unlink()
+    with pytest.raises(ValueError, match=r"content_weight.*0\.5"):
+        knn(folder, "Bare", content_weight=0.5, semantic_id_dir=str(tmp_path / "ids"))
+
+
 @pytest.mark.parametrize(("shrink", "decay"), [(0, 1.0), (5, 1.0), (0, 0.5), (3, 0.8)])
 def test_scores_are_the_formula(data, shrink, decay):
     run = knn(data, MAX_ITEM_LIST_LENGTH=4, shrink=shrink, decay=decay)

@@ -15,7 +15,9 @@ from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 
 
 class CooccurrenceKNN(SequentialRecommender):  # type: ignore[misc]
-    """Score an item by its co-occurrence with the history in the training part, the evidence of ``CooccurrencePrior``.
+    """Score an item by its co-occurrence with the history in the training part, and by likeness of content if asked to.
+
+    The score is the evidence of ``CooccurrencePrior``.
 
     Items of the history are scored like all others, and rank high. An evaluation excludes them for this model if it does so
     for every model.
@@ -28,15 +30,18 @@ class CooccurrenceKNN(SequentialRecommender):  # type: ignore[misc]
         dataset: training part of a ``HistoryDataset``. Its ``histories`` are whole; RecBole's own rows are cut.
 
     Raises:
-        ValueError: ``shrink`` or ``decay`` is outside its range.
+        ValueError: ``shrink``, ``decay`` or ``content_weight`` is outside its range, or the data set has no features.
     """
 
     input_type = InputType.POINTWISE
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        shrink, decay = float(config["shrink"]), float(config["decay"])
-        self.prior = CooccurrencePrior(dataset.histories, self.n_items, shrink, decay)
+        shrink, decay, weight = (float(config[key] or 0) for key in ("shrink", "decay", "content_weight"))
+        content = dataset.content_likeness() if weight else None
+        if weight and content is None:
+            raise ValueError(f"content_weight is {weight}, but the data set has no features of its items; set it to 0")
+        self.prior = CooccurrencePrior(dataset.histories, self.n_items, shrink, decay, content, weight)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Return the scores of all items, ``[B, n_items]``, at least 0; padding gets -inf."""

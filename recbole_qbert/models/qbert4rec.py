@@ -52,7 +52,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         self.network = SemanticSequenceModel(sequence, codes, self.ids.size, domains)
         self.prior = None
         if self.settings.structural_prior == "cooccurrence":
-            self.prior = CooccurrencePrior(dataset.histories, self.n_items)
+            self.prior = CooccurrencePrior(dataset.histories, self.n_items, content=dataset.content_likeness())
         # Number of batches, which chooses the view of the next one; a buffer, so that a resumed run continues the order.
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.catalog, self.vocabulary = digest(tokens), self.ids.vocabulary

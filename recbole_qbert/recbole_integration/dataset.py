@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
@@ -55,6 +56,10 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         """Return the items and training histories; call it after ``split``."""
         histories = [ItemVocabulary.from_recbole(history) for history in self.histories]
         return Catalog(self.config["dataset"], Path(self.config["data_path"]), self.item_tokens(), histories)
+
+    def content_likeness(self) -> sp.csr_matrix | None:
+        """Return how alike the content of items is, ``[n_items, n_items]``; ``None`` without features."""
+        return identifiers.content_likeness(self.config, self.catalog())
 
     def data_augmentation(self) -> None:
         """Make one row per user and part in place of RecBole's prefix rows.

@@ -207,7 +207,9 @@ def _start(model: torch.nn.Module, rows: Any) -> str:
 
 def add_prior(run: Run) -> dict[str, float]:
     """Add the co-occurrence prior to a trained QBERT4Rec, with its weight fitted on validation; return the choice."""
-    run.model.prior = CooccurrencePrior(run.valid_data._dataset.histories, run.model.n_items).to(run.model.device)
+    data = run.valid_data._dataset
+    prior = CooccurrencePrior(data.histories, run.model.n_items, content=data.content_likeness())
+    run.model.prior = prior.to(run.model.device)
     return run.trainer.fit_prior(run.valid_data)
 
 

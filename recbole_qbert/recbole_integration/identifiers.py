@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
+from recbole_qbert.config.property_files import property_file, read_yaml
+from recbole_qbert.config.schema import MODEL
+from recbole_qbert.data import content_neighbors
+from recbole_qbert.injection.concatenation import Concatenation
 from recbole_qbert.pipeline.builder import SemanticIDBuilder
 from recbole_qbert.pipeline.catalog import Catalog, stage_settings
 from recbole_qbert.quantization import semantic_ids
@@ -65,6 +71,34 @@ def builder_for(config: Any, catalog: Catalog, output: Path) -> SemanticIDBuilde
         rebuild=first and bool(config["rebuild"]),
         progress=first and bool(config["show_progress"]),
     )
+
+
+def content_likeness(config: Any, catalog: Catalog) -> sp.csr_matrix | None:
+    """Compute how alike the content of items is, by the features of the data set (``data.content_neighbors``).
+
+    Args:
+        config: RecBole's configuration, of QBERT4Rec or of another model.
+        catalog: items and training histories.
+
+    Returns:
+        ``[N + 1, N + 1]`` over RecBole's item ids; ``None`` without features, and for a union of several data sets.
+    """
+    if config["domains"]:
+        return None
+    defaults = read_yaml(property_file(f"model/{MODEL}.yaml"), "property")  # other models have no keys of features
+    settings = stage_settings({**defaults, **ConfigValues(config)})
+    settings = replace(settings, identifiers=replace(settings.identifiers, missing_features="mask"))
+    with first_before_others():
+        features, _ = SemanticIDBuilder(catalog, settings, candidate_files(config)[2].parent).features()
+    if not features.vectors:
+        return None
+    fusion = Concatenation.fit(features.vectors, features.present, settings.injection.dim)
+    likeness = content_neighbors.nearest(fusion(features.vectors, features.present))
+    if likeness is None:
+        return None
+    count = len(catalog.items) + 1
+    rows = np.concatenate([[0], likeness.indptr])  # no row and no column at 0, RecBole's padding
+    return sp.csr_matrix((likeness.data, likeness.indices + 1, rows), shape=(count, count))
 
 
 def existing_file(config: Any) -> Path | None:
