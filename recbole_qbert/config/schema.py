@@ -175,6 +175,8 @@ class TrainConfig:
     pretrain_masks: tuple[str, ...]
     domain_sampling: str
     freeze: tuple[str, ...]
+    teachers: int = 0
+    teacher_weight: float = 2.0
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
@@ -185,6 +187,8 @@ class TrainConfig:
             _choice("pretrain_masks", mask, ("random", "span", "multi_region", "tail"))
         for part in self.freeze:
             _choice("freeze", part, ("encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"))
+        _within("teachers", self.teachers, 0, 64)
+        _within("teacher_weight", self.teacher_weight, 0, 1000)
         _choice("domain_sampling", self.domain_sampling, ("proportional", "balanced"))
         _choice("train_stage", self.train_stage, ("pretrain", "finetune"))
         _choice("view_schedule", self.view_schedule, ("alternate", "joint"))

@@ -15,6 +15,7 @@ from recbole_qbert.config.schema import SequenceConfig, TrainConfig, read
 from recbole_qbert.recbole_integration import checkpoint_io, patches
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
+from recbole_qbert.sequence.soft_targets import SoftTargets
 from recbole_qbert.utils.io import digest, sha256
 
 
@@ -48,6 +49,11 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             )
         codes = torch.full((self.n_items, self.ids.codes.shape[1]), -1)
         codes[1:] = torch.from_numpy(self.ids.aligned(tokens, "the .sid file").astype("int64"))
+        if self.settings.teachers and (sequence.loss != "item" or "causal" not in sequence.views or config["domains"]):
+            raise ValueError(
+                f"teachers is {self.settings.teachers}: a network learns from teachers in the causal view, by a loss over "
+                "the items of one data set; set views to causal or both, loss to item and domains to nothing, or no teachers"
+            )
         domains = None if config["domains"] is None else domains_of(tokens, config["domains"])
         self.network = SemanticSequenceModel(sequence, codes, self.ids.size, domains)
         self.prior = None
@@ -69,7 +75,13 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         """Return the loss of a batch of whole training histories, ``[]``."""
         return self.batch_loss(interaction)
 
-    def batch_loss(self, interaction: Any, masks: torch.Generator | None = None, share: tuple[int, int] = (0, 1)) -> Tensor:
+    def batch_loss(
+        self,
+        interaction: Any,
+        masks: torch.Generator | None = None,
+        share: tuple[int, int] = (0, 1),
+        soft: SoftTargets | None = None,
+    ) -> Tensor:
         """Return the loss of a batch, or of one process's share of it (``network.loss``).
 
         Views take turns batch by batch, or are summed in every batch (``view_schedule``).
@@ -78,13 +90,14 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             interaction: rows of whole training histories.
             masks: generator of the masks.
             share: number of this process, and number of processes.
+            soft: what teachers expect, of the batch's rows.
         """
         sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         views = self.network.config.views
         if self.settings.view_schedule == "alternate":
             views = (views[int(self.batches) % len(views)],)
             self.batches += 1
-        return self.network.loss(sequences, lengths, views, self.settings.mask_ratios, masks, share)
+        return self.network.loss(sequences, lengths, views, self.settings.mask_ratios, masks, share, soft)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Return the scores of all items, ``[B, n_items]``; padding gets -inf."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from tqdm import tqdm
 from recbole_qbert.data.multi_domain import balanced_order
 from recbole_qbert.recbole_integration import checkpoint_io
 from recbole_qbert.recbole_integration.resume import Callback, TrainingState
+from recbole_qbert.recbole_integration.teachers import learn_from_teachers
 from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
 from recbole_qbert.sequence import prior_fitting
+from recbole_qbert.sequence.soft_targets import SoftTargets
 from recbole_qbert.utils.distributed import barrier
 
 
@@ -67,6 +69,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         self.world = distributed.get_world_size() if self.parallel else 1
         self._moved: dict[int, tuple[Any, Any]] = {}  # data sets and their rows on the device, by id
         self.progress = None
+        self._teach: Callable[[], SoftTargets | None] = lambda: None
         if config["checkpoint_file"]:
             self.saved_model_file = str(config["checkpoint_file"])
             self.progress = TrainingState(Path(self.saved_model_file), config, model.fingerprint())
@@ -108,6 +111,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         Returns:
             Best score and metrics on validation.
         """
+        self._teach = cache(partial(learn_from_teachers, self, train_data, valid_data, show_progress))
         fit = partial(super().fit, train_data, valid_data, verbose, saved, show_progress)
         result = self.progress.fit(self, fit, train_data, valid_data, callback_fn) if self.progress else fit(callback_fn)
         barrier()  # until the first one has written the best weights
@@ -118,6 +122,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
         """Train on all users once; return the summed loss of the batches."""
         del loss_func
+        soft = self._teach()
         self.model.train()
         rows = train_data._dataset
         seed = (int(self.config["seed"]) * 1_000_003 + epoch_idx) % 2**62
@@ -138,7 +143,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             self.optimizer.zero_grad()
             with _products(self.model.settings.matmul_precision):
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
-                    loss = self.model.batch_loss(batch, masks, (self.rank, self.world))
+                    loss = self.model.batch_loss(batch, masks, (self.rank, self.world), soft and soft.rows(index))
                 scaler.scale(loss).backward()
             value = self._sum_over_processes(loss.detach())
             self._check_nan(value)

@@ -15,7 +15,13 @@ MIN_ROWS = 64  # ... but not fewer than this, since each chunk passes over the g
 
 
 def item_softmax_loss(
-    hidden: Tensor, items: Tensor, target: Tensor, penalty: Tensor, history: tuple[Tensor, Tensor], valid: Tensor
+    hidden: Tensor,
+    items: Tensor,
+    target: Tensor,
+    penalty: Tensor,
+    history: tuple[Tensor, Tensor],
+    valid: Tensor,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """Compute the mean cross-entropy of the target among all items, with a penalty on items of the visible history.
 
@@ -27,22 +33,26 @@ def item_softmax_loss(
     Args:
         hidden: ``[P, D]`` float, the encoder's output at the supervised positions.
         items: ``[N, D]`` float, vectors of all items.
-        target: ``[P]`` int64 row of the true item.
+        target: ``[P]`` int64 row of the true item; or ``[P, K]`` rows of several, of which the loss takes the mean by
+            ``shares``.
         penalty: ``[]`` float, subtracted from the logits of history items.
         history: ``(position, item)``, both ``[S]`` int64: item rows in the visible history of a position, no pair twice,
             sorted by position.
         valid: ``[N]`` bool, false for rows that are not items (padding).
+        shares: ``[P, K]`` float, shares of several targets; a row sums to 1, and a target may stand in it twice.
 
     Returns:
         ``[]`` float, mean over positions.
     """
+    if shares is None:
+        target, shares = target[:, None], hidden.new_ones(len(target), 1)
     device = hidden.device.type
     if not torch.is_autocast_enabled(device):
-        return _ItemSoftmax.apply(hidden, items, target, penalty, *history, valid, hidden.dtype)  # type: ignore[no-untyped-call]
+        return _ItemSoftmax.apply(hidden, items, target, penalty, *history, valid, hidden.dtype, shares)  # type: ignore[no-untyped-call]
     with torch.autocast(device, enabled=False):
         product = torch.get_autocast_dtype(device)
         float32 = hidden.float(), items.float(), target, penalty.float()
-        return _ItemSoftmax.apply(*float32, *history, valid, product)  # type: ignore[no-untyped-call]
+        return _ItemSoftmax.apply(*float32, *history, valid, product, shares)  # type: ignore[no-untyped-call]
 
 
 class _ItemSoftmax(torch.autograd.Function):
@@ -57,6 +67,7 @@ class _ItemSoftmax(torch.autograd.Function):
         item: Tensor,
         valid: Tensor,
         product: torch.dtype,
+        shares: Tensor,
     ) -> Tensor:
         count = max(len(hidden), 1)
         grad_hidden, grad_items = torch.empty_like(hidden), torch.zeros_like(items)
@@ -73,13 +84,13 @@ class _ItemSoftmax(torch.autograd.Function):
             at = (position[pairs] - start, item[pairs])
             logits.index_put_(at, -penalty.expand(len(at[0])), accumulate=True)
             logits[:, invalid] = -torch.inf
-            column = target[start : start + step, None]
+            column, share = target[start : start + step], shares[start : start + step].to(logits.dtype)
             logits -= logits.amax(1, keepdim=True)
             shifted = logits.gather(1, column)
             weight = logits.exp_()
             norm = weight.sum(1, keepdim=True)
-            total += (norm.log() - shifted).sum()
-            weight.scatter_add_(1, column, -norm)  # now the gradient of the logits, times the norm
+            total += norm.log().sum() - (share * shifted).sum()
+            weight.scatter_add_(1, column, -norm * share)  # now the gradient of the logits, times the norm
             scale = norm.reciprocal()
             grad_penalty -= (weight[at] * scale[at[0], 0]).sum()
             if product == items.dtype:  # scaling the products instead of the logits saves one pass over the logits
@@ -95,7 +106,7 @@ class _ItemSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, items, penalty = ctx.saved_tensors
-        return grad[0] * hidden, grad[0] * items, None, grad[0] * penalty, None, None, None, None
+        return grad[0] * hidden, grad[0] * items, None, grad[0] * penalty, None, None, None, None, None
 
 
 def code_loss(tables: Tensor, target: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from recbole_qbert.sequence.training_views import (
     masked_targets,
     rows_by_length,
 )
+
+if TYPE_CHECKING:
+    from recbole_qbert.sequence.soft_targets import SoftTargets
 
 # The penalty has the scale of logits (about 2 to 10), the other weights that of 0.02. It is stored divided by this number,
 # so that one learning rate serves both: AdamW moves every entry by about the learning rate a step.
@@ -177,6 +181,7 @@ class SemanticSequenceModel(nn.Module):
         ratios: Mapping[str, float],
         generator: torch.Generator | None = None,
         share: tuple[int, int] = (0, 1),
+        soft: SoftTargets | None = None,
     ) -> Tensor:
         """Sum the views' losses over a batch of whole training sequences (Eq. 11).
 
@@ -189,6 +194,8 @@ class SemanticSequenceModel(nn.Module):
             generator: random numbers of the masks; torch's global generator when ``None``.
             share: ``(process, processes)``. A process computes every ``processes``-th row, but draws masks for, and takes
                 the mean over, the whole batch: the losses of all processes add up to the loss of one process.
+            soft: what teachers expect at the positions of the causal view, learned beside the true items. It takes
+                ``loss: item`` and one domain.
 
         Returns:
             ``[]`` float; a view's loss is the mean over its supervised positions, 0 (with a gradient) if it has none.
@@ -206,7 +213,9 @@ class SemanticSequenceModel(nn.Module):
         items = torch.cat([bucket.items.flatten()[bucket.packed.position] for bucket in buckets])
         vectors = self.item_vectors(items) if table is None else F.embedding(items, table)
         targets = [
-            causal_targets(buckets, lengths) if hidden is None or view == "causal" else masked_targets(buckets, hidden)
+            causal_targets(buckets, lengths, soft and soft.start)
+            if hidden is None or view == "causal"
+            else masked_targets(buckets, hidden)
             for view in views
         ]
         supervised = [torch.cat(view_targets.supervised) for view_targets in targets]
@@ -217,20 +226,29 @@ class SemanticSequenceModel(nn.Module):
         layout = [(bucket.packed, view_targets.causal) for view_targets in targets for bucket in buckets]
         states = self.encoder.encode(torch.cat(tokens), layout, torch.cat(supervised))
         losses = [
-            self._view_loss(table, view_targets, state) * (view_targets.count / view_targets.total)
+            self._view_loss(table, view_targets, state, soft if view_targets.causal else None)
+            * (view_targets.count / view_targets.total)
             for view_targets, state in zip(
                 targets, states.split([view_targets.count for view_targets in targets]), strict=True
             )
         ]
         return torch.stack(losses).sum()
 
-    def _view_loss(self, table: Tensor | None, targets: ViewTargets, state: Tensor) -> Tensor:
+    def _view_loss(
+        self, table: Tensor | None, targets: ViewTargets, state: Tensor, soft: SoftTargets | None = None
+    ) -> Tensor:
         """Mean loss over a view's supervised tokens, given their ``state [P, D]``; over codes where ``table`` is None."""
         target = torch.cat(targets.items)
         if table is None:
             tables = torch.einsum("pd,kmd->pkm", state, self.codebook)
             return code_loss(tables, self.codes[target].long())
         position, item = (torch.cat(part) for part in zip(*targets.history, strict=True))
+        if soft is not None:
+            items, shares = soft.at(torch.cat(targets.numbers))
+            part = soft.weight / (1 + soft.weight)
+            all_targets = torch.cat([target[:, None], items], 1)
+            all_shares = torch.cat([torch.full_like(shares[:, :1], 1 - part), part * shares], 1)
+            return item_softmax_loss(state, table, all_targets, self.penalty, (position, item), self.valid, all_shares)
         return self._item_loss(table, state, target, position, item)
 
     def _item_loss(self, table: Tensor, state: Tensor, target: Tensor, position: Tensor, item: Tensor) -> Tensor:
@@ -277,6 +295,16 @@ class SemanticSequenceModel(nn.Module):
         last = torch.zeros(len(rows.position), dtype=torch.bool, device=lengths.device)
         last[lengths.cumsum(0) - 1] = True
         return self.encoder.encode(rows.pack(vectors), [(rows, view == "causal")], last)
+
+    def causal_states(self, sequences: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
+        """Encode histories in the causal view; the states of all their positions, row by row: ``[sum of lengths, D]``.
+
+        Args:
+            sequences, lengths, table: as for :meth:`states`.
+        """
+        rows = PackedSequences.of(lengths, sequences.shape[1])
+        everywhere = torch.ones(len(rows.position), dtype=torch.bool, device=lengths.device)
+        return self.encoder.encode(rows.pack(table[sequences]), [(rows, True)], everywhere)
 
     def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """Score every item by the mean over ``score_views`` of its log-probability (Eq. 2).

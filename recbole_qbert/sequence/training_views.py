@@ -41,6 +41,7 @@ class ViewTargets:
         supervised: ``[T]`` bool, true at packed tokens that are supervised.
         items: ``[P]`` int64, the item to predict at each supervised token.
         history: ``(number of the supervised token among all buckets, item of its history)``, both ``[S]`` int64.
+        numbers: number of each supervised position among those of all training rows, where soft targets need it.
         count: supervised tokens so far.
     """
 
@@ -49,6 +50,7 @@ class ViewTargets:
     supervised: list[Tensor] = field(default_factory=list)
     items: list[Tensor] = field(default_factory=list)
     history: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    numbers: list[Tensor] = field(default_factory=list)
     count: int = 0
 
     def add(self, bucket: LengthBucket, supervised: Tensor, items: Tensor, history: Tensor) -> None:
@@ -88,14 +90,22 @@ def length_bucket(sequences: Tensor, lengths: Tensor, rows: Tensor) -> LengthBuc
     return LengthBucket(rows, length, items, PackedSequences.of(length, items.shape[1]))
 
 
-def causal_targets(buckets: Sequence[LengthBucket], lengths: Tensor) -> ViewTargets:
-    """Predict every item but the first from those before it; ``lengths [B]`` are those of the whole batch."""
+def causal_targets(buckets: Sequence[LengthBucket], lengths: Tensor, start: Tensor | None = None) -> ViewTargets:
+    """Predict every item but the first from those before it.
+
+    Args:
+        buckets: rows of the batch.
+        lengths: ``[B]``, of the whole batch.
+        start: ``[B]`` int64, number of each row's first position among those of all training rows (``SoftTargets``).
+    """
     targets = ViewTargets(True, int((lengths - 1).clamp(min=0).sum()))
     for bucket in buckets:
         position = torch.arange(bucket.items.shape[1], device=bucket.items.device)
         supervised = position < (bucket.lengths - 1)[:, None]
         history = (position[None, :] <= position[:, None]) & _first_occurrence(bucket.items, supervised)[:, None, :]
         targets.add(bucket, supervised, bucket.items.roll(-1, 1), history)
+        if start is not None:
+            targets.numbers.append((start[bucket.rows][:, None] + position)[supervised])
     return targets
 
 
