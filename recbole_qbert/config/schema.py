@@ -215,9 +215,14 @@ class IdentifierConfig:
     fusion: str
     missing_features: str
     builtin_width: int
+    text_fields: tuple[str, ...] = ("auto",)
 
     def __post_init__(self) -> None:
         _choice("fusion", self.fusion, ("concatenation", "injection"))
+        fields = (self.text_fields,) if isinstance(self.text_fields, str) else self.text_fields
+        object.__setattr__(self, "text_fields", tuple(map(str, fields)))
+        if "auto" in self.text_fields and len(self.text_fields) > 1:
+            raise ValueError(f"text_fields is {', '.join(self.text_fields)}; give either auto, or names of columns")
         _choice("semantic_ids", self.semantic_ids, ("fused", "per_modality", "both", "none"))
         _choice("missing_features", self.missing_features, ("error", "mask"))
 

@@ -5,47 +5,57 @@ They do not replace LLaMA or CLIP; the manifest of the features names them, and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
+from recbole_qbert.data.text_columns import AUTO, plain_text, say_text_columns, text_columns
+
+log = logging.getLogger(__name__)
 
 TEXT_ENCODER = "built-in TF-IDF (words 1-2, characters 3-5) + truncated SVD; not a language model"
 IMAGE_ENCODER = "built-in colour, layout and edge descriptor + PCA; not a neural network"
-TEXT_FIELDS = ("title", "brand", "categories", "description")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 THUMBNAIL = 12  # width and height, in pixels, of the layout part
 BINS = 8  # of each colour and edge histogram
 
 
-def read_texts(path: Path, items: Sequence[str]) -> list[str]:
-    """Read title, brand, categories and description of each item from a RecBole ``.item`` file.
+def read_texts(
+    path: Path, items: Sequence[str], fields: Sequence[str] = AUTO, form: AtomicFormat = RECBOLE_FORMAT
+) -> list[str]:
+    """Read the text of each item from a RecBole ``.item`` file; log which columns were taken if they were guessed.
 
     Args:
         path: the file.
         items: ``N`` item tokens.
+        fields: the property ``text_fields``: names of columns, or ``auto`` (`text_columns`).
+        form: how the file is written.
 
     Returns:
         One text an item, the fields joined by spaces; '' for an item without any.
 
     Raises:
-        ValueError: the file names no item id, or an item twice.
+        ValueError: the file names no item id, an item twice, or not the fields; or a row cannot be read.
     """
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    table.columns = [column.split(":")[0] for column in table.columns]
-    if "item_id" not in table:
-        raise ValueError(f"{path}:1: no item_id column; found {', '.join(table.columns)}")
-    repeated = table["item_id"][table["item_id"].duplicated()]
-    if len(repeated):
-        line = int(repeated.index[0]) + 2
-        raise ValueError(
-            f"{path}:{line}: item {repeated.iloc[0]!r} has a row already ({len(repeated)} repeated); keep one an item"
-        )
-    fields = [field for field in TEXT_FIELDS if field in table]
-    text = dict(zip(table["item_id"], (" ".join(row).strip() for row in table[fields].to_numpy()), strict=True))
-    return [text.get(item, "") for item in items]
+    header = form.header(path)
+    header.positions([form.item_field])
+    columns = text_columns(header, fields, form)
+    say_text_columns(header, columns, fields)
+    kinds = [header.type_of(column) for column in columns]
+    wanted, text, lines = set(items), dict.fromkeys(items, ""), dict[str, int]()
+    for line, (item, *cells) in form.rows(path, [form.item_field, *columns], pad=True):
+        if lines.setdefault(item, line) != line:
+            raise ValueError(f"{path}:{line}: item {item!r} has a row already, on line {lines[item]}; keep one an item")
+        if item in wanted:
+            text[item] = " ".join(map(plain_text, cells, kinds, repeat(form))).strip()
+    if columns and items and not any(text.values()):
+        log.warning("%s has no text (%s) of any of the %s items", path, ", ".join(columns), f"{len(items):,}")
+    return [text[item] for item in items]
 
 
 def encode_texts(texts: Sequence[str], width: int, seed: int) -> np.ndarray:

@@ -169,7 +169,9 @@ class SemanticIDBuilder:
         if (catalog.folder / f"{name}.items.txt").exists() or item_features.available(catalog.folder, name):
             return catalog.folder
         table, pictures = catalog.folder / f"{name}.item", catalog.folder / "images"
-        texts = builtin_encoders.read_texts(table, catalog.items) if table.exists() else [""] * len(catalog.items)
+        texts = [""] * len(catalog.items)
+        if table.exists():
+            texts = builtin_encoders.read_texts(table, catalog.items, self.settings.identifiers.text_fields, catalog.form)
         images = builtin_encoders.find_images(pictures, catalog.items)
         width, seed = self.settings.identifiers.builtin_width, self.settings.seed
         inputs = {
@@ -201,7 +203,8 @@ class SemanticIDBuilder:
             item_features.save(self.output, name, catalog.items, matrices, report)
             return report
 
-        note = "built-in encoders for text and images (the data set has no features)"
+        seen = " and ".join(modalities) or "nothing, since it has neither text nor images"
+        note = f"built-in encoders of {seen} (the data set has no features)"
         self._cached("features", inputs, outputs, run, "features", note)
         return self.output
 

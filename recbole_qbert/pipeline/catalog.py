@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from recbole_qbert.config.schema import IdentifierConfig, InjectionConfig, QuantizerConfig, read
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Catalog:
         folder: folder of its files.
         items: ``N`` item tokens.
         histories: training part of each user's history as rows of ``items``; nothing of validation or test.
+        form: how the atomic files of the folder are written.
     """
 
     dataset: str
     folder: Path
     items: tuple[str, ...]
     histories: Sequence[np.ndarray]
+    form: AtomicFormat = RECBOLE_FORMAT
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ here a history is one row. On Amazon data these are about six times fewer rows, 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ import scipy.sparse as sp
 import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource
 from torch import Tensor
 
 from recbole_qbert.config.schema import IdentifierConfig, SequenceConfig, TrainConfig, read
-from recbole_qbert.data.atomic_files import parse_columns
-from recbole_qbert.data.item_features import READ_AS_MISSING, check_token
+from recbole_qbert.data.atomic_files import AtomicFormat, Header
+from recbole_qbert.data.interactions import check_interactions
 from recbole_qbert.data.item_vocabulary import ItemVocabulary
 from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
@@ -28,50 +31,108 @@ from recbole_qbert.recbole_integration import identifiers
 from recbole_qbert.recbole_integration.patches import ConfigValues
 
 
+@dataclass(frozen=True)
+class _Interactions:
+    """The interactions of a part, from which it tells RecBole's figures.
+
+    Attributes:
+        rows: interactions of all parts, sorted by user and time.
+        start: position of each user's first interaction, ``[U]``.
+        length: number of each user's interactions in this part, ``[U]``.
+    """
+
+    rows: Interaction
+    start: Tensor
+    length: Tensor
+
+
 class HistoryDataset(SequentialDataset):  # type: ignore[misc]
     """Split each user's history by leave-one-out, as RecBole's ``LS: valid_and_test`` does.
 
     Training rows hold the whole training history (the newest ``MAX_ITEM_LIST_LENGTH + 1`` items) in the item list, and the
-    last of them in the target field, too. Validation and test rows are those of ``SequentialDataset``.
+    last of them in the target field, too. Validation and test rows are those of ``SequentialDataset``. What RecBole tells of
+    a part (``inter_num``, ``inter_matrix``, ``item_counter``, ...) is what ``SequentialDataset`` tells of its prefix rows;
+    only ``len`` and the rows themselves are ours.
 
     Attributes:
         histories: whole training history of each user, RecBole's item ids; set by ``split``.
+
+    Raises:
+        ValueError: a setting asks for other rows, or RecBole would misread the ``.inter`` file; names the setting, or the
+            file, the line and the value.
     """
 
     inter_feat: Any
     histories: list[np.ndarray]
+    _interactions: _Interactions | None = None
 
     def __init__(self, config: Any) -> None:
-        inter = Path(config["data_path"]) / f"{config['dataset']}.inter"
-        if inter.exists():
-            refuse_lost_ids(inter, config["field_separator"], (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]))
+        _refuse_other_rows(config)
         super().__init__(config)
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        """Check the ``.inter`` file before RecBole reads it."""
+        path = Path(dataset_path) / f"{token}.inter"
+        if path.exists():
+            self._check_columns(check_interactions(path, AtomicFormat.from_config(self.config)))
+        super()._load_inter_feat(token, dataset_path)
+
+    def _check_columns(self, header: Header) -> None:
+        """Refuse columns that stand where the histories go, and the lack of those that make them."""
+        load, unload = self._get_load_and_unload_col(FeatureSource.INTERACTION)
+        loaded = [name for name in header.names if (load is None or name in load) and name not in (unload or ())]
+        for field in (self.uid_field, self.iid_field, self.time_field):
+            if field not in loaded:
+                raise ValueError(
+                    f"load_col and unload_col leave out {field} of {header.path} (they load {', '.join(loaded) or 'nothing'});"
+                    " users, items and times are always read: name them in load_col.inter"
+                )
+        lists = {self.iid_field + self.config["LIST_SUFFIX"]} & set(header.names)
+        lists |= {name + self.config["LIST_SUFFIX"] for name in loaded} & set(loaded)
+        lists |= {self.item_list_length_field} & set(loaded)
+        if lists:
+            raise ValueError(
+                f"{header.path}:1: column {', '.join(sorted(lists))} holds histories that were cut before; "
+                f"{type(self).__name__} makes them of single interactions: give one row an interaction "
+                f"({self.uid_field}, {self.iid_field}, {self.time_field}), and remove the column"
+            )
+
+    def build(self) -> list[HistoryDataset]:
+        """Split the data.
+
+        Raises:
+            ValueError: no user has enough interactions to train, validate and test on.
+        """
+        parts = self.split()
+        self._require_evaluation(parts)
+        return parts
 
     def split(self) -> list[HistoryDataset]:
         """Return the training, validation and test parts, as RecBole's ``build`` does."""
         parts: list[HistoryDataset] = super().build()
         return parts
 
+    def _require_evaluation(self, parts: Sequence[HistoryDataset]) -> None:
+        if not len(parts[1]):
+            longest = max((len(history) for history in self.histories), default=0)
+            raise ValueError(
+                f"{self.config['dataset']}: no user has the 4 interactions that training, validation and test need together "
+                f"({len(self.histories)} users, of whom none has more than {longest} in training); lower "
+                "user_inter_num_interval or add interactions"
+            )
+
     def catalog(self) -> Catalog:
         """Return the items and training histories; call it after ``split``."""
         histories = [ItemVocabulary.from_recbole(history) for history in self.histories]
-        return Catalog(self.config["dataset"], Path(self.config["data_path"]), self.item_tokens(), histories)
+        form = AtomicFormat.from_config(self.config)
+        return Catalog(self.config["dataset"], Path(self.config["data_path"]), self.item_tokens(), histories, form)
 
     def content_likeness(self) -> sp.csr_matrix | None:
         """Return how alike the content of items is, ``[n_items, n_items]``; ``None`` without features."""
         return identifiers.content_likeness(self.config, self.catalog())
 
     def data_augmentation(self) -> None:
-        """Make one row per user and part in place of RecBole's prefix rows.
-
-        Raises:
-            ValueError: ``eval_args.split`` is not ``LS: valid_and_test``.
-        """
-        split = self.config["eval_args"]["split"]
-        if split != {"LS": "valid_and_test"}:
-            raise ValueError(
-                f"eval_args.split is {split}; QBERT4Rec trains on whole histories and needs {{'LS': 'valid_and_test'}}"
-            )
+        """Make one row per user and part in place of RecBole's prefix rows."""
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
@@ -90,26 +151,81 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         )
         items = self.inter_feat[self.iid_field].numpy()
         self.histories = [items[s : s + n] for s, n in zip(start.tolist(), train.tolist(), strict=True)]
+        self._interactions = _Interactions(self.inter_feat, start, count)
+        self._training = _Interactions(self.inter_feat, start, train)
         self.inter_feat, self._held_out = parts[0], parts[1:]
 
     def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[HistoryDataset]:
         """Return the three parts that ``data_augmentation`` made."""
         del group_by, leave_one_mode
         parts = [self.inter_feat, *self._held_out]
-        del self._held_out
+        training = self._training
+        del self._held_out, self._training
         for part in parts:
             self.inter_feat = part
             for field in (self.config["unused_col"] or {}).get("inter", ()):
                 if field in part.interaction:
                     part.drop(column=field)
         self.inter_feat = parts[0]
-        return [self.copy(part) for part in parts]
+        copies = [self.copy(part) for part in parts]
+        copies[0]._interactions = training
+        return copies
+
+    # ----------------------------------------------------------------------------- what RecBole tells of its prefix rows
+    def copy(self, new_inter_feat: Any) -> HistoryDataset:
+        """Return the data set with other rows, which are taken for what they are."""
+        part: HistoryDataset = super().copy(new_inter_feat)
+        part._interactions = None
+        return part
 
     @property
-    def item_counter(self) -> Counter[int]:
-        """Count how often each item is a training target, as RecBole counts its prefix rows (popularity metrics)."""
-        targets = [history[1:] for history in self.histories]
-        return Counter(np.concatenate(targets).tolist() if targets else [])
+    def inter_num(self) -> int:
+        """Return the number of RecBole's rows."""
+        return len(self._with_prefix_rows().inter_feat)
+
+    @property
+    def avg_actions_of_users(self) -> Any:
+        """Return the mean number of RecBole's rows a user."""
+        return SequentialDataset.avg_actions_of_users.fget(self._with_prefix_rows())
+
+    @property
+    def avg_actions_of_items(self) -> Any:
+        """Return the mean number of RecBole's rows an item."""
+        return SequentialDataset.avg_actions_of_items.fget(self._with_prefix_rows())
+
+    def counter(self, field: str) -> Counter[Any]:
+        """Count the tokens of a field in RecBole's rows."""
+        counts: Counter[Any] = SequentialDataset.counter(self._with_prefix_rows(), field)
+        return counts
+
+    def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
+        """Return the sparse matrix of users and items, as RecBole makes it of its rows."""
+        return SequentialDataset.inter_matrix(self._with_prefix_rows(), form, value_field)
+
+    def _history_matrix(self, row: str, value_field: str | None = None, max_history_len: int | None = None) -> Any:
+        return SequentialDataset._history_matrix(self._with_prefix_rows(), row, value_field, max_history_len)
+
+    def _with_prefix_rows(self) -> HistoryDataset:
+        """Return this part with the rows that ``SequentialDataset`` has, one for each prefix of a history.
+
+        Of the lists they hold only the first item, which is all that RecBole's figures read.
+        """
+        if self._interactions is None:  # the rows are RecBole's already
+            return self
+        rows, start, length = self._interactions.rows, self._interactions.start, self._interactions.length
+        number = (length - 1).clamp(min=0)
+        place = 1 + torch.arange(int(number.sum())) - (number.cumsum(0) - number).repeat_interleave(number)
+        target = start.repeat_interleave(number) + place
+        place = place.clamp(max=self.config["MAX_ITEM_LIST_LENGTH"])
+        prefixes = {self.item_list_length_field: place}
+        for field in rows:
+            if field in self.inter_feat:  # not one of unused_col
+                prefixes[field] = rows[field][target]
+            if field != self.uid_field:
+                prefixes[getattr(self, f"{field}_list_field")] = rows[field][target - place][:, None]
+        part = copy.copy(self)
+        part.inter_feat, part._interactions = Interaction(prefixes), None
+        return part
 
     def item_tokens(self) -> tuple[str, ...]:
         """Return the item tokens in the order of internal ids, without the padding at 0."""
@@ -156,7 +272,7 @@ class QBERT4RecDataset(HistoryDataset):
             ValueError: a setting of any stage is refused, or the IDs do not fit the data.
         """
         _check_settings(self.config)  # before stages 1 and 2 spend their time
-        parts = self.split()
+        parts = super().build()
         self.set_semantic_ids([self, *parts])
         return parts
 
@@ -191,24 +307,20 @@ def _check_settings(config: Any) -> None:
     read(SequenceConfig, values | {"max_length": values["MAX_ITEM_LIST_LENGTH"]})
 
 
-def refuse_lost_ids(path: Path, separator: str, fields: tuple[str, ...]) -> None:
-    """Refuse an atomic file with user or item ids that RecBole would drop silently.
-
-    Args:
-        path: the ``.inter`` file.
-        separator: separator of the columns.
-        fields: names of the id columns.
-
-    Raises:
-        ValueError: names the file, the line and the id.
-    """
-    with open(path, encoding="utf-8") as handle:
-        names = [column.name for column in parse_columns(handle.readline(), separator)]
-        columns = [(names.index(field), field) for field in fields if field in names]
-        for number, line in enumerate(handle, 2):
-            if not line.strip():  # pandas skips it
-                continue
-            cells = line.rstrip("\n").split(separator)
-            for column, field in columns:
-                if column < len(cells) and cells[column] in READ_AS_MISSING:
-                    check_token(cells[column], f"{path}:{number}", field)
+def _refuse_other_rows(config: Any) -> None:
+    """Refuse properties that ask for other rows than whole histories, split by leave-one-out."""
+    model, split, order = config["model"], config["eval_args"]["split"], config["eval_args"]["order"]
+    if config["benchmark_filename"] is not None:
+        raise ValueError(
+            f"benchmark_filename is {config['benchmark_filename']}: {model} trains on whole histories and splits them itself; "
+            f"put all interactions into {config['dataset']}.inter, one a row, and leave the property out"
+        )
+    if split != {"LS": "valid_and_test"}:
+        raise ValueError(f"eval_args.split is {split}; {model} trains on whole histories and needs {{'LS': 'valid_and_test'}}")
+    if order != "TO":
+        raise ValueError(f"eval_args.order is {order!r}; {model} needs histories in the order of time: TO")
+    if config["transform"] is not None:
+        raise ValueError(
+            f"transform is {config['transform']!r}, and {model} does not use it: it draws its own masks (views, mask_ratio, "
+            "pretrain_masks); leave the property out"
+        )

@@ -20,6 +20,7 @@ from recbole.trainer import S3RecTrainer, Trainer
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from tqdm import tqdm
 
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.recbole_integration import checkpoint_io, patches
 from recbole_qbert.recbole_integration.dataset import HistoryDataset
@@ -77,9 +78,6 @@ def configure(
         FileNotFoundError: a property file or the data set's ``.inter`` is missing.
         ValueError: an unknown property.
     """
-    inter = Path(data_path) / dataset / f"{dataset}.inter"
-    if not inter.exists():
-        raise FileNotFoundError(f"{inter} is missing; data_path must hold a folder {dataset} with RecBole atomic files")
     for file in files:
         if not Path(file).exists():
             raise FileNotFoundError(f"property file {file} is missing")
@@ -92,11 +90,23 @@ def configure(
             # Config evaluates strings (configurator.py:127); quoted, they stay what they are.
             config_dict={k: repr(v) if isinstance(v, str) else v for k, v in properties.items()},
         )
+    _rename_columns(config)
+    inter = Path(data_path) / dataset / f"{dataset}.inter"
+    if not inter.exists() and config["benchmark_filename"] is None:
+        raise FileNotFoundError(f"{inter} is missing; data_path must hold a folder {dataset} with RecBole atomic files")
     for name in FILE_PROPERTIES:  # relative to where the user is, not to the folder that a training works in
         if value := config.external_config_dict.get(name):
             path = str(Path(value).resolve())
             config.external_config_dict[name] = config.final_config_dict[name] = path
     return config
+
+
+def _rename_columns(config: Config) -> None:
+    """Give the columns of ``load_col`` the names of ``USER_ID_FIELD`` and its like; property files have RecBole's."""
+    form, load = AtomicFormat.from_config(config), config.external_config_dict.get("load_col")
+    if isinstance(load, dict):
+        columns = {s: c if isinstance(c, str) else list(dict.fromkeys(form.rename(c))) for s, c in load.items() if c}
+        config.external_config_dict["load_col"] = config.final_config_dict["load_col"] = load | columns
 
 
 def load_catalog(config: Config) -> Catalog:

@@ -6,6 +6,8 @@
 * :func:`processes_without_gpu` - several processes need NCCL, and so a GPU each.
 * :func:`folders_made_together` - processes that create the same folder at the same time fail.
 * :func:`saved_loaders_follow_settings` - a data set in a file of loaders ignores changed settings.
+* :func:`byte_order_marks` - a byte order mark becomes part of the first column's name.
+* :func:`flops_of_one_row` - a data set of one row crashes before training.
 
 Besides these, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`without_pickled_caches`, :class:`ConfigValues`.
 ``checkpoint_io`` patches the reading and writing of files, ``newer_libraries`` what newer versions of numpy, pandas and
@@ -23,6 +25,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +37,7 @@ import torch
 from recbole.config import Config
 from recbole.evaluator.collector import Collector
 
+from recbole_qbert.data.atomic_files import ENCODING, real_encoding
 from recbole_qbert.recbole_integration import newer_libraries
 from recbole_qbert.utils.distributed import GROUP_TIMEOUT, close_group_at_exit, init_group, is_distributed
 
@@ -44,8 +48,10 @@ __all__ = [
     "PICKLED_CACHES",
     "ConfigValues",
     "apply",
+    "byte_order_marks",
     "clean_argv",
     "countable_metrics",
+    "flops_of_one_row",
     "folders_made_together",
     "fresh_logging",
     "log_every_run",
@@ -72,6 +78,8 @@ def apply() -> None:
     processes_without_gpu()
     folders_made_together()
     saved_loaders_follow_settings()
+    byte_order_marks()
+    flops_of_one_row()
 
 
 def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -252,6 +260,53 @@ def _load_split_dataloaders(original: Callable[[Any], Any]) -> Callable[[Any], A
         return loaders
 
     return load_split_dataloaders
+
+
+def byte_order_marks() -> None:
+    """Read atomic files that start with a byte order mark, as editors on Windows write them.
+
+    ``Dataset._load_feat`` reads the header itself (dataset.py:475) and keeps the mark, which pandas drops from its names: no
+    column is found. Without the property ``encoding`` the header is read in the encoding of the machine, and the rows in
+    UTF-8; here both are UTF-8.
+    """
+    replace(importlib.import_module("recbole.data.dataset.dataset").Dataset, "_load_feat", _load_feat)
+
+
+def _load_feat(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_feat(self: Any, filepath: str, source: Any) -> Any:
+        given = self.config["encoding"]
+        self.config["encoding"] = real_encoding(Path(filepath), given or ENCODING)
+        try:
+            return original(self, filepath, source)
+        finally:
+            self.config["encoding"] = given
+
+    return load_feat
+
+
+def flops_of_one_row() -> None:
+    """Count the operations of a data set with one row by that row; ``get_flops`` takes row 1 (utils/utils.py:295)."""
+    replace(quick_start, "get_flops", _get_flops)
+
+
+def _get_flops(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_flops(model: Any, dataset: Any, *args: Any, **options: Any) -> Any:
+        return original(model, _FirstRow(dataset) if len(dataset) == 1 else dataset, *args, **options)
+
+    return get_flops
+
+
+class _FirstRow:
+    """A data set with one row, which it has for every index."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: torch.Tensor) -> Any:
+        return self._dataset[torch.zeros_like(index)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
 
 
 class ConfigValues(dict[str, Any]):

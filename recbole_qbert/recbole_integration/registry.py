@@ -31,6 +31,7 @@ import recbole.utils.argument_list as argument_list
 
 from recbole_qbert.config.property_files import parse_yaml
 from recbole_qbert.config.schema import with_current_names
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.recbole_integration.patches import quick_start, replace
 from recbole_qbert.utils.spelling import did_you_mean
 
@@ -248,11 +249,17 @@ def _read_properties(file: Path) -> dict[str, Any]:
 
 
 def _add_defaults(config: Any, entry: _Registration, dataset: str) -> None:
-    """Let the model's defaults override RecBole's general ones, but not those that RecBole has for this data set."""
+    """Let the model's defaults override RecBole's general ones, but not those that RecBole has for this data set.
+
+    The default columns have the names that the user gives the fields.
+    """
     own = _RECBOLE / "properties" / "dataset" / f"{dataset}.yaml"
     of_dataset = _read_properties(own) if own.is_file() else {}
     defaults = _read_properties(entry.properties)
     config.internal_config_dict.update({key: value for key, value in defaults.items() if key not in of_dataset})
+    if "load_col" in defaults and "load_col" not in of_dataset:
+        form = AtomicFormat.from_config(config.internal_config_dict | config.external_config_dict)
+        config.internal_config_dict["load_col"] = {source: form.rename(c) for source, c in defaults["load_col"].items()}
 
 
 def _rename_properties(config: Any) -> None:

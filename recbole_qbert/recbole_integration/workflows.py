@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from recbole.config import Config
+from recbole.utils.argument_list import dataset_arguments
 
-from recbole_qbert.config.property_files import property_file
+from recbole_qbert.config.property_files import property_file, read_yaml
 from recbole_qbert.pipeline.builder import SemanticIDBuilder
 from recbole_qbert.recbole_integration import experiment
 from recbole_qbert.recbole_integration.identifiers import builder_for
@@ -294,10 +295,13 @@ def _finetune(job: Job, baselines: Sequence[str], figures: Figures) -> Figures:
 def _train_baseline(job: Job, ours: Config, name: str) -> tuple[Figures, float]:
     """Train a RecBole model on the same split; return its metrics and the seconds of training."""
     settings = {key: ours[key] for key in SHARED_WITH_BASELINES}
+    settings |= {key: ours[key] for key in ("encoding", *dataset_arguments) if key in ours.external_config_dict}
     settings["checkpoint_dir"] = str(job.folder / "checkpoints" / name)
     files = [str(property_file("baseline/common.yaml"))]
     with contextlib.suppress(FileNotFoundError):  # without a file, RecBole's defaults apply
         files.append(str(property_file(f"baseline/{name}.yaml")))
+    if "load_col" in settings:
+        settings["load_col"] = _columns_of_baseline(files, (ours["load_col"] or {}).get("inter", "*"))
     if "epochs" in job.properties:  # a limit that the user sets applies to every model of the table
         settings["epochs"] = job.properties["epochs"]
     config = experiment.configure(name, job.dataset, job.data_path, settings, files)
@@ -306,6 +310,19 @@ def _train_baseline(job: Job, ours: Config, name: str) -> tuple[Figures, float]:
     ranks = experiment.target_ranks(run, run.test_data, exclude_history=True)
     excluded = metrics_from_ranks(ranks)
     return {"valid": run.valid, "test": run.test(), "test_history_excluded": excluded}, run.seconds["training"]
+
+
+def _columns_of_baseline(files: Sequence[str], inter: Any) -> Figures:
+    """Return ``load_col`` of a baseline: that of its property files, and the interaction columns of our run.
+
+    Args:
+        files: property files of the baseline.
+        inter: ``load_col.inter`` of our run.
+    """
+    load: Figures = {}
+    for file in files:
+        load = read_yaml(Path(file), "property").get("load_col", load)
+    return load | {"inter": inter if isinstance(inter, str) else list(dict.fromkeys([*inter, *load.get("inter", ())]))}
 
 
 def summarize_ids(code_sets: Sequence[Mapping[str, Any]], codes: np.ndarray) -> Figures:

@@ -7,6 +7,7 @@ semantic IDs) beside ``items.sid.json`` (names and size of the levels, vocabular
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -19,8 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_qbert.config.schema import MODEL, SequenceConfig, read, with_current_names
+from recbole_qbert.config.property_files import read_yaml
+from recbole_qbert.config.schema import MODEL, IdentifierConfig, SequenceConfig, read, with_current_names
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.data.item_vocabulary import ItemVocabulary
+from recbole_qbert.data.text_columns import read_titles
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.quantization.tokenizer import save_weights
@@ -28,6 +32,8 @@ from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from recbole_qbert.serving.cold_start import Neighbors
 from recbole_qbert.utils.io import atomic_write, read_json, sha256, write_json
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
@@ -46,6 +52,7 @@ class TrainedModel:
         network: over ``N + 1`` rows, the first of them padding.
         prior: over the same rows; ``None`` without one, or where its weight is 0.
         titles: item token -> title, for the items that have one.
+        form: how the atomic files of the data set are written; files of histories may be written so.
     """
 
     dataset: str
@@ -53,6 +60,7 @@ class TrainedModel:
     network: SemanticSequenceModel
     prior: CooccurrencePrior | None
     titles: dict[str, str]
+    form: AtomicFormat = RECBOLE_FORMAT
 
     def with_items(self, ids: SemanticIDs, near: Neighbors | None = None) -> TrainedModel:
         """Copy the model onto a larger catalog; new items follow the old ones, in the order of ``ids``.
@@ -94,13 +102,21 @@ class TrainedModel:
         return replace(self, ids=larger, network=self.network.with_items(_codes(larger), *neighbors), prior=prior)
 
 
-def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None = None) -> TrainedModel:
+def from_checkpoint(
+    path: Path,
+    data_path: Path | None = None,
+    sid: Path | None = None,
+    properties: Mapping[str, Any] | None = None,
+    config_files: Sequence[str | os.PathLike[str]] = (),
+) -> TrainedModel:
     """Read a checkpoint of QBERT4Rec and its data set; only this function needs RecBole.
 
     Args:
         path: checkpoint written by ``finetune`` or ``train``, or by RecBole.
         data_path: folder that holds the data set's folder; by default the one used at training.
         sid: semantic IDs that the model was trained with; by default the file used at training.
+        properties: properties that override those of the training, such as ``ITEM_ID_FIELD`` or ``encoding``.
+        config_files: property files, which override those of the training, too.
 
     Raises:
         ImportError: RecBole is not installed.
@@ -119,6 +135,9 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
     checkpoint = checkpoint_io.load_checkpoint(path)
     settings = {key: value for key, value in _settings(checkpoint, path).items() if key not in patches.PICKLED_CACHES}
     dataset = checkpoint["config"]["dataset"]
+    for file in config_files:
+        settings |= with_current_names(read_yaml(Path(file), "property") or {})
+    settings |= with_current_names(properties or {})
     config = experiment.configure(MODEL, dataset, data_path or settings.get("data_path", "dataset"), settings)
     catalog = experiment.load_catalog(config)
     state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("network.")}
@@ -153,8 +172,9 @@ def from_checkpoint(path: Path, data_path: Path | None = None, sid: Path | None 
         if any(value is None for value in fitted.values()):
             raise ValueError(f"{path} was written by another version, whose prior had other parts; train it again")
         prior.load_state_dict(fitted)
-    titles = _titles_of(catalog.folder / f"{dataset}.item", catalog.items)
-    return TrainedModel(dataset, ids, _network(sequence, ids, state), prior, titles)
+    fields = read(IdentifierConfig, patches.ConfigValues(config)).text_fields
+    titles = _titles_of(catalog.folder / f"{dataset}.item", catalog.items, fields, catalog.form)
+    return TrainedModel(dataset, ids, _network(sequence, ids, state), prior, titles, catalog.form)
 
 
 def _settings(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -172,21 +192,15 @@ def _settings(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return settings
 
 
-def _titles_of(path: Path, items: Sequence[str]) -> dict[str, str]:
-    """Read titles from a RecBole ``.item`` file; empty without the file or without a title column."""
+def _titles_of(path: Path, items: Sequence[str], fields: Sequence[str], form: AtomicFormat) -> dict[str, str]:
+    """Read titles from a RecBole ``.item`` file; empty, with a word in the log, if there are none to be read."""
     if not path.exists():
         return {}
-    catalog, titles = set(items), {}
-    with open(path, encoding="utf-8") as handle:
-        names = [name.split(":")[0] for name in handle.readline().rstrip("\r\n").split("\t")]
-        if not {"item_id", "title"} <= set(names):
-            return {}
-        item, title = names.index("item_id"), names.index("title")
-        for line in handle:
-            fields = line.rstrip("\r\n").split("\t")
-            if len(fields) == len(names) and fields[item] in catalog and (text := " ".join(fields[title].split())):
-                titles[fields[item]] = text
-    return titles
+    try:
+        return read_titles(path, items, fields, form)
+    except ValueError as error:
+        log.warning("no titles: %s", error)
+        return {}
 
 
 def export_model(
@@ -194,6 +208,8 @@ def export_model(
     output: str | os.PathLike[str],
     data_path: str | os.PathLike[str] | None = None,
     semantic_ids: str | os.PathLike[str] | None = None,
+    properties: Mapping[str, Any] | None = None,
+    config_files: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
     """Write the model of a checkpoint as a folder that needs neither RecBole nor the data.
 
@@ -202,11 +218,14 @@ def export_model(
         output: folder to write; an earlier export is replaced.
         data_path: folder that holds the data set's folder; by default the one used at training.
         semantic_ids: ``.sid`` file of the training; by default the one used at training.
+        properties: properties that override those of the training.
+        config_files: property files, likewise.
 
     Returns:
         ``folder``, ``dataset``, ``items``, ``titles`` (numbers of them), ``levels``, ``cooccurrence_prior`` and ``bytes``.
     """
-    model = from_checkpoint(Path(checkpoint), *(None if path is None else Path(path) for path in (data_path, semantic_ids)))
+    paths = (None if path is None else Path(path) for path in (data_path, semantic_ids))
+    model = from_checkpoint(Path(checkpoint), *paths, properties, config_files)
     folder = Path(output)
     config = write(model, folder)
     return {
@@ -254,6 +273,7 @@ def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
         "items": len(model.ids.items),
         "sequence": asdict(model.network.config),
         "cooccurrence_prior": prior_values,
+        "atomic_files": model.form.properties,
         "sha256": {name: sha256(folder / name) for name in _HASHED},
     }
     write_json(folder / CONFIG, config)
@@ -294,7 +314,8 @@ def load(folder: Path) -> TrainedModel:
         prior = CooccurrencePrior([], len(ids.items) + 1)
         prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
         prior.load_state_dict({name: torch.tensor(value) for name, value in config["cooccurrence_prior"].items()})
-    return TrainedModel(config["dataset"], ids, network, prior, _read_titles(folder / TITLES))
+    form = AtomicFormat.from_config(config.get("atomic_files", {}))  # absent in exports of earlier versions
+    return TrainedModel(config["dataset"], ids, network, prior, _read_titles(folder / TITLES), form)
 
 
 def _read_config(folder: Path, any_format: bool = False) -> dict[str, Any]:

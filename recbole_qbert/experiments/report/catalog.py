@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.data.builtin_encoders import find_images
+from recbole_qbert.data.text_columns import AUTO, read_titles
 
 TITLE_LENGTH = 120  # characters
 SIDE = 72  # pixels; shown at half of it
@@ -33,13 +33,22 @@ class Catalog:
     missing: tuple[str, ...]
 
     @classmethod
-    def read(cls, data_path: Path | None, dataset: str, items: Sequence[str]) -> Catalog:
+    def read(
+        cls,
+        data_path: Path | None,
+        dataset: str,
+        items: Sequence[str],
+        form: AtomicFormat = RECBOLE_FORMAT,
+        fields: Sequence[str] = AUTO,
+    ) -> Catalog:
         """Read the data set's folder.
 
         Args:
             data_path: folder that holds the data set's folder; ``None`` if it is not known.
             dataset: name of the data set.
             items: tokens.
+            form: how its atomic files are written.
+            fields: the property ``text_fields``.
         """
         if data_path is None or not (data_path / dataset).is_dir():
             where = "no data folder was given" if data_path is None else f"the data folder has no {dataset}"
@@ -47,7 +56,10 @@ class Catalog:
         folder, missing = data_path / dataset, []
         titles: dict[str, str] = {}
         try:
-            titles = read_titles(folder / f"{dataset}.item")
+            titles = read_titles(folder / f"{dataset}.item", items, fields, form)
+            titles = {item: _shorten(title) for item, title in titles.items()}
+        except FileNotFoundError:
+            missing.append(f"titles: {dataset}.item is missing")
         except (OSError, ValueError) as error:
             missing.append(f"titles: {error}")
         found = zip(items, find_images(folder / "images", items), strict=True)
@@ -57,25 +69,8 @@ class Catalog:
         return cls(titles, images, tuple(missing))
 
 
-def read_titles(path: Path) -> dict[str, str]:
-    """Read item token -> title from a RecBole ``.item`` file, shortened to ``TITLE_LENGTH``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no column ``item_id`` or no column ``title``.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path.name} is missing")
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3)
-    table.columns = [column.split(":")[0] for column in table.columns]
-    absent = [column for column in ("item_id", "title") if column not in table]
-    if absent:
-        raise ValueError(f"{path.name} has no column {' or '.join(absent)}")
-    return {
-        item: title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1].rstrip() + "…"
-        for item, title in zip(table["item_id"], table["title"], strict=True)
-        if title.strip()
-    }
+def _shorten(title: str) -> str:
+    return title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1].rstrip() + "…"
 
 
 def thumbnails(catalog: Catalog, items: Iterable[str]) -> tuple[dict[str, str], list[str]]:
