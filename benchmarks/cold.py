@@ -28,6 +28,7 @@ from scipy import stats
 
 import recbole_qbert  # noqa: F401  registers QBERT4Rec
 from recbole_qbert.data import item_features as features
+from recbole_qbert.data.atomic_files import read_rows
 from recbole_qbert.experiments.statistics import Spread, gains
 from recbole_qbert.quantization.tokenizer import Tokenizer
 from recbole_qbert.recbole_integration import experiment
@@ -42,12 +43,8 @@ CARE = {"eval_batch_size": 512, "stopping_step": 5, "metric_decimal_place": 6, "
 def read_histories(path: Path) -> dict[str, list[str]]:
     """Items of each user in time order, ties in file order."""
     rows: dict[str, list[tuple[float, str]]] = {}
-    with open(path, encoding="utf-8") as handle:
-        names = [name.split(":")[0] for name in handle.readline().rstrip("\n").split("\t")]
-        user, item, time_at = (names.index(name) for name in ("user_id", "item_id", "timestamp"))
-        for line in handle:
-            cells = line.rstrip("\n").split("\t")
-            rows.setdefault(cells[user], []).append((float(cells[time_at]), cells[item]))
+    for _, (user, item, moment) in read_rows(path, ("user_id", "item_id", "timestamp")):
+        rows.setdefault(user, []).append((float(moment), item))
     return {name: [item for _, item in sorted(seen, key=lambda pair: pair[0])] for name, seen in rows.items()}
 
 
@@ -57,11 +54,11 @@ def write_warm(source: Path, dataset: str, target: Path, cold: set[str]) -> None
     for path in source.glob(f"{dataset}.*"):
         if path.name.endswith((".npy", ".items.txt", ".features.json")):
             shutil.copyfile(path, target / path.name)
-    with open(source / f"{dataset}.inter", encoding="utf-8") as old, open(target / f"{dataset}.inter", "w") as new:
-        header = old.readline()
-        item = [name.split(":")[0] for name in header.rstrip("\n").split("\t")].index("item_id")
-        new.write(header)
-        new.writelines(line for line in old if line.rstrip("\n").split("\t")[item] not in cold)
+    fields = ("user_id", "item_id", "timestamp")
+    with open(target / f"{dataset}.inter", "w", encoding="utf-8") as new:
+        new.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        rows = (cells for _, cells in read_rows(source / f"{dataset}.inter", fields))
+        new.writelines("\t".join(cells) + "\n" for cells in rows if cells[1] not in cold)
 
 
 def questions(histories: Mapping[str, Sequence[str]], cold: set[str], longest: int) -> list[tuple[list[str], str]]:

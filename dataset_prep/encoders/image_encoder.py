@@ -21,6 +21,7 @@ from dataset_prep.encoders.item_texts import read_items
 from dataset_prep.encoders.model_files import require_installed
 from dataset_prep.encoders.sharded_encoding import Encoder, Job, encode
 from dataset_prep.encoders.shards import Shard, computed
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.data.builtin_encoders import find_images
 from recbole_qbert.utils.io import digest
 
@@ -43,6 +44,7 @@ def encode_images(
     model: str = "ViT-L-14",
     pretrained: str = "openai",
     max_images: int = 1,
+    form: AtomicFormat = RECBOLE_FORMAT,
     precision: str = "fp32",
     batch_size: int = 64,
     shard_size: int = 1024,
@@ -65,6 +67,7 @@ def encode_images(
         pretrained: the weights of an architecture: a tag of open_clip; ``TAG=FILE`` for the weights of that tag in a local
             file; or a FILE alone, if all tags of the architecture have the same preprocessing.
         max_images: images per item, the first by name.
+        form: how ``X.item`` is written.
         precision: precision of weights and computation, ``fp32``, ``bf16`` or ``fp16``.
         batch_size: images per batch; affects memory and speed.
         shard_size: items per shard, after which the result is saved.
@@ -82,7 +85,7 @@ def encode_images(
     """
     _check(max_images, precision, batch_size)
     require_installed("open_clip", "torchvision", "PIL")
-    items = read_items(Path(folder), dataset)
+    items = read_items(Path(folder), dataset, form)
     images = [files[:max_images] for files in find_images(Path(folder) / "images", items)]
     vectors_per_item = max(map(len, images))
     if not vectors_per_item:

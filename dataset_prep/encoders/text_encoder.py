@@ -20,10 +20,12 @@ import torch
 
 from dataset_prep.encoders import torchvision_ops
 from dataset_prep.encoders.distributed import pick_device
-from dataset_prep.encoders.item_texts import DEFAULT_TEMPLATE, Template, read_texts
+from dataset_prep.encoders.item_texts import Template, read_texts, template_for
 from dataset_prep.encoders.model_files import hashes, hub_folder, require_installed
 from dataset_prep.encoders.sharded_encoding import Encoder, Job, encode
 from dataset_prep.encoders.shards import Shard, computed
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
+from recbole_qbert.data.text_columns import AUTO
 from recbole_qbert.utils.io import digest
 
 DEFAULT_MODEL = "huggyllama/llama-7b"  # LLaMA, the paper's choice (section 4.1)
@@ -48,7 +50,9 @@ def encode_texts(
     dataset: str,
     *,
     model: str = DEFAULT_MODEL,
-    template: str = DEFAULT_TEMPLATE.text,
+    template: str | None = None,
+    text_fields: Sequence[str] = AUTO,
+    form: AtomicFormat = RECBOLE_FORMAT,
     pooling: str = "mean",
     dtype: str = "float32",
     max_tokens: int = 512,
@@ -68,7 +72,9 @@ def encode_texts(
         folder: folder of the data set, with ``X.item``.
         dataset: name of the data set, ``X``.
         model: a local folder, or the name of a hub model. Code that comes with a model is never run.
-        template: how an item becomes a text (`item_texts.Template`); by default all existing fields, with labels.
+        template: how an item becomes a text (`item_texts.Template`); by default all columns of ``text_fields``, with labels.
+        text_fields: names of columns, or ``auto`` (`text_columns`).
+        form: how the ``.item`` file is written.
         pooling: ``mean`` of all tokens, including special ones; ``last`` token (causal models); ``cls``, the first token.
         dtype: type of weights and computation, ``float32``, ``bfloat16`` or ``float16``. Pooling is in float32; the file is
             float16 for ``float16``, else float32.
@@ -89,7 +95,10 @@ def encode_texts(
     """
     _check(pooling, dtype, max_tokens, batch_tokens)
     require_installed("transformers")
-    items, texts = read_texts(Path(folder) / f"{dataset}.item", Template(template))
+    path = Path(folder) / f"{dataset}.item"
+    how = template_for(path, text_fields, form) if template is None else Template(template)
+    items, texts = read_texts(path, how, form)
+    template = how.text
     if not any(texts):
         raise ValueError(f"no item of {dataset} has a text in the fields of the template {template!r}; name other fields")
     torch_device = pick_device(device)

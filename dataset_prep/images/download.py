@@ -37,6 +37,7 @@ from dataset_prep.images.image_lists import read_items, survey
 from dataset_prep.images.image_manifest import NO_ROW, Manifest, Row, opened
 from dataset_prep.images.partial_files import PartialFile
 from dataset_prep.images.rate_limits import FetchError, FetchOptions
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.utils.io import file_lock, write_json
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Options(FetchOptions):
         decoders: number of decoding threads; each holds one decoded picture.
         retry_missing: also retry permanent misses.
         revalidate: ask the servers whether existing pictures have changed. A picture is replaced only by a valid new one.
+        form: how the ``.item`` file is written.
 
     Raises:
         ValueError: a value is out of range.
@@ -69,6 +71,7 @@ class Options(FetchOptions):
     decoders: int = 2
     retry_missing: bool = False
     revalidate: bool = False
+    form: AtomicFormat = RECBOLE_FORMAT
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +133,7 @@ def download(folder: Path, dataset: str, *, options: Options = DEFAULT_OPTIONS, 
     if importlib.util.find_spec("aiohttp") is None:
         raise ValueError("the download needs aiohttp, which is not installed: pip install 'recbole-qbert[images]'")
     source = folder / f"{dataset}.item"
-    expected = survey(source, options.max_images)
+    expected = survey(source, options.max_images, options.form)
     try:
         with file_lock(folder, wait=False, work="download into"), warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # examine() limits the pixels
@@ -193,7 +196,7 @@ class _Run:
             self._parts.rmdir()
 
     def _listed_images(self, source: Path) -> Iterator[_Image]:
-        for _, item, urls in read_items(source):
+        for _, item, urls in read_items(source, self._options.form):
             for n, url in enumerate(urls[: self._options.max_images]):
                 yield _Image(item, n, url, self._manifest.find(item, n))
             n = len(urls)
@@ -293,7 +296,7 @@ def _finish(folder: Path, source: Path, options: Options, report: ImagesReport, 
     misses: Counter[str] = Counter()
 
     def rows() -> Iterator[Row]:
-        for _, item, urls in read_items(source):
+        for _, item, urls in read_items(source, options.form):
             item_rows = [row for n, url in enumerate(urls) if (row := manifest.find(item, n)) and row["url"] == url]
             ok = [row for row in item_rows if row["status"] == "ok"]
             misses.update(row["reason"] for row in item_rows if row["status"] == "miss")

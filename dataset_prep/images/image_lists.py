@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_qbert.data.atomic_files import read_rows
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 
-COLUMNS = ("item_id", "image_urls")
+URLS = "image_urls"
 
 
-def read_items(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+def read_items(path: Path, form: AtomicFormat = RECBOLE_FORMAT) -> Iterator[tuple[int, str, list[str]]]:
     """Yield the line number, item token and URLs of each row; only one row is in memory at a time.
 
     Raises:
@@ -23,16 +23,17 @@ def read_items(path: Path) -> Iterator[tuple[int, str, list[str]]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run 'prepare', which writes it")
-    for line, (item, urls) in read_rows(path, COLUMNS):
-        yield line, item, urls.split()
+    for line, (item, urls) in form.rows(path, (form.item_field, URLS)):
+        yield line, item, urls.replace(form.seq_separator, " ").split()
 
 
-def survey(path: Path, max_images: int | None) -> int:
+def survey(path: Path, max_images: int | None, form: AtomicFormat = RECBOLE_FORMAT) -> int:
     """Count the images of the whole file, and refuse it if two items would share a folder.
 
     Args:
         path: an ``.item`` file.
         max_images: largest number of images counted per item; None for all.
+        form: how the file is written.
 
     Returns:
         Number of images that the file lists.
@@ -45,13 +46,13 @@ def survey(path: Path, max_images: int | None) -> int:
     # A file system that finds X.ITEM under the name X.item also keeps items 'a' and 'A' in one folder.
     folder_name = _folded if path.with_name(path.name.swapcase()).exists() else str
     images, keys = 0, array("q")  # 8 bytes per item; names would take ten times as much
-    for _, item, urls in read_items(path):
+    for _, item, urls in read_items(path, form):
         images += len(urls[:max_images])
         keys.append(hash(folder_name(item)))
     ordered = np.sort(np.asarray(keys))
     repeated_keys = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     first_line: dict[str, int] = {}
-    for line, item, _ in read_items(path) if repeated_keys else ():
+    for line, item, _ in read_items(path, form) if repeated_keys else ():
         name = folder_name(item)
         if hash(name) in repeated_keys and first_line.setdefault(name, line) != line:
             raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 from dataset_prep.importers import matrices
 from dataset_prep.importers.build import MANIFEST, Build, FeatureReport, ImportReport, read_lines, read_manifest, write_lines
 from recbole_qbert.data import item_features as features
-from recbole_qbert.data.atomic_files import read_rows
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.data.item_features import check_token, open_matrix
 from recbole_qbert.utils.io import read_json, sha256, write_json
 
@@ -27,6 +27,7 @@ def arrays(
     *,
     missing: str = "error",
     progress: bool = True,
+    form: AtomicFormat = RECBOLE_FORMAT,
 ) -> ImportReport:
     """Write ``X.<modality>.npy`` of an existing data set folder from other matrices, aligned by item token.
 
@@ -41,6 +42,7 @@ def arrays(
             item, asin, parent_asin or id; line r belongs to row r.
         missing: handling of items without a row: ``error``, or ``mask`` to give them a row of NaN.
         progress: show bars.
+        form: how the ``.inter`` file is written.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -52,7 +54,7 @@ def arrays(
     folder = Path(folder)
     _check_modalities(folder, dataset, files)
     _check_finished(folder, set(files))
-    users, interacted, interactions = _read_inter(folder / f"{dataset}.inter")
+    users, interacted, interactions = _read_inter(folder / f"{dataset}.inter", form)
     items = _row_items(folder, dataset, interacted, set(files))
     opened, rows = {}, {}
     for modality, (matrix, ids) in files.items():
@@ -161,12 +163,12 @@ def _read_features_json(folder: Path, dataset: str) -> dict[str, Any]:
     return read_json(path, "repair or remove it") if path.exists() else {}
 
 
-def _read_inter(path: Path) -> tuple[int, dict[str, None], int]:
+def _read_inter(path: Path, form: AtomicFormat) -> tuple[int, dict[str, None], int]:
     """Read the number of users, the item tokens in the order in which they first occur, and the number of interactions."""
     users: set[str] = set()
     items: dict[str, None] = {}
     interactions = 0
-    for line, (user, item) in read_rows(path, ["user_id", "item_id"]):
+    for line, (user, item) in form.rows(path, form.fields[:2]):
         users.add(user)
         if item not in items:
             check_token(item, f"{path}:{line}")

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from dataset_prep import checks
-from recbole_qbert.cli.common import Figures, refuse_properties
+from recbole_qbert.cli.common import Figures, add_config_files, file_properties, refuse_properties
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.utils.console import progress_bars_wanted, say, to_plain_values
 
 
@@ -37,8 +38,10 @@ def add_commands(add: Any) -> None:
 
     command = add("images", images, "fetch the pictures that an .item file lists", kind="one")
     _picture_options(command)
+    add_config_files(command)
     command = add("encode", encode, "text and image features by a language model and by CLIP", kind="one")
     _encoder_options(command)
+    add_config_files(command)
 
     command = add("import", take_over, "data sets that others publish: MQL4GRec, UniSRec, VQ-Rec, MISSRec", kind="written")
     command.add_argument("--source", metavar="DIR", help="their folder")
@@ -47,6 +50,7 @@ def add_commands(add: Any) -> None:
     command.add_argument("--features", nargs=3, action="append", metavar=("MODALITY", "NPY", "IDS"), help=text)
     text = "items without a row in the matrix: an error, or a row that says 'no such modality' (default: error)"
     command.add_argument("--missing", choices=("error", "mask"), default="error", help=text)
+    add_config_files(command)
     command.add_argument("--width", type=int, default=768, help="numbers a row of UniSRec's feature files (default: 768)")
 
     add(
@@ -117,10 +121,10 @@ def images(args: argparse.Namespace) -> Figures:
     """Fetch the pictures of a data set."""
     from dataset_prep.images.download import Options, download
 
-    refuse_properties(args)
+    form = AtomicFormat.from_config(file_properties(args))
     names = ("max_images", "max_side", "user_agent", "per_host_rate", "retry_missing")
     options = {name: getattr(args, name) for name in names if getattr(args, name)}
-    report = download(folder_of(args), args.dataset, options=Options(**options), progress=progress_bars_wanted())
+    report = download(folder_of(args), args.dataset, options=Options(**options, form=form), progress=progress_bars_wanted())
     figures: Figures = to_plain_values(asdict(report))
     show(figures)
     return figures
@@ -128,15 +132,23 @@ def images(args: argparse.Namespace) -> Figures:
 
 def encode(args: argparse.Namespace) -> Figures:
     """Encode texts with a language model and images with CLIP."""
-    refuse_properties(args)
+    properties = file_properties(args, "text_fields")
     if not args.text_encoder and not args.image_encoder:
         raise ValueError("nothing to encode: give --text_encoder, --image_encoder or both")
     figures: Figures = {"dataset": args.dataset, "features": {}}
-    common: dict[str, Any] = {"device": args.device, "rebuild": args.rebuild, "progress": progress_bars_wanted()}
+    form = AtomicFormat.from_config(properties)
+    common: dict[str, Any] = {
+        "form": form,
+        "device": args.device,
+        "rebuild": args.rebuild,
+        "progress": progress_bars_wanted(),
+    }
     if args.text_encoder:
         from dataset_prep.encoders.text_encoder import encode_texts
 
         options = common | {"model": args.text_encoder, "pooling": args.pooling, "dtype": args.dtype}
+        if fields := properties.get("text_fields"):
+            options["text_fields"] = [fields] if isinstance(fields, str) else fields
         if args.template:
             options["template"] = args.template
         figures["features"]["text"] = encode_texts(folder_of(args), args.dataset, **options)
@@ -157,15 +169,21 @@ def take_over(args: argparse.Namespace) -> Figures:
     """Import data sets and features that others published."""
     from dataset_prep import importers
 
-    refuse_properties(args)
+    properties = file_properties(args)
     if bool(args.source) == bool(args.features):
         raise ValueError("give either --source DIR or --features MODALITY NPY IDS")
     if args.features:
         files = {modality: (Path(matrix), Path(ids)) for modality, matrix, ids in args.features}
         report = importers.arrays(
-            folder_of(args), args.dataset, files, missing=args.missing, progress=progress_bars_wanted()
+            folder_of(args),
+            args.dataset,
+            files,
+            missing=args.missing,
+            progress=progress_bars_wanted(),
+            form=AtomicFormat.from_config(properties),
         )
     else:
+        refuse_properties(args)  # they publish in formats of their own
         source, theirs = Path(args.source), args.source_dataset or args.dataset
         kind = importers.detect(source)
         if kind == "arrays":

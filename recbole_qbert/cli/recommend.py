@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from recbole_qbert.cli.common import Figures, refuse_properties
+from recbole_qbert.cli.common import Figures, add_config_files
 from recbole_qbert.serving.export import export_model
 from recbole_qbert.serving.recommend_file import recommend as recommend_histories
 from recbole_qbert.serving.recommender import Recommendation
@@ -40,12 +40,12 @@ def _add_origin(command: argparse.ArgumentParser, sid: str) -> None:
     text = "folder that holds the data set's folder (default: where it lay when the checkpoint was made)"
     command.add_argument("--data_path", metavar="DIR", help=text)
     command.add_argument("--sid", metavar="FILE", help=sid)
+    add_config_files(command)
 
 
 def export(args: argparse.Namespace) -> Figures:
     """Run ``serving.export.export_model``."""
-    refuse_properties(args)
-    figures = export_model(args.checkpoint, args.output, args.data_path, args.sid)
+    figures = export_model(args.checkpoint, args.output, args.data_path, args.sid, args.properties, args.config_files)
     prior = figures["cooccurrence_prior"]
     megabytes = figures["bytes"] / 1e6
     say(f"{figures['folder']}: {figures['items']} items, {figures['titles']} with a title, {megabytes:.1f} MB")
@@ -55,7 +55,6 @@ def export(args: argparse.Namespace) -> Figures:
 
 def recommend(args: argparse.Namespace) -> Figures:
     """Run ``serving.recommend_file.recommend``."""
-    refuse_properties(args)
     figures = recommend_histories(
         args.model,
         [args.items] if args.items else args.histories,
@@ -67,6 +66,8 @@ def recommend(args: argparse.Namespace) -> Figures:
         data_path=args.data_path,
         semantic_ids=args.sid,
         progress=progress_bars_wanted(),
+        properties=args.properties,
+        config_files=args.config_files,
     )
     for note in figures.pop("notes"):
         say(note)

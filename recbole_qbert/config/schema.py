@@ -219,7 +219,8 @@ class IdentifierConfig:
 
     def __post_init__(self) -> None:
         _choice("fusion", self.fusion, ("concatenation", "injection"))
-        fields = (self.text_fields,) if isinstance(self.text_fields, str) else self.text_fields
+        fields: Any = self.text_fields  # one name alone is a string
+        fields = (fields,) if isinstance(fields, str) else fields
         object.__setattr__(self, "text_fields", tuple(map(str, fields)))
         if "auto" in self.text_fields and len(self.text_fields) > 1:
             raise ValueError(f"text_fields is {', '.join(self.text_fields)}; give either auto, or names of columns")

@@ -2,7 +2,8 @@
 
 A file has one row for each interaction, with the columns ``user_id``, ``item_id`` and optionally ``timestamp``; or one row
 for each history, with the columns ``history`` (a list in parquet, otherwise item tokens separated by spaces) and optionally
-``user_id``. RecBole's types behind a colon are ignored.
+``user_id``. RecBole's types behind a colon are ignored. A data set whose fields have other names (``AtomicFormat``) may have
+them here, too, and its ``.inter`` file is read in its separator and encoding.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat, real_encoding
+
 SUFFIXES = (".inter", ".tsv", ".csv", ".parquet")
 PYARROW = "pip install 'pyarrow<22'"
+USUAL = RECBOLE_FORMAT.fields
 BATCH = 65_536  # rows of a parquet file in memory at a time
 
 
@@ -33,6 +37,7 @@ class Histories:
 
     Args:
         path: the file.
+        form: names of the columns, besides the usual ones; encoding of a text file; separator of an ``.inter`` file.
 
     Attributes:
         count: number of histories.
@@ -44,21 +49,23 @@ class Histories:
             Ids and times are checked while iterating.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, form: AtomicFormat = RECBOLE_FORMAT) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; it should hold histories, as {', '.join(SUFFIXES)}")
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} ends in {path.suffix!r}; histories are read from {', '.join(SUFFIXES)}")
-        self.path = path
+        self.path, self.form = path, form
         names = self._column_names()
+        user, item, time = (own if own in names else usual for own, usual in zip(form.fields, USUAL, strict=True))
         self._is_history_file = "history" in names
-        columns = ("user_id", "history") if self._is_history_file else ("user_id", "item_id", "timestamp")
+        columns = (user, "history") if self._is_history_file else (user, item, time)
         needed = columns[1:] if self._is_history_file else columns[:2]
         if not set(needed) <= set(names):
             raise ValueError(
-                f"{path}:1: columns are {', '.join(names)}; histories need user_id and item_id (and timestamp, if the rows "
-                "are not in the order of time), or history"
+                f"{path}:1: columns are {', '.join(names)}; histories need {' and '.join(form.fields[:2])} (and "
+                f"{form.time_field}, if the rows are not in the order of time), or history"
             )
+        self._names = names
         # Index of each column, None where the file does not have it.
         self._column_numbers = [names.index(name) if name in names else None for name in columns]
         self.count, self.grouped = self._survey()
@@ -111,13 +118,15 @@ class Histories:
     def _column_names(self) -> list[str]:
         if self.path.suffix == ".parquet":
             return [name.split(":")[0] for name in _parquet(self.path).schema_arrow.names]
+        if self.path.suffix == ".inter":
+            return list(self.form.header(self.path).names)
         header = next(iter(self._lines()), (0, [""]))[1]
         return [name.strip().split(":")[0] for name in header]
 
     def _rows(self) -> Iterator[tuple[str, list[Any]]]:
         """Yield ``(file and line, values of the columns)``; ``None`` for a column that the file does not have."""
-        if self.path.suffix == ".parquet":
-            yield from self._parquet_rows()
+        if self.path.suffix in (".parquet", ".inter"):
+            yield from self._parquet_rows() if self.path.suffix == ".parquet" else self._atomic_rows()
             return
         width = None
         for number, fields in self._lines():
@@ -128,9 +137,17 @@ class Histories:
                 raise ValueError(f"{self.path}:{number}: {len(fields)} fields where the header has {width}")
             yield f"{self.path}:{number}", [None if column is None else fields[column] for column in self._column_numbers]
 
+    def _atomic_rows(self) -> Iterator[tuple[str, list[Any]]]:
+        names = [None if number is None else self._names[number] for number in self._column_numbers]
+        there = [name for name in names if name is not None]
+        for line, cells in self.form.rows(self.path, there):
+            given = dict(zip(there, cells, strict=True))
+            yield f"{self.path}:{line}", [None if name is None else given[name] for name in names]
+
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         """Yield line number and fields of every line that is not blank."""
-        with open(self.path, encoding="utf-8-sig", newline="" if self.path.suffix == ".csv" else None) as handle:
+        encoding = real_encoding(self.path, self.form.encoding)
+        with open(self.path, encoding=encoding, newline="" if self.path.suffix == ".csv" else None) as handle:
             try:
                 if self.path.suffix == ".csv":
                     reader = csv.reader(handle)
@@ -139,8 +156,9 @@ class Histories:
                     for number, line in enumerate(handle, 1):
                         if text := line.rstrip("\n"):
                             yield number, text.split("\t")
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise ValueError(f"{self.path} cannot be read as a table in UTF-8: {error}") from error
+            except (csv.Error, UnicodeError) as error:
+                encoding = self.form.encoding.upper()
+                raise ValueError(f"{self.path} cannot be read as a table in {encoding}: {error}") from error
 
     def _parquet_rows(self) -> Iterator[tuple[str, list[Any]]]:
         file = _parquet(self.path)

@@ -6,8 +6,10 @@ stages 1 and 2 and pretraining run on it as on any data set, so that one quantiz
 
 from __future__ import annotations
 
+import csv
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ import torch
 from torch import Tensor
 
 from recbole_qbert.data import item_features as features
+from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.utils.cached_step import CachedStep
 from recbole_qbert.utils.io import atomic_write, sha256, write_json
 
-INTERACTION_COLUMNS = ("user_id:token", "item_id:token", "timestamp:float")
+INTERACTION_TYPES = ("token", "token", "float")
 
 
-def write_union(datasets: Sequence[str], data_path: Path, output: Path, name: str) -> Path:
+def write_union(
+    datasets: Sequence[str], data_path: Path, output: Path, name: str, form: AtomicFormat = RECBOLE_FORMAT
+) -> Path:
     """Write the union of data sets, or reuse it while its parts have not changed.
 
     Interactions keep their order. Item texts (``.item``) are united if every data set has them, features if every data set
@@ -33,6 +38,7 @@ def write_union(datasets: Sequence[str], data_path: Path, output: Path, name: st
         data_path: folder that holds their folders.
         output: folder to write the union's folder into (RecBole's ``data_path`` of the union).
         name: name of the union.
+        form: how the atomic files of the data sets are written; those of the union are written so, too.
 
     Returns:
         The union's folder.
@@ -57,12 +63,14 @@ def write_union(datasets: Sequence[str], data_path: Path, output: Path, name: st
     hashes = {
         str(path): sha256(path) for d, f in folders.items() for suffix in suffixes if (path := f / f"{d}{suffix}").exists()
     }
-    inputs = {"datasets": list(datasets), "inputs": hashes}
+    inputs: dict[str, Any] = {"datasets": list(datasets), "inputs": hashes}
+    if form != RECBOLE_FORMAT:
+        inputs["form"] = form.properties
 
     def build() -> dict[str, Any]:
-        count = _unite_interactions(folders, target / f"{name}.inter")
+        count = _unite_interactions(folders, target / f"{name}.inter", form)
         if texts:
-            _unite_items(folders, target / f"{name}.item")
+            _unite_items(folders, target / f"{name}.item", form)
         if modalities:
             _unite_features(folders, target, name, modalities)
         return {"interactions": count, "modalities": list(modalities), "texts": texts}
@@ -100,48 +108,49 @@ def balanced_order(domains: Tensor, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)]
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            yield number, line.rstrip("\r\n").split("\t")
+@contextmanager
+def _writer(path: Path, form: AtomicFormat) -> Iterator[Callable[[Iterable[Sequence[str]]], None]]:
+    """Write an atomic file; yields a function that writes rows."""
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", encoding=form.encoding, newline="") as handle,
+    ):
+        yield csv.writer(handle, delimiter=form.field_separator, lineterminator="\n").writerows
 
 
-def _unite_interactions(folders: dict[str, Path], path: Path) -> int:
+def _unite_interactions(folders: dict[str, Path], path: Path, form: AtomicFormat) -> int:
     count = 0
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
-        handle.write("\t".join(INTERACTION_COLUMNS) + "\n")
+
+    def rows(dataset: str, folder: Path) -> Iterator[tuple[str, str, str]]:
+        nonlocal count
+        for _, (user, item, time) in form.rows(folder / f"{dataset}.inter", form.fields):
+            count += 1
+            yield f"{dataset}/{user}", f"{dataset}/{item}", time
+
+    with _writer(path, form) as write:
+        write([[f"{field}:{kind}" for field, kind in zip(form.fields, INTERACTION_TYPES, strict=True)]])
         for dataset, folder in folders.items():
-            source = folder / f"{dataset}.inter"
-            for number, fields in _read_rows(source):
-                if number == 1:
-                    names = [cell.split(":")[0] for cell in fields]
-                    needed = [name.split(":")[0] for name in INTERACTION_COLUMNS]
-                    missing = [name for name in needed if name not in names]
-                    if missing:
-                        raise ValueError(f"{source}:1: no column {', '.join(missing)} among {', '.join(names)}")
-                    user, item, time = (names.index(name) for name in needed)
-                    continue
-                if len(fields) != len(names):
-                    raise ValueError(f"{source}:{number}: {len(fields)} fields where the header has {len(names)}")
-                handle.write(f"{dataset}/{fields[user]}\t{dataset}/{fields[item]}\t{fields[time]}\n")
-                count += 1
+            write(rows(dataset, folder))
     return count
 
 
-def _unite_items(folders: dict[str, Path], path: Path) -> None:
+def _unite_items(folders: dict[str, Path], path: Path, form: AtomicFormat) -> None:
     """Unite item rows over the columns that any data set has; a column that a data set lacks is empty there."""
-    headers = {dataset: next(_read_rows(folder / f"{dataset}.item"))[1] for dataset, folder in folders.items()}
-    columns = list(dict.fromkeys(column for header in headers.values() for column in header))
-    columns.sort(key=lambda column: not column.startswith("item_id:"))
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
-        handle.write("\t".join(columns) + "\n")
-        for dataset, folder in folders.items():
-            for number, fields in _read_rows(folder / f"{dataset}.item"):
-                if number == 1:
-                    continue
-                row = dict(zip(headers[dataset], fields, strict=False))
-                row[columns[0]] = f"{dataset}/{row[columns[0]]}"
-                handle.write("\t".join(row.get(column, "") for column in columns) + "\n")
+    files = {dataset: folder / f"{dataset}.item" for dataset, folder in folders.items()}
+    headers = {dataset: form.header(file) for dataset, file in files.items()}
+    types = {column.name: column.type for header in headers.values() for column in header.columns}
+    columns = [form.item_field, *(name for name in types if name != form.item_field)]
+
+    def rows(dataset: str) -> Iterator[list[str]]:
+        own = headers[dataset].names
+        for _, (item, *cells) in form.rows(files[dataset], [form.item_field, *own], pad=True):
+            row = dict(zip(own, cells, strict=True)) | {form.item_field: f"{dataset}/{item}"}
+            yield [row.get(column, "") for column in columns]
+
+    with _writer(path, form) as write:
+        write([[f"{name}:{types[name]}" if types.get(name) else name for name in columns]])
+        for dataset in folders:
+            write(rows(dataset))
 
 
 def _common_modalities(folders: dict[str, Path]) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def say_text_columns(header: Header, chosen: Sequence[str], fields: Sequence[str
         log.info("text of the items: %s of %s (property text_fields)", ", ".join(chosen), header.path.name)
     else:
         log.warning(
-            "%s has no column of text (it has %s): the items have no text features; name columns by the property text_fields",
+            "%s has no column of text (it has %s): the items have no text features; name columns with text_fields",
             header.path,
             ", ".join(header.names) or "no column",
         )
@@ -108,7 +108,7 @@ def read_titles(path: Path, items: Sequence[str], fields: Sequence[str], form: A
     column = title_column(header, fields, form)
     if column is None:
         raise ValueError(f"{path} has no column of titles; it has {', '.join(header.names) or 'no column'}")
-    kind, titles = header.type_of(column), {}
+    kind, titles = header.type_of(column), dict[str, str]()
     for _, (item, cell) in form.rows(path, [form.item_field, column], pad=True):
         if item in wanted and (title := " ".join(plain_text(cell, kind, form).split())):
             titles.setdefault(item, title)

@@ -84,8 +84,8 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         for field in (self.uid_field, self.iid_field, self.time_field):
             if field not in loaded:
                 raise ValueError(
-                    f"load_col and unload_col leave out {field} of {header.path} (they load {', '.join(loaded) or 'nothing'});"
-                    " users, items and times are always read: name them in load_col.inter"
+                    f"load_col and unload_col leave out {field} of {header.path} (they load {', '.join(loaded) or 'none'}); "
+                    "name the columns of users, items and times in load_col.inter"
                 )
         lists = {self.iid_field + self.config["LIST_SUFFIX"]} & set(header.names)
         lists |= {name + self.config["LIST_SUFFIX"] for name in loaded} & set(loaded)
@@ -309,14 +309,17 @@ def _check_settings(config: Any) -> None:
 
 def _refuse_other_rows(config: Any) -> None:
     """Refuse properties that ask for other rows than whole histories, split by leave-one-out."""
-    model, split, order = config["model"], config["eval_args"]["split"], config["eval_args"]["order"]
-    if config["benchmark_filename"] is not None:
+    model, parts = config["model"], config["benchmark_filename"]
+    split, order = config["eval_args"]["split"], config["eval_args"]["order"]
+    if parts is not None:
         raise ValueError(
-            f"benchmark_filename is {config['benchmark_filename']}: {model} trains on whole histories and splits them itself; "
+            f"benchmark_filename is {parts}: {model} trains on whole histories and splits them itself; "
             f"put all interactions into {config['dataset']}.inter, one a row, and leave the property out"
         )
     if split != {"LS": "valid_and_test"}:
-        raise ValueError(f"eval_args.split is {split}; {model} trains on whole histories and needs {{'LS': 'valid_and_test'}}")
+        raise ValueError(
+            f"eval_args.split is {split}; {model} trains on whole histories and needs {{'LS': 'valid_and_test'}}"
+        )
     if order != "TO":
         raise ValueError(f"eval_args.order is {order!r}; {model} needs histories in the order of time: TO")
     if config["transform"] is not None:

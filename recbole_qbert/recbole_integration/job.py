@@ -12,6 +12,7 @@ from typing import Any
 from recbole.config import Config
 
 from recbole_qbert.config.schema import MODEL
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.recbole_integration import experiment
 from recbole_qbert.utils.console import progress_bars_wanted
 from recbole_qbert.utils.distributed import torchrun_settings
@@ -74,3 +75,7 @@ class Job:
         base |= {"show_progress": progress_bars_wanted(), **torchrun_settings()}
         properties = {**base, **self.properties, **settings}
         return experiment.configure(MODEL, self.dataset, self.data_path, properties, self.config_files)
+
+    def atomic_format(self, dataset: str) -> AtomicFormat:
+        """Return how the atomic files of a data set beside the job's are written."""
+        return AtomicFormat.from_config(self.replace(dataset=dataset).configure())

@@ -47,9 +47,10 @@ def build_vocabulary(job: Job, sources: Sequence[str], targets: Sequence[str] = 
     everything = [*sources, *(name for name in targets if name not in sources)]
     unions = job.output / "unions"
     union = job.replace(dataset=union_name(everything), data_path=unions)
+    form = job.atomic_format(everything[0])
     join_torchrun_group()
     with first_before_others():
-        write_union(everything, job.data_path, unions, union.dataset)
+        write_union(everything, job.data_path, unions, union.dataset, form)
         config = union.configure()
         with experiment.working_directory(union.folder):
             catalog = experiment.load_catalog(config)
@@ -57,7 +58,7 @@ def build_vocabulary(job: Job, sources: Sequence[str], targets: Sequence[str] = 
         for dataset in everything:
             ids.of_domain(dataset).save(union.folder / f"{dataset}.sid")
         if len(everything) > len(sources):
-            write_union(sources, job.data_path, unions, union_name(sources))
+            write_union(sources, job.data_path, unions, union_name(sources), form)
     properties = {
         **job.properties,
         "semantic_id_file": str(union.folder / f"{union.dataset}.sid"),

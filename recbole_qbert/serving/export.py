@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recbole_qbert.config.property_files import read_yaml
 from recbole_qbert.config.schema import MODEL, IdentifierConfig, SequenceConfig, read, with_current_names
-from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
+from recbole_qbert.data.atomic_files import FORMAT_PROPERTIES, RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.data.item_vocabulary import ItemVocabulary
 from recbole_qbert.data.text_columns import read_titles
 from recbole_qbert.quantization import semantic_ids
@@ -224,8 +224,8 @@ def export_model(
     Returns:
         ``folder``, ``dataset``, ``items``, ``titles`` (numbers of them), ``levels``, ``cooccurrence_prior`` and ``bytes``.
     """
-    paths = (None if path is None else Path(path) for path in (data_path, semantic_ids))
-    model = from_checkpoint(Path(checkpoint), *paths, properties, config_files)
+    data, sid = (None if path is None else Path(path) for path in (data_path, semantic_ids))
+    model = from_checkpoint(Path(checkpoint), data, sid, properties, config_files)
     folder = Path(output)
     config = write(model, folder)
     return {
@@ -280,13 +280,25 @@ def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
     return config
 
 
-def load(folder: Path) -> TrainedModel:
+def load(
+    folder: Path, properties: Mapping[str, Any] | None = None, config_files: Sequence[str | os.PathLike[str]] = ()
+) -> TrainedModel:
     """Read a folder that ``write`` wrote.
+
+    Args:
+        folder: the folder.
+        properties: properties on how atomic files are written (``FORMAT_PROPERTIES``), in place of those of the training.
+        config_files: property files, of which these properties are read.
 
     Raises:
         FileNotFoundError: the folder, or a file in it, is missing.
-        ValueError: another format, or a file that was changed or damaged.
+        ValueError: another format, a file that was changed or damaged, or another property.
     """
+    if other := [name for name in properties or () if name not in FORMAT_PROPERTIES]:
+        raise ValueError(
+            f"{folder} is an exported model, which reads of all properties only {', '.join(FORMAT_PROPERTIES)}; found "
+            f"{', '.join(other)}"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; make it with 'run_recbole_qbert.py export'")
     config = _read_config(folder)
@@ -314,7 +326,10 @@ def load(folder: Path) -> TrainedModel:
         prior = CooccurrencePrior([], len(ids.items) + 1)
         prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
         prior.load_state_dict({name: torch.tensor(value) for name, value in config["cooccurrence_prior"].items()})
-    form = AtomicFormat.from_config(config.get("atomic_files", {}))  # absent in exports of earlier versions
+    settings = dict(config.get("atomic_files", {}))  # absent in exports of earlier versions
+    for file in config_files:
+        settings |= read_yaml(Path(file), "property") or {}
+    form = AtomicFormat.from_config(settings | dict(properties or {}))
     return TrainedModel(config["dataset"], ids, network, prior, _read_titles(folder / TITLES), form)
 
 

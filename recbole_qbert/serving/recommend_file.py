@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.data.histories import Histories
 from recbole_qbert.serving.recommendation_files import Write, recommendation_file
 from recbole_qbert.serving.recommender import Recommender, Skipped
@@ -33,6 +34,8 @@ def recommend(
     data_path: PathLike | None = None,
     semantic_ids: PathLike | None = None,
     progress: bool = False,
+    properties: Mapping[str, Any] | None = None,
+    config_files: Sequence[PathLike] = (),
 ) -> dict[str, Any]:
     """Recommend items for many histories.
 
@@ -48,6 +51,8 @@ def recommend(
         data_path: for a checkpoint, the folder that holds the data set's folder.
         semantic_ids: ``.sid`` file with the IDs of the model and, after them, of new items.
         progress: show a bar.
+        properties: properties that override those of the training (``Recommender.load``), such as the names of columns.
+        config_files: property files, likewise.
 
     Returns:
         Numbers of histories (``histories``, of ``total_histories``), and of items and histories that were skipped,
@@ -59,9 +64,11 @@ def recommend(
         ValueError: a file cannot be read, or the model knows no item of any history. No file is written then.
     """
     started = time.perf_counter()
-    recommender = Recommender.load(model, data_path=data_path, semantic_ids=semantic_ids)
+    recommender = Recommender.load(
+        model, data_path=data_path, semantic_ids=semantic_ids, properties=properties, config_files=config_files
+    )
     loaded = time.perf_counter()
-    total, source = _open(histories)
+    total, source = _open(histories, recommender.form)
     count = total if limit is None else min(total, limit)
     target: AbstractContextManager[Write] = nullcontext(output) if callable(output) else recommendation_file(Path(output))
     answered, skipped = 0, Skipped()
@@ -90,9 +97,9 @@ def recommend(
     }
 
 
-def _open(histories: PathLike | Sequence[Sequence[str]]) -> tuple[int, Iterable[History]]:
+def _open(histories: PathLike | Sequence[Sequence[str]], form: AtomicFormat) -> tuple[int, Iterable[History]]:
     if isinstance(histories, (str, os.PathLike)):
-        file = Histories(Path(histories))
+        file = Histories(Path(histories), form)
         return file.count, file
     if any(isinstance(history, str) for history in histories):
         raise TypeError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,13 +97,14 @@ class Recommender:
         items: ``N`` item tokens; new ones (``semantic_ids`` of ``load``) follow those of the training.
         semantic_ids: semantic IDs of the items, in their order.
         titles: item token -> title, for items that have one; more can be added.
+        form: how the atomic files of the model's data set are written.
     """
 
     def __init__(self, model: TrainedModel, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         self.network = model.network.to(self.device).eval()
         self.prior = None if model.prior is None else model.prior.to(self.device)
-        self.semantic_ids, self.items, self.titles = model.ids, model.ids.items, model.titles
+        self.semantic_ids, self.items, self.titles, self.form = model.ids, model.ids.items, model.titles, model.form
         self._vocabulary = ItemVocabulary(self.items)
         self._id_texts: dict[int, str] = {}
 
@@ -115,6 +116,8 @@ class Recommender:
         data_path: str | os.PathLike[str] | None = None,
         semantic_ids: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
+        properties: Mapping[str, Any] | None = None,
+        config_files: Sequence[str | os.PathLike[str]] = (),
     ) -> Recommender:
         """Read a model.
 
@@ -124,6 +127,9 @@ class Recommender:
             semantic_ids: ``.sid`` file of the ``add`` command: the model's IDs and those of new items. The ``.neighbours``
                 file beside it is read, too. New items are ranked, and may occur in histories.
             device: device to compute on.
+            properties: properties that override those of the training. Of an exported folder only those that say how files
+                are written can be given (``atomic_files.FORMAT_PROPERTIES``).
+            config_files: property files, likewise; other properties in them are of the training, and not read for a folder.
 
         Raises:
             ImportError: a checkpoint without RecBole.
@@ -132,9 +138,10 @@ class Recommender:
         """
         source = Path(path)
         if source.suffix == ".pth" or source.is_file():
-            model = export.from_checkpoint(source, None if data_path is None else Path(data_path))
+            data = None if data_path is None else Path(data_path)
+            model = export.from_checkpoint(source, data, properties=properties, config_files=config_files)
         else:
-            model = export.load(source)
+            model = export.load(source, properties, config_files)
         if semantic_ids is not None:
             sid_file = Path(semantic_ids)
             near = cold_start.neighbors_path(sid_file)

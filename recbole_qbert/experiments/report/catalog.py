@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Catalog:
         dataset: str,
         items: Sequence[str],
         form: AtomicFormat = RECBOLE_FORMAT,
-        fields: Sequence[str] = AUTO,
+        titles: Mapping[str, str] | None = None,
     ) -> Catalog:
         """Read the data set's folder.
 
@@ -48,16 +48,14 @@ class Catalog:
             dataset: name of the data set.
             items: tokens.
             form: how its atomic files are written.
-            fields: the property ``text_fields``.
+            titles: titles of items that have been read already.
         """
         if data_path is None or not (data_path / dataset).is_dir():
             where = "no data folder was given" if data_path is None else f"the data folder has no {dataset}"
             return cls({}, {}, (f"titles and pictures: {where}",))
         folder, missing = data_path / dataset, []
-        titles: dict[str, str] = {}
         try:
-            titles = read_titles(folder / f"{dataset}.item", items, fields, form)
-            titles = {item: _shorten(title) for item, title in titles.items()}
+            titles = titles or read_titles(folder / f"{dataset}.item", items, AUTO, form)
         except FileNotFoundError:
             missing.append(f"titles: {dataset}.item is missing")
         except (OSError, ValueError) as error:
@@ -66,7 +64,7 @@ class Catalog:
         images = {item: files[0] for item, files in found if files}
         if not images:
             missing.append(f"pictures: {folder.name} has no folder images/<item>/ with files for any of these items")
-        return cls(titles, images, tuple(missing))
+        return cls({item: _shorten(title) for item, title in (titles or {}).items()}, images, tuple(missing))
 
 
 def _shorten(title: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.experiments.report import figures
 from recbole_qbert.experiments.report import id_explorer as explore
 from recbole_qbert.experiments.report.catalog import Catalog
@@ -159,7 +160,8 @@ def explorer(suite: Suite, data_path: Path | None) -> tuple[Html, str, list[str]
     except ValueError as error:
         return Html(""), "", [f"semantic-ID explorer: {error}"]
     names = [code_set["code_set"] for code_set in _code_sets(trial)]
-    catalog = Catalog.read(data_path, suite.dataset, ids.items)
+    form = AtomicFormat.from_config({**suite.spec.get("shared", {}), **suite.about.get("overrides", {})})
+    catalog = Catalog.read(data_path, suite.dataset, ids.items, form)
     made = explore.explorer(ids, names, catalog)
     intro = tag(
         "p",

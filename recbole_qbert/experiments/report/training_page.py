@@ -36,8 +36,8 @@ def write_training_page(figures: Mapping[str, Any], data_path: str | os.PathLike
     dataset, checkpoint = figures["dataset"], Path(figures["checkpoints"]["finetune"])
     recommender = Recommender.load(checkpoint, data_path=data_path)
     ids = recommender.semantic_ids
-    catalog = Catalog.read(Path(data_path), dataset, ids.items)
-    users = _sample(Histories(Path(data_path) / dataset / f"{dataset}.inter"))
+    catalog = Catalog.read(Path(data_path), dataset, ids.items, recommender.form, recommender.titles)
+    users = _sample(Histories(Path(data_path) / dataset / f"{dataset}.inter", recommender.form))
     recommendations = recommender.recommend([history[:-1] for _, history in users], TOP_K)
     code_sets = [some["code_set"] for some in figures["semantic_ids"]["code_sets"]]
     tree = explorer(ids, [] if code_sets == ["given"] else code_sets, catalog)

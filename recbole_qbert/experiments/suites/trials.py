@@ -17,6 +17,7 @@ import numpy as np
 from recbole_qbert.config.property_files import property_file as properties
 from recbole_qbert.config.property_files import read_yaml
 from recbole_qbert.config.schema import MODEL, RENAMED_PROPERTIES, RUNTIME_PROPERTIES
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.experiments.suites.suite_spec import RENAMED, ModelSpec, Suite, are_seeds
 from recbole_qbert.recbole_integration import experiment, patches, registry
 from recbole_qbert.utils.io import digest, read_json, sha256
@@ -167,7 +168,8 @@ def plan_runs(
         raise FileNotFoundError(
             f"{tuned} is missing: nothing was tuned on {settings_from}; run tune --dataset {settings_from} first"
         )
-    fitted = [_fitted(spec, data_path / dataset / dataset) for spec in suite.models]
+    form = AtomicFormat.from_config({**suite.shared, **overrides})
+    fitted = [_fitted(spec, data_path / dataset / f"{dataset}.item", form) for spec in suite.models]
     suite = replace(suite, models=tuple(spec for spec, _ in fitted))
     impossible = {spec.name: reason for spec, reason in fitted if reason}
     requests: dict[str, dict[str, Any]] = {}
@@ -333,13 +335,11 @@ def _known_properties(spec: ModelSpec, suite: Suite, dataset: str, data_path: Pa
         return registry.known_properties(MODEL).difference(ours).union(own)
 
 
-def _fitted(spec: ModelSpec, stem: Path) -> tuple[ModelSpec, str | None]:
-    """Adapt a model to a data set (``<folder>/<name>`` of its files); also return why it is impossible there, if it is."""
+def _fitted(spec: ModelSpec, items: Path, form: AtomicFormat) -> tuple[ModelSpec, str | None]:
+    """Adapt a model to a data set, given its ``.item`` file; also return why it is impossible there, if it is."""
     if "item_attributes" not in spec.needs:
         return spec, None
-    items = stem.with_name(f"{stem.name}.item")
-    header = items.open(encoding="utf-8").readline() if items.exists() else ""
-    columns = [column.split(":")[0] for column in header.rstrip("\n").split("\t")]
+    columns = form.header(items).names if items.exists() else ()
     if "categories" in columns:
         return spec, None
     if "title" in columns:
