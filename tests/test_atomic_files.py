@@ -60,7 +60,7 @@ def test_columns_of_odd_headers(line: str, columns: tuple[Column, ...]) -> None:
         (HEADER + "a\tb\tc\na\tb\n", r"toy\.item:3: 2 cells.* 3 "),
         (HEADER + "a\tb\tc\td\n", r"toy\.item:2: 4 cells.* 3 "),
         (HEADER + "a\tb\tc\n" + "a" * 140_000 + "\t\t\n", r"toy\.item:3: field larger"),
-        (HEADER + "a\tb\tc\n\udcff\t\t\n", r"toy\.item:\d: .*utf-8"),
+        (HEADER + "a\tb\tc\n\udcff\t\t\n", r"toy\.item:3: .*utf-8"),
         (HEADER + 'a\tb\t"c\nd\te\tf\n', r"toy\.item:3: unexpected end"),
         (HEADER + 'a\t"b" c\td\n', r"toy\.item:2: .*expected after '\"'"),
     ],
@@ -101,3 +101,28 @@ def test_the_format_is_read_from_recboles_properties_and_defaults_to_recboles():
     assert AtomicFormat.from_config({}) == AtomicFormat()
     config = {"field_separator": ",", "ITEM_ID_FIELD": "product_id", "encoding": None}
     assert AtomicFormat.from_config(config) == AtomicFormat(field_separator=",", item_field="product_id")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "UTF8"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, encoding: str) -> None:
+    path = write(tmp_path, "\ufeffitem_id:token\ttitle:token_seq\r\na\té\r\n", encoding)
+    form = AtomicFormat(encoding=encoding)
+    assert form.header(path).names == ("item_id", "title")
+    assert [cells for _, cells in form.rows(path, ["item_id", "title"])] == [["a", "é"]]
+
+
+def test_a_format_reads_by_its_own_separator_and_names(tmp_path: Path) -> None:
+    form = AtomicFormat.from_config({"field_separator": ",", "encoding": "latin-1", "USER_ID_FIELD": "reader"})
+    assert form.fields == ("reader", "item_id", "timestamp")
+    assert AtomicFormat.from_config(form.properties) == form
+    path = write(tmp_path, "reader:token,book:token\né,NA\n", "latin-1")
+    assert list(form.rows(path, ["book", "reader"])) == [(2, ["NA", "é"])]
+    assert form.header(path).type_of("book") == "token" and form.header(path).type_of("author") == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("field_separator", "::"), ("field_separator", ""), ("seq_separator", ""), ("encoding", "utf-99")]
+)
+def test_a_format_that_cannot_be_read_is_refused(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key} is (.*{value}|empty)"):
+        AtomicFormat.from_config({key: value})

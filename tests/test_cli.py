@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recbole_qbert import cli
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.recbole_integration import workflows
 from recbole_qbert.serving import recommend_file
@@ -154,7 +155,7 @@ def test_without_a_file_the_first_ten_recommendations_are_printed(count, tmp_pat
     path.write_text("user_id\thistory\n" + "".join(f"user{number}\ta b\n" for number in range(count)))
     opened = []
     reader = recommend_file.Histories
-    monkeypatch.setattr(recommend_file, "Histories", lambda file: opened.append(file) or reader(file))
+    monkeypatch.setattr(recommend_file, "Histories", lambda file, form: opened.append(file) or reader(file, form))
     monkeypatch.setattr(recommend_file.Recommender, "load", lambda *args, **options: OneItem())
     status = cli.main(["recommend", "--model", "m", "--histories", str(path), "--json", str(tmp_path / "figures.json")])
     out = capsys.readouterr().out
@@ -175,6 +176,7 @@ class OneItem:
     """A recommender that always answers with the same item."""
 
     items = ("a",)
+    form = AtomicFormat()
 
     def recommend_arrays(self, histories, k, **options):
         return SimpleNamespace(count=len(histories), skipped=Skipped())

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.data.histories import Histories
 
 ROWS = [("u2", "b", 5.0), ("u2", "a", 1.0), ("u2", "c", 5.0), ("u1", "a", 2.0), ("u3", "c", 9.0), ("u3", "c", 8.5)]
@@ -134,3 +135,14 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match=r"pyarrow.*pip install 'pyarrow<22'"):
         Histories(path)
+
+
+def test_an_inter_file_of_ones_own_names_separator_and_encoding(tmp_path):
+    form = AtomicFormat(",", encoding="utf-16", user_field="reader", item_field="book", time_field="when")
+    path = tmp_path / "x.inter"
+    path.write_bytes('when:float,book:token,reader:token\r\n2,b,é\r\n\r\n1,"a,1",é\r\n'.encode("utf-16"))
+    assert list(Histories(path, form)) == [("é", ["a,1", "b"])]
+    (tmp_path / "x.tsv").write_bytes("user_id\tbook\té\nu\ta\t\n".encode("utf-16"))
+    assert list(Histories(tmp_path / "x.tsv", form)) == [("u", ["a"])]
+    with pytest.raises(ValueError, match=r"y\.csv:1: .*user, item.*reader and book"):
+        Histories(write(tmp_path / "y.csv", names=("user", "item")), AtomicFormat(user_field="reader", item_field="book"))

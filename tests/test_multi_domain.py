@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from recbole_qbert.data import item_features as features
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.data.multi_domain import balanced_order, write_union
 from recbole_qbert.models.qbert4rec import domains_of
 from recbole_qbert.sequence.model import SemanticSequenceModel
@@ -131,3 +132,18 @@ def test_two_domains_together_score_and_learn_as_each_alone(view, loss):
     parts = [alone[0].loss(first, lengths[:2], view, tail), alone[1].loss(second - 6, lengths[2:], view, tail)]
     count = [5, 3] if view == "causal" else [2, 1]
     torch.testing.assert_close(joint, (count[0] * parts[0] + count[1] * parts[1]) / sum(count), rtol=1e-5, atol=1e-5)
+
+
+def test_a_union_is_written_as_its_parts_are(tmp_path):
+    form = AtomicFormat(",", ";", "latin-1", "reader", "book", "when")
+    for name, column in (("A", "name:token_seq"), ("B", "tags:token_seq")):
+        (tmp_path / name).mkdir()
+        rows = f'when:float,book:token,reader:token\r\n1,"é,1",u\r\n\r\n2,{name.lower()},u\r\n'
+        (tmp_path / name / f"{name}.inter").write_bytes(rows.encode("latin-1"))
+        (tmp_path / name / f"{name}.item").write_bytes(f'{column},book:token\n"x, y",é\n'.encode("latin-1"))
+    folder = write_union(["A", "B"], tmp_path, tmp_path / "unions", "A+B", form)
+    rows = [["A/u", "A/é,1", "1"], ["A/u", "A/a", "2"], ["B/u", "B/é,1", "1"], ["B/u", "B/b", "2"]]
+    assert [cells for _, cells in form.rows(folder / "A+B.inter", form.fields)] == rows
+    items = [["A/é", "x, y", ""], ["B/é", "", "x, y"]]
+    assert [cells for _, cells in form.rows(folder / "A+B.item", ["book", "name", "tags"])] == items
+    assert form.header(folder / "A+B.item").type_of("tags") == "token_seq"

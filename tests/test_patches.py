@@ -29,6 +29,7 @@ from scipy import sparse
 
 from recbole_qbert.recbole_integration import checkpoint_io, patches
 from recbole_qbert.recbole_integration.patches import quick_start
+from tests.helpers_recbole import QUICK
 
 patches.apply()
 checkpoint_io.apply()
@@ -358,6 +359,15 @@ def test_metrics_that_count_items_run() -> None:
 
 
 # ----------------------------------------------------------------------------------------- logging, arguments
+@pytest.mark.pipeline
+def test_a_data_set_of_one_row_trains_on_it() -> None:
+    """One user: our data set has one row, and get_flops asks for row 1."""
+    rows = [f"u\ti{step}\t{step}" for step in range(9)]
+    Path("data/toy/toy.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]) + "\n")
+    result, _ = run("QBERT4Rec", **QUICK["QBERT4Rec"] | {"epochs": 1})
+    assert result["hit@5"] in (0, 1)
+
+
 def test_every_run_has_its_own_log() -> None:
     mine = logging.NullHandler()
     logging.getLogger().addHandler(mine)

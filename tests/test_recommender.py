@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from recbole_qbert import cli
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.quantization.tokenizer import Tokenizer
 from recbole_qbert.recbole_integration import checkpoint_io, experiment
@@ -581,3 +582,40 @@ def test_parquet_needs_pyarrow(call, kept, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     status, _, _, err = call("recommend", "--model", kept, "--items", "i1", "--output", "a.parquet")
     assert status == 2 and "pip install 'pyarrow<22'" in err
+
+
+# --------------------------------------------------------------------------------------------------- files of one's own
+def test_an_export_reads_histories_as_the_training_did_or_as_one_says(call, kept, model, tmp_path):
+    """Names, separator and encoding come from the export, from property files, from the command line."""
+    (tmp_path / "h.inter").write_bytes("book:token;user_id:token\ni1;é\ni2;é\n".encode("latin-1"))
+    (tmp_path / "own.yaml").write_text("field_separator: ';'\nencoding: latin-1\nhidden_size: 7\n")
+    given = ("--histories", "h.inter", "--k", 1, "--config_files", "own.yaml", "--ITEM_ID_FIELD=book")
+    status, figures, _, _ = call("recommend", "--model", kept, *given, "--output", tmp_path / "a.tsv")
+    assert status == 0 and figures["skipped_items"] == 0
+    assert list(read_answers(tmp_path / "a.tsv")) == ["é"]
+    exported = replace(export.load(kept), form=AtomicFormat(";", encoding="latin-1", item_field="book"))
+    export.write(exported, tmp_path / "own")
+    assert export.load(tmp_path / "own").form == exported.form
+    status, *_ = call("recommend", "--model", tmp_path / "own", "--histories", "h.inter", "--output", tmp_path / "b.tsv")
+    assert status == 0 and read_answers(tmp_path / "b.tsv") == read_answers(tmp_path / "a.tsv")
+    edit(tmp_path / "own" / "config.json", atomic_files=None)  # as earlier versions wrote it
+    assert export.load(tmp_path / "own", {"ITEM_ID_FIELD": "x"}).form == AtomicFormat(item_field="x")
+    status, _, _, err = call("recommend", "--model", kept, "--items", "i1", "--hidden_size=3")
+    assert status == 2 and "hidden_size" in err and "ITEM_ID_FIELD" in err
+
+
+def test_a_checkpoint_is_exported_from_data_that_were_written_anew(call, checkpoint, data, tmp_path):
+    """The interactions got other names, separator and encoding after the training."""
+    folder = tmp_path / "moved" / NAME
+    shutil.copytree(data / NAME, folder)
+    for path in (folder / f"{NAME}.inter", folder / f"{NAME}.item"):
+        text = (
+            path.read_text(encoding="utf-8").replace("item_id:", "book:").replace("title:", "book_title:").replace("\t", ";")
+        )
+        path.write_text(text, encoding="utf-16")
+    given = ["--data_path", tmp_path / "moved", "--output", tmp_path / "model", "--field_separator=;", "--encoding=utf-16"]
+    status, figures, _, err = call("export", "--checkpoint", checkpoint, *given, "--ITEM_ID_FIELD=book")
+    assert status == 0 and figures["titles"] == 20, err
+    assert export.load(tmp_path / "model").form.item_field == "book"
+    status, _, _, err = call("export", "--checkpoint", checkpoint, *given, "--ITEM_ID_FIELT=book")
+    assert status == 2 and "'ITEM_ID_FIELD'" in err

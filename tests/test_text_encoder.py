@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dataset_prep.encoders import text_encoder, torchvision_ops
-from dataset_prep.encoders.item_texts import DEFAULT_TEMPLATE, Template, read_items, read_texts
+from dataset_prep.encoders.item_texts import DEFAULT_TEMPLATE, Template, read_items, read_texts, template_for
 from dataset_prep.encoders.model_files import hub_folder, require_installed
 from dataset_prep.encoders.sharded_encoding import Job, encode
 from dataset_prep.encoders.text_encoder import (
@@ -29,6 +29,7 @@ from dataset_prep.encoders.text_encoder import (
     pool,
 )
 from recbole_qbert.data import item_features as features
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.utils.io import sha256
 from tests.helpers import files
 from tests.helpers_encoding import Journal, end, killed_at, run, together
@@ -472,3 +473,21 @@ def test_neighbours_of_real_titles_are_alike(tmp_path: Path, shared_data: Path) 
     nearest, chance = shared[np.arange(250), likeness.argmax(1)].mean(), shared[~np.eye(250, dtype=bool)].mean()
     print(nearest, chance)
     assert nearest > 8 * chance
+
+
+def test_columns_of_other_names_make_a_template_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "toy.item"
+    path.write_text(
+        "item_id:token\tmovie_title:token_seq\tyear:token\tgenres:token_seq\na\tToy Story\t1995\tSci_Fi Comedy\n"
+    )
+    template = template_for(path)
+    assert template.text == "[Movie title: {movie_title}. ][Genres: {genres}. ]"
+    assert read_texts(path, template)[1] == ["Movie title: Toy Story. Genres: Sci Fi, Comedy."]
+    assert template_for(path, ["year"]).text == "[Year: {year}. ]"
+    with pytest.raises(ValueError, match=r"text_fields.*'title'"):
+        template_for(path, ["title"])
+    path.write_bytes("book:token;title:token_seq;categories:token_seq\né;A|b;C_1|D\n".encode("latin-1"))
+    form = AtomicFormat(";", "|", "latin-1", item_field="book")
+    assert template_for(path, form=form) == DEFAULT_TEMPLATE
+    assert read_texts(path, DEFAULT_TEMPLATE, form) == (("é",), ["Title: A b. Categories: C 1, D."])
+    assert read_items(tmp_path, "toy", form) == ("é",)

@@ -182,7 +182,7 @@ def read_header(path: Path, *, separator: str = FIELD_SEPARATOR, encoding: str =
         try:
             return Header(path, parse_columns(handle.readline(), separator))
         except UnicodeError as error:
-            raise ValueError(f"{path}:1: {error}; {_name_encoding(path, encoding)}") from error
+            raise ValueError(f"{path}:{_undecodable(path, encoding)}: {error}; {_advice(path, encoding)}") from error
 
 
 def real_encoding(path: Path, encoding: str = ENCODING) -> str:
@@ -200,7 +200,18 @@ def real_encoding(path: Path, encoding: str = ENCODING) -> str:
         return with_mark if mark and handle.read(len(mark)) == mark else encoding
 
 
-def _name_encoding(path: Path, encoding: str) -> str:
+def _undecodable(path: Path, encoding: str) -> int:
+    """Return the first line that is not text in an encoding; files are decoded in blocks, whose errors tell no line."""
+    with open(path, "rb") as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                line.decode(encoding)
+            except UnicodeError:
+                return number
+    return 1
+
+
+def _advice(path: Path, encoding: str) -> str:
     """Say what to do about a file that is not text in an encoding."""
     with open(path, "rb") as handle:
         start = handle.read(2)
@@ -238,11 +249,14 @@ def read_rows(
                 if len(cells) < 2 and not "".join(cells).strip():
                     continue
                 if len(cells) > width or (len(cells) < width and not pad):
-                    raise ValueError(f"{path}:{rows.line_num}: {len(cells)} cells, but the header names {width} columns")
+                    raise ValueError(
+                        f"{path}:{rows.line_num}: {len(cells)} cells, but the header names {width} columns; complete the "
+                        f"row or remove it (field_separator is {separator!r})"
+                    )
                 cells += [""] * (width - len(cells))
                 yield rows.line_num, [cells[position] for position in positions]
         except UnicodeError as error:
-            raise ValueError(f"{path}:{rows.line_num + 1}: {error}; {_name_encoding(path, encoding)}") from error
+            raise ValueError(f"{path}:{_undecodable(path, encoding)}: {error}; {_advice(path, encoding)}") from error
         except csv.Error as error:
             raise ValueError(
                 f"{path}:{rows.line_num}: {error}; RecBole cannot read the file either, 'doctor' explains"

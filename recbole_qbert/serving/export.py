@@ -326,7 +326,7 @@ def load(
         prior = CooccurrencePrior([], len(ids.items) + 1)
         prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
         prior.load_state_dict({name: torch.tensor(value) for name, value in config["cooccurrence_prior"].items()})
-    settings = dict(config.get("atomic_files", {}))  # absent in exports of earlier versions
+    settings = dict(config.get("atomic_files") or {})  # absent in exports of earlier versions
     for file in config_files:
         settings |= read_yaml(Path(file), "property") or {}
     form = AtomicFormat.from_config(settings | dict(properties or {}))
