@@ -33,6 +33,7 @@ from dataset_prep.images.download import ImagesReport, Options, download
 from dataset_prep.images.image_lists import survey
 from dataset_prep.images.image_manifest import Manifest
 from dataset_prep.images.partial_files import PartialFile
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.data.builtin_encoders import find_images
 from recbole_qbert.utils.io import file_lock
 from tests.helpers import files
@@ -666,8 +667,8 @@ def test_few_images_wait_at_a_time(shop: Shop, monkeypatch: pytest.MonkeyPatch) 
     read: list[str] = []
     original = image_lists.read_items
 
-    def counted(path: Path) -> Iterator[Any]:
-        for row in original(path):
+    def counted(path: Path, form: AtomicFormat) -> Iterator[Any]:
+        for row in original(path, form):
             read.append(row[1])
             yield row
 
