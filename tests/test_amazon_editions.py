@@ -5,18 +5,22 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_prep.amazon.cleaning import clean_text
+from dataset_prep.amazon.cleaning import Metadata, clean_text
 from dataset_prep.amazon.convert import AmazonFormatError, PrepareReport, convert
 from dataset_prep.amazon.editions import detect, parse_metadata
+from dataset_prep.amazon.field_values import strings
 from dataset_prep.amazon.record_parser import parse_record
 
 REVIEWS_2014 = """\
@@ -283,3 +287,101 @@ def test_half_a_character_becomes_a_space(files: Files) -> None:
     report = files.convert(files.write("r", review), files.write("m", record))
     assert (report.reviews.bad, report.metadata[0].bad) == (0, 0)
     assert files.item()["I"][:1] == ["half pair"]
+
+
+# ------------------------------------------------------------------------------------------------ other tools' forms
+
+
+IMAGES: list[dict[str, Any]] = [
+    {"hi_res": "https://x/h.jpg", "large": "https://x/l.jpg", "thumb": "https://x/t.jpg", "variant": "MAIN"},
+    {"hi_res": None, "large": "https://x/l2.jpg", "thumb": "https://x/t2.jpg", "variant": 'it\'s "PT"'},
+]
+COLUMNS = {key: [image[key] for image in IMAGES] for key in IMAGES[0]}
+
+
+def as_numpy(columns: dict[str, list[Any]]) -> str:
+    """What pandas writes of a cell that holds an object of arrays."""
+    return str({key: np.array(values, dtype=object) for key, values in columns.items()})
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr], ids=["json", "python"])
+@pytest.mark.parametrize("images", [IMAGES, COLUMNS], ids=["objects", "columns"])
+def test_images_and_details_of_2023_may_be_text(write: Callable[[Any], str], images: Any) -> None:
+    plain = {"parent_asin": "P", "images": images, "details": {"Brand": "Acme's", "n": 1}, "store": "S"}
+    text = {**plain, "images": write(images), "details": write(plain["details"])}
+    expected = Metadata(brand="Acme's", image_urls=("https://x/h.jpg", "https://x/l2.jpg"))
+    assert [parse_metadata(record, "2023")[1] for record in (plain, text)] == [expected, expected]
+
+
+def test_images_as_pandas_writes_arrays() -> None:
+    text = as_numpy(COLUMNS)
+    assert "array([" in text
+    assert parse_metadata({"parent_asin": "P", "images": text}, "2023")[1].image_urls == (
+        "https://x/h.jpg",
+        "https://x/l2.jpg",
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "urls"),
+    [
+        ({"hi_res": [None, None], "large": ["https://x/1", "https://x/2"]}, ("https://x/1", "https://x/2")),
+        ({"hi_res": [], "large": [], "thumb": [], "variant": []}, ()),
+        ({"hi_res": "https://x/1", "variant": "MAIN"}, ("https://x/1",)),
+        (["https://x/1", "https://x/2"], ("https://x/1", "https://x/2")),
+        ("https://x/1", ("https://x/1",)),
+        ("[]", ()),
+        (None, ()),
+        ("None", ()),
+    ],
+)
+def test_more_forms_of_images(images: Any, urls: tuple[str, ...]) -> None:
+    assert parse_metadata({"parent_asin": "P", "images": images}, "2023")[1].image_urls == urls
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [
+        ("images", {"hi_res": ["https://x/1"], "large": ["https://x/1", "https://x/2"]}, "1 hi_res, 2 large"),
+        ("images", {"urls": ["https://x/1"]}, "images"),
+        ("images", [{"small_image_url": "https://x/1"}], "images"),
+        ("images", str({"large": np.array(["https://x/1"] * 2000)}), "'...'"),
+        ("details", "{'Brand': Acme}", "details"),
+        ("description", str(np.array(["a"] * 2000)), "'...'"),
+    ],
+)
+def test_what_would_be_lost_is_refused_by_name(field: str, value: Any, word: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(word)):
+        parse_metadata({"parent_asin": "P", field: value}, "2023")
+
+
+WORDS = st.lists(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=8), max_size=4)
+
+
+@pytest.mark.parametrize(
+    "write", [json.dumps, repr, lambda words: str(np.array(words, dtype=object))], ids=["json", "python", "numpy"]
+)
+@settings(max_examples=100, deadline=None)
+@given(words=WORDS)
+def test_the_text_of_a_list_is_read_as_the_list(write: Callable[[Any], str], words: list[str]) -> None:
+    assert strings(write(words)) == strings(words)
+
+
+@pytest.mark.parametrize("text", ["[2 Pack] Socks", "[2020]", "(new)", "{x}", "[ok", "a ['b']", "[a, b]", "['a'"])
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert strings(text) == (text,)
+
+
+@pytest.mark.parametrize(
+    ("price", "cell"), [("None", ""), ("", ""), (None, ""), (float("nan"), ""), ("$12.99", "12.99"), ("12.99", "12.99")]
+)
+def test_prices_that_are_text(files: Files, price: Any, cell: str) -> None:
+    products = {"parent_asin": "P1", "price": price, "title": "t"}, {"parent_asin": "P2", "title": "t"}
+    metadata = files.write("m.jsonl", "".join(json.dumps(record) + "\n" for record in products))
+    files.convert(files.write("r.jsonl", REVIEWS_2023), metadata)
+    assert files.item()["P1"][4] == cell
+
+
+@pytest.mark.parametrize("brand", [None, "None", "", float("nan")])
+def test_without_a_brand_the_store_is_taken(brand: Any) -> None:
+    assert parse_metadata({"parent_asin": "P", "details": {"Brand": brand}, "store": "S"}, "2023")[1].brand == "S"

@@ -42,7 +42,7 @@ from dataset_prep.amazon.work_directory import publish, work_directory
 __all__ = ["FORMAT_VERSION", "AmazonFormatError", "PrepareReport", "convert"]
 
 REJECTED = "prepare.rejected.jsonl"
-FORMAT_VERSION = 2  # of the written files; raise it when the same input gives other bytes
+FORMAT_VERSION = 3  # of the written files; raise it when the same input gives other bytes
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from typing import Any
 
 import msgspec
 
-from dataset_prep.amazon.cleaning import SURROGATE, UNSAFE_IN_ID, Metadata, check_id, check_item_id, clean_url
+from dataset_prep.amazon.cleaning import UNSAFE_IN_ID, Metadata, check_id, check_item_id, clean_url
+from dataset_prep.amazon.field_values import details_of, image_urls, strings
 from dataset_prep.amazon.record_parser import parse_record
 
 EDITIONS = ("2014", "2018", "2023", "recbole")
@@ -178,7 +179,8 @@ def parse_metadata(record: dict[str, Any], edition: str = "2018") -> tuple[str, 
     """Extract (item, fields) of one product; every field but the id may be missing or of another kind.
 
     Raises:
-        ValueError: there is no id that a review could name, or the record is a review.
+        ValueError: there is no id that a review could name, the record is a review, or the URLs of its images or its brand
+            would be lost.
     """
     for review in ("reviewerID", "user_id"):
         if review in record:
@@ -187,7 +189,7 @@ def parse_metadata(record: dict[str, Any], edition: str = "2018") -> tuple[str, 
     item = _text(record, key)
     if not item or UNSAFE_IN_ID.search(item):
         raise ValueError(f"{key} {item!r} is no id")
-    title = " ".join(_strings(record.get("title")))
+    title = " ".join(strings(record.get("title")))
     fields = {"2014": _fields_2014, "2018": _fields_2018, "2023": _fields_2023}[edition](record)
     return item, Metadata(
         # Some pages of 2018 were scraped unformatted; the edition's own notebook detects them by this JavaScript.
@@ -195,50 +197,37 @@ def parse_metadata(record: dict[str, Any], edition: str = "2018") -> tuple[str, 
         brand=" ".join(fields["brand"]),
         categories=fields["categories"],
         description=" ".join(fields["description"]),
-        price=" ".join(_strings(record.get("price"))),
+        price=" ".join(strings(record.get("price"))),
         image_urls=tuple(filter(None, map(clean_url, fields["image_urls"]))),
     )
 
 
 def _fields_2014(record: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    paths = record.get("categories")
-    flat = [name for path in paths for name in _strings(path)] if isinstance(paths, list) else _strings(paths)
     return {
-        "brand": _strings(record.get("brand")),
-        "categories": tuple(flat),
-        "description": _strings(record.get("description")),
-        "image_urls": _strings(record.get("imUrl")),
+        "brand": strings(record.get("brand")),
+        "categories": strings(record.get("categories")),
+        "description": strings(record.get("description")),
+        "image_urls": strings(record.get("imUrl")),
     }
 
 
 def _fields_2018(record: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     return {
-        "brand": _strings(record.get("brand")),
-        "categories": _strings(record.get("category")),
-        "description": _strings(record.get("description")),
-        "image_urls": _strings(record.get("imageURLHighRes")) or _strings(record.get("imageURL")),
+        "brand": strings(record.get("brand")),
+        "categories": strings(record.get("category")),
+        "description": strings(record.get("description")),
+        "image_urls": strings(record.get("imageURLHighRes")) or strings(record.get("imageURL")),
     }
 
 
 def _fields_2023(record: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """Read the fields; the bullet points follow the description, because half of the products have nothing else."""
-    details, images = record.get("details"), record.get("images")
-    urls = []
-    for image in images if isinstance(images, list) else ():
-        sizes = [_strings(image.get(size)) for size in ("hi_res", "large", "thumb")] if isinstance(image, dict) else ()
-        urls.append(next((size[0] for size in sizes if size), ""))
     return {
-        "brand": _strings(details.get("Brand") if isinstance(details, dict) else None) or _strings(record.get("store")),
-        "categories": _strings(record.get("categories")),
-        "description": _strings(record.get("description")) + _strings(record.get("features")),
-        "image_urls": tuple(urls),
+        "brand": strings(details_of(record.get("details")).get("Brand")) or strings(record.get("store")),
+        "categories": strings(record.get("categories")),
+        "description": strings(record.get("description")) + strings(record.get("features")),
+        "image_urls": image_urls(record.get("images")),
     }
-
-
-def _strings(value: object) -> tuple[str, ...]:
-    """Return the strings in a field that may be missing, a string, a number or a list of these."""
-    values = value if isinstance(value, list) else [value]
-    return tuple(SURROGATE.sub(" ", str(v)) for v in values if type(v) in (str, int, float) and v != "")
 
 
 def _atomic_item(line: bytes, names: Sequence[str]) -> tuple[str, Metadata]:

@@ -31,7 +31,7 @@ from dataset_prep.amazon.cleaning import NA_WORDS, BadIdError
 from dataset_prep.amazon.editions import MAX_SECONDS, PROBED, ReviewLines, detect, metadata_lines, review_lines
 from dataset_prep.amazon.line_reader import AmazonFormatError, BadLines, Block, LineCount, read_blocks
 
-STAGING_VERSION = 1  # raise it when the same input gives other rows, so that older folders are not reused
+STAGING_VERSION = 2  # raise it when the same input gives other rows, so that older folders are not reused
 ROWS = 200_000  # rows of a row group
 SOURCE = 1 << 40  # distance between the line numbers of several files that are read as one
 
