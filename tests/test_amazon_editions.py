@@ -180,7 +180,8 @@ def test_what_this_project_writes_can_be_read_again(files: Files) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("user_id:token\titem_id:token\ttimestamp:float\nU\tI\t1\n", "r:1: .*'rating:float'"),
+        ("user_id:token\titem_id:token\trating:float\nU\tI\t1\n", "r:1: no column timestamp"),
+        ("user_id:token\tproduct_id:token\ttimestamp:float\nU\tI\t1\n", "r:1: no column item_id.*product_id.*ITEM_ID_FIELD"),
         (f"{HEADER}U\tI\n", "r:2: 2 cells"),
         (f"{HEADER}U\tI\tx\t1\n", "r:2: .*'x'"),
         (f"{HEADER}U\tnull\t1\t1\n", "r:2: item_id 'null'"),

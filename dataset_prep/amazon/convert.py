@@ -4,6 +4,7 @@
 dataset folder::
 
     <output>/<dataset>/<dataset>.inter          user_id:token item_id:token rating:float timestamp:float
+                                                (no rating:float if the source has no ratings)
     <output>/<dataset>/<dataset>.item           item_id:token title:token_seq brand:token categories:token_seq
                                                 description:token_seq price:float image_urls:token_seq
     <output>/<dataset>/prepare.rejected.jsonl   the lines that were left out, if any
@@ -20,7 +21,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,9 +34,10 @@ from tqdm import tqdm
 
 from dataset_prep.amazon import interaction_steps
 from dataset_prep.amazon.cleaning import ITEM_HEADER, Metadata, item_cells
+from dataset_prep.amazon.file_kinds import AmazonFormatError
 from dataset_prep.amazon.interaction_steps import Size
-from dataset_prep.amazon.line_reader import AmazonFormatError, LineCount
-from dataset_prep.amazon.options import ConvertOptions, metadata_files, unix_seconds
+from dataset_prep.amazon.line_reader import LineCount
+from dataset_prep.amazon.options import ConvertOptions, field_names, metadata_files, unix_seconds
 from dataset_prep.amazon.sql_engines import DuckDB, Engine, Spark
 from dataset_prep.amazon.work_directory import publish, work_directory
 
@@ -95,6 +97,7 @@ def convert(
     after: str | float | None = None,
     before: str | float | None = None,
     max_bad_lines: float = 0.001,
+    fields: Mapping[str, str] | None = None,
     threads: int | None = None,
     progress: bool = True,
 ) -> PrepareReport:
@@ -103,7 +106,7 @@ def convert(
     The steps, in this order:
 
     * Read the lines. Lines that cannot be read (not JSON, a key missing or of the wrong kind, longer than 16 MiB) are left
-      out and listed, up to `max_bad_lines`. Damaged gzip data are always an error, and so are ids that RecBole would read as
+      out and listed, up to `max_bad_lines`. Damaged files are always an error, and so are ids that RecBole would read as
       missing or split, because dropping them would silently change the data.
     * Apply the time window; later steps do not see interactions outside it.
     * Of several reviews of one item by one user keep the first in time, of equal times the first in the file.
@@ -121,9 +124,10 @@ def convert(
     A killed run can be resumed: files that were read completely are not read again, and the result is the same.
 
     Args:
-        reviews: plain or gzip file; `editions` describes its lines. For a RecBole `X.inter`, an `X.item` beside it gives the
+        reviews: the file; `editions` describes its lines. It may be plain text, packed, a JSON array or a table
+            (`line_reader`). For a RecBole `X.inter`, an `X.item` beside it gives the
             rows of items that `metadata` does not have.
-        metadata: plain or gzip file; None leaves all cells but the id empty.
+        metadata: the file, of any of these kinds; None leaves all cells but the id empty.
         dataset: name of the dataset, its folder and its files.
         output: folder of datasets (RecBole's `data_path`).
         engine: ``local`` (DuckDB) or ``spark`` (PySpark 4.0; its workers must see the files under the same paths, and one
@@ -138,6 +142,8 @@ def convert(
         before: keep interactions before this time.
         max_bad_lines: limit of bad lines per file. Below 1 it is a share of the lines read so far, and ten lines are always
             accepted; from 1 on it is a number. 0 accepts none.
+        fields: ``USER_ID_FIELD``, ``ITEM_ID_FIELD``, ``RATING_FIELD`` or ``TIME_FIELD`` -> column of RecBole files and of
+            tables that have other names than RecBole's defaults. The written files have the defaults.
         threads: threads of the local engine; None for one per core.
         progress: show a bar over the bytes read.
 
@@ -146,8 +152,8 @@ def convert(
 
     Raises:
         FileNotFoundError: an input file or the `images` folder does not exist.
-        AmazonFormatError: gzip data are damaged, there are too many bad lines, RecBole cannot read an id, or no
-            interactions are left.
+        AmazonFormatError: a file is damaged or of another kind, there are too many bad lines, RecBole cannot read an id, or
+            no interactions are left.
         ValueError: `dataset` cannot name a folder, an option is out of range, PySpark or Java is missing for
             `engine="spark"`, or another process prepares the same data set.
     """
@@ -165,12 +171,13 @@ def convert(
         before=unix_seconds("before", before),
         max_bad_lines=max_bad_lines,
         threads=threads,
+        fields=field_names(fields or {}),
     )
     with work_directory(Path(output), dataset) as work:
         tasks, files = options.tasks(work), work / "files"
         with closing(Spark(work / "tables") if engine == "spark" else DuckDB(work / "tables", threads)) as sql_engine:
             counts = sql_engine.stage(tasks, progress)
-            result = _transform(sql_engine, options, [task.folder for task in tasks], files, progress)
+            result = _transform(sql_engine, options, [task.folder for task in tasks], files, counts[0].rated, progress)
         report = PrepareReport(
             dataset=dataset,
             format_version=FORMAT_VERSION,
@@ -190,7 +197,9 @@ def convert(
     return report
 
 
-def _transform(engine: Engine, options: ConvertOptions, staged: list[Path], files: Path, progress: bool) -> dict[str, Any]:
+def _transform(
+    engine: Engine, options: ConvertOptions, staged: list[Path], files: Path, rated: bool, progress: bool
+) -> dict[str, Any]:
     """Carry out the steps after reading, write `.inter` and `.item` into `files`, and return fields of the report."""
     shutil.rmtree(files, ignore_errors=True)  # files of a run that was killed
     files.mkdir()
@@ -227,7 +236,7 @@ def _transform(engine: Engine, options: ConvertOptions, staged: list[Path], file
         if not steps[-1].interactions:
             raise AmazonFormatError(_nothing_left(options, steps))
         phase("writing interactions")
-        interaction_steps.write_interactions(engine, table, files / f"{options.dataset}.inter")
+        interaction_steps.write_interactions(engine, table, files / f"{options.dataset}.inter", rated)
         phase("writing items")
         interaction_steps.order_items(engine, table)
         repeated = interaction_steps.join_metadata(engine) if options.metadata else 0

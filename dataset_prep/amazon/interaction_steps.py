@@ -241,17 +241,19 @@ def item_rows(engine: Engine, described: bool, pictured: bool) -> str:
     )
 
 
-def write_interactions(engine: Engine, table: str, path: Path) -> None:
+def write_interactions(engine: Engine, table: str, path: Path, rated: bool = True) -> None:
     """Write the `.inter` file in the order of time, equal times in file order.
 
     Args:
         engine: engine that holds the table.
         table: name of the table.
         path: file to write.
+        rated: write the column of ratings.
     """
     user, item, rating, seconds = (engine.quote + name + engine.quote for name in INTER_HEADER)
+    ratings = f"t.rating AS {rating}, " if rated else ""
     engine.write_tsv(
-        f"SELECT u.user_id AS {user}, i.item_id AS {item}, t.rating AS {rating}, t.seconds AS {seconds} FROM {table} t "
+        f"SELECT u.user_id AS {user}, i.item_id AS {item}, {ratings}t.seconds AS {seconds} FROM {table} t "
         "JOIN users u ON u.user_code = t.user_code JOIN items i ON i.item_code = t.item_code ORDER BY t.seconds, t.line",
         path,
     )

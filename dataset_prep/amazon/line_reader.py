@@ -1,29 +1,34 @@
-"""Read the lines of a plain or gzip file in blocks, report damage, and count and list bad lines."""
+"""Read the lines of a raw file in blocks, report damage, and count and list bad lines.
+
+Every file becomes lines: those of plain, packed or recoded text (`unpacking`), the objects of a JSON array
+(`json_records`), the rows of a table as JSON (`tables`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
-from isal import isal_zlib  # three times as fast as zlib; decompression limits the speed of the conversion
 from tqdm import tqdm
 
+from dataset_prep.amazon.file_kinds import HEAD, AmazonFormatError, table_of
+from dataset_prep.amazon.json_records import is_split_json, split_json
+from dataset_prep.amazon.tables import ANY_REVIEWS, Expected, Row, csv_layout, csv_rows, table_rows
+from dataset_prep.amazon.unpacking import DamagedFileError, Observe, plain_text
+
 MAX_LINE = 1 << 24  # bytes; a longer line is bad and is never completely in memory
+TOO_LONG = "longer than 16 MiB"
 BLOCK = 1 << 22  # bytes of lines processed at a time
 LISTED = 20  # bad lines listed in the manifest; prepare.rejected.jsonl has all
 FREE_BAD_LINES = 10  # accepted whatever their share, so that one line does not refuse a small file
 T = TypeVar("T")
-
-
-class AmazonFormatError(ValueError):
-    """The input cannot be used; the message names the file, the line, the value and a way out."""
 
 
 @dataclass
@@ -38,6 +43,7 @@ class LineCount:
         blank: number of lines with white space only.
         bad: number of lines that were left out.
         bad_lines: the first of these, each with ``line``, ``reason`` and its beginning, ``begins``.
+        rated: whether the file has ratings; true for metadata.
     """
 
     file: str
@@ -47,45 +53,49 @@ class LineCount:
     blank: int = 0
     bad: int = 0
     bad_lines: list[dict[str, str | int]] = field(default_factory=list)
+    rated: bool = True
 
 
 @dataclass(frozen=True)
 class Block:
-    """Complete lines; of a line in ``overlong`` only the beginning.
+    """Complete lines; of a line that is too long only the beginning.
 
     Attributes:
         first: number of the first line, from 1.
         lines: the lines without their line feeds.
         text: whether all lines are UTF-8.
-        overlong: numbers of the lines that are longer than `MAX_LINE`.
+        problems: number of each line that cannot be used -> the reason.
     """
 
     first: int
     lines: list[bytes]
     text: bool = True
-    overlong: tuple[int, ...] = ()
+    problems: Mapping[int, str] = field(default_factory=dict)
 
     def halves(self) -> tuple[Block, Block]:
         """Split the block into two."""
         middle = len(self.lines) // 2
         parts = (self.first, self.lines[:middle]), (self.first + middle, self.lines[middle:])
         left, right = (
-            Block(first, lines, self.text or _is_text(b"\n".join(lines)), self.overlong) for first, lines in parts
+            Block(first, lines, self.text or _is_text(b"\n".join(lines)), self.problems) for first, lines in parts
         )
         return left, right
 
 
-def read_blocks(path: Path, count: LineCount, bar: tqdm | None = None) -> Generator[Block, None, None]:
+def read_blocks(
+    path: Path, count: LineCount, bar: tqdm | None = None, expected: Expected = ANY_REVIEWS
+) -> Generator[Block, None, None]:
     """Yield all lines of a file in blocks; for a large file a thread reads and unpacks the next block meanwhile.
 
     Args:
-        path: plain or gzip file, distinguished by content because downloads often have the wrong suffix.
-        count: receives ``lines`` and, at the end, ``sha256``.
+        path: the file; its content says what it is, because downloads often have the wrong suffix.
+        count: receives ``lines``, ``edition`` if the layout of the file tells it, and at the end ``sha256``.
         bar: shows the bytes read from disk.
+        expected: what the user says about the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        AmazonFormatError: the gzip data are damaged or incomplete.
+        AmazonFormatError: the data are damaged or incomplete, or the file is of a kind that cannot be read.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; check the path")
@@ -97,11 +107,55 @@ def read_blocks(path: Path, count: LineCount, bar: tqdm | None = None) -> Genera
             bar.update(len(raw))
 
     with open(path, "rb") as handle, _short_thread_switches():
-        source = _cut_at_lines(path, _unpacked(handle, observe))
-        for block in _read_ahead(source) if path.stat().st_size > BLOCK else source:
-            count.lines = block.first - 1 + len(block.lines)
-            yield block
+        source = _blocks(path, handle, observe, count, expected)
+        try:
+            for block in _read_ahead(source) if path.stat().st_size > BLOCK else source:
+                count.lines = block.first - 1 + len(block.lines)
+                yield block
+        except DamagedFileError as error:
+            raise AmazonFormatError(
+                f"{path}:{count.lines + 1}: {error}; fetch the file again and compare its size"
+            ) from error
     count.sha256 = digest.hexdigest()
+
+
+def _blocks(
+    path: Path, handle: BinaryIO, observe: Observe, count: LineCount, expected: Expected
+) -> Generator[Block, None, None]:
+    """Choose how the file is cut into lines."""
+    if kind := table_of(handle.read(HEAD)):
+        handle.seek(0)
+        while raw := handle.read(BLOCK):
+            observe(raw)
+        yield from _gathered(1, table_rows(path, kind, expected))
+        return
+    handle.seek(0)
+    head, pieces = plain_text(path, handle, observe, BLOCK)
+    if is_split_json(head):
+        yield from _gathered(1, ((line, "") for line in split_json(pieces, MAX_LINE)))
+    elif layout := csv_layout(path, head, expected):
+        count.edition = layout.edition
+        rows = csv_rows(path, pieces, layout, expected, MAX_LINE)
+        yield from _gathered(1 + layout.header, rows)
+    else:
+        yield from _cut_at_lines(pieces)
+
+
+def _gathered(first: int, rows: Iterator[Row]) -> Generator[Block, None, None]:
+    """Gather rows to blocks."""
+    lines: list[bytes] = []
+    problems: dict[int, str] = {}
+    size = 0
+    for line, problem in rows:
+        if problem:
+            problems[first + len(lines)] = problem
+        lines.append(line)
+        size += len(line)
+        if size > BLOCK:
+            yield Block(first, lines, True, problems)
+            first, lines, problems, size = first + len(lines), [], {}, 0
+    if lines:
+        yield Block(first, lines, True, problems)
 
 
 @contextmanager
@@ -132,59 +186,27 @@ def _read_ahead(source: Generator[T, None, None]) -> Iterator[T]:
             source.close()
 
 
-def _unpacked(handle: BinaryIO, observe: Callable[[bytes], None]) -> Iterator[bytes]:
-    """Yield unpacked pieces of at most `BLOCK` bytes; raise EOFError or `isal_zlib.error` for damaged data."""
-    packed = handle.read(2) == b"\x1f\x8b"
-    handle.seek(0)
-    member = isal_zlib.decompressobj(31) if packed else None
-    while raw := handle.read(BLOCK // 2):
-        observe(raw)
-        if member is None:
-            yield raw
-            continue
-        while raw:
-            if member.eof:  # a gzip file has one or several members, perhaps followed by zeros
-                raw = raw.lstrip(b"\0")
-                if not raw:
-                    break
-                member = isal_zlib.decompressobj(31)
-            piece = member.decompress(raw, BLOCK)
-            raw = member.unused_data if member.eof else member.unconsumed_tail
-            yield piece
-    while member is not None and not member.eof:
-        piece = member.decompress(b"", BLOCK)
-        if not piece:
-            raise EOFError("the file ends before the data")
-        yield piece
-
-
-def _cut_at_lines(path: Path, pieces: Iterator[bytes]) -> Generator[Block, None, None]:
+def _cut_at_lines(pieces: Iterator[bytes]) -> Generator[Block, None, None]:
     """Yield blocks of complete lines; a line longer than `MAX_LINE` is dropped while it is read."""
     number, open_line, dropped = 1, bytearray(), False
-    try:
-        for piece in pieces:
-            start, cut = 0, piece.rfind(b"\n") + 1
-            if cut:
-                if dropped:
-                    yield Block(number, [bytes(open_line)], True, (number,))
-                    number += 1
-                    open_line, start = bytearray(), piece.find(b"\n") + 1
-                if start < cut:
-                    block = _block(number, b"".join((open_line, memoryview(piece)[start : cut - 1])))
-                    yield block
-                    number += len(block.lines)
-                open_line, dropped = bytearray(), False
-            if not dropped:
-                open_line += memoryview(piece)[cut:]
-                if len(open_line) > MAX_LINE:
-                    open_line, dropped = open_line[:100], True
-    except (EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # isal's types call it an instance
-        raise AmazonFormatError(
-            f"{path}:{number}: the gzip data are damaged or incomplete here ({error}); download the file again and "
-            "compare its size"
-        ) from error
+    for piece in pieces:
+        start, cut = 0, piece.rfind(b"\n") + 1
+        if cut:
+            if dropped:
+                yield Block(number, [bytes(open_line)], True, {number: TOO_LONG})
+                number += 1
+                open_line, start = bytearray(), piece.find(b"\n") + 1
+            if start < cut:
+                block = _block(number, b"".join((open_line, memoryview(piece)[start : cut - 1])))
+                yield block
+                number += len(block.lines)
+            open_line, dropped = bytearray(), False
+        if not dropped:
+            open_line += memoryview(piece)[cut:]
+            if len(open_line) > MAX_LINE:
+                open_line, dropped = open_line[:100], True
     if dropped:
-        yield Block(number, [bytes(open_line)], True, (number,))
+        yield Block(number, [bytes(open_line)], True, {number: TOO_LONG})
     elif open_line:
         yield _block(number, bytes(open_line))
 
@@ -192,11 +214,11 @@ def _cut_at_lines(path: Path, pieces: Iterator[bytes]) -> Generator[Block, None,
 def _block(first: int, data: bytes) -> Block:
     """Split `data`, which does not end with a line feed, into lines."""
     lines = data.split(b"\n")
-    overlong: tuple[int, ...] = ()
+    problems: dict[int, str] = {}
     if len(data) > MAX_LINE:
-        overlong = tuple(number for number, line in enumerate(lines, first) if len(line) > MAX_LINE)
+        problems = {number: TOO_LONG for number, line in enumerate(lines, first) if len(line) > MAX_LINE}
         lines = [line[:100] if len(line) > MAX_LINE else line for line in lines]
-    return Block(first, lines, _is_text(data), overlong)
+    return Block(first, lines, _is_text(data), problems)
 
 
 def _is_text(data: bytes) -> bool:
@@ -222,6 +244,7 @@ class BadLines:
 
     def __init__(self, path: Path, count: LineCount, limit: float, out: IO[str]) -> None:
         self._path, self._count, self._limit, self._out = path, count, limit, out
+        self.any_good = False  # set by whoever reads the lines
 
     def add(self, number: int, line: bytes, reason: str) -> None:
         """Leave a line out.
@@ -246,6 +269,8 @@ class BadLines:
         if len(count.bad_lines) < LISTED:
             count.bad_lines.append({key: value for key, value in entry.items() if key != "file"})
         if count.bad > (max(FREE_BAD_LINES, limit * number) if 0 < limit < 1 else limit):
+            if not self.any_good and count.bad > 1:
+                self.refuse_all()
             raise AmazonFormatError(
                 f"{self._path}:{number}: {reason}; the line begins {entry['begins']!r}. This is bad line {count.bad}, and "
                 f"max_bad_lines is {limit}; repair or remove such lines, or raise max_bad_lines to leave them out"
@@ -258,5 +283,5 @@ class BadLines:
             first = count.bad_lines[0]
             raise AmazonFormatError(
                 f"{self._path}:{first['line']}: {first['reason']}; the line begins {first['begins']!r}. No line of the file "
-                f"is of the {count.edition} edition; give another file, or give its edition"
+                f"is of the {count.edition} edition; give another file, give its edition, or rename its keys or columns"
             )

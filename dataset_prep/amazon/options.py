@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dataset_prep.amazon.editions import EDITIONS, KEYS
+from dataset_prep.amazon.editions import EDITIONS, KEYS, RECBOLE_FIELDS, Fields
 from dataset_prep.amazon.staging import Task
 
 ENGINES = ("local", "spark")
@@ -22,6 +23,7 @@ class ConvertOptions:
     Attributes:
         metadata: the metadata files, in the order of precedence.
         after, before: unix seconds.
+        fields: names of the columns of RecBole files.
     """
 
     reviews: Path
@@ -37,6 +39,7 @@ class ConvertOptions:
     before: float | None
     max_bad_lines: float
     threads: int | None
+    fields: Fields = RECBOLE_FIELDS
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -58,14 +61,15 @@ class ConvertOptions:
             "after": self.after,
             "before": self.before,
             "max_bad_lines": self.max_bad_lines,
+            "fields": self.fields._asdict(),
         }
 
     def tasks(self, work: Path) -> list[Task]:
         """List the files to read: the reviews, then the metadata. A given edition does not apply to a RecBole `.item`."""
-        tasks = [Task(self.reviews, "reviews", self.edition, self.max_bad_lines, work / "reviews")]
+        tasks = [Task(self.reviews, "reviews", self.edition, self.max_bad_lines, work / "reviews", 0, self.fields)]
         for n, path in enumerate(self.metadata):
             edition = self.edition if self.edition in KEYS and path.suffix != ".item" else None
-            tasks.append(Task(path, "metadata", edition, self.max_bad_lines, work / f"metadata-{n}", n))
+            tasks.append(Task(path, "metadata", edition, self.max_bad_lines, work / f"metadata-{n}", n, self.fields))
         return tasks
 
     def _check_values(self) -> None:
@@ -88,11 +92,32 @@ class ConvertOptions:
     def _check_files(self) -> None:
         for path in (self.reviews, *self.metadata):  # before the first is read, which takes long
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file; give a file of one of the editions, plain or gzip")
+                raise FileNotFoundError(f"{path}: no such file; give a file of one of the editions")
         if self.images is not None and not self.images.is_dir():
             raise FileNotFoundError(f"{self.images}: no such folder; give the folder that holds <item>/<image file>")
         if self.require_image and self.images is None and not self.metadata:
             raise ValueError("require_image needs metadata, or images: a folder with the images of the items")
+
+
+def field_names(properties: Mapping[str, str]) -> Fields:
+    """Read the names of columns from RecBole's properties.
+
+    Args:
+        properties: ``USER_ID_FIELD``, ``ITEM_ID_FIELD``, ``RATING_FIELD`` or ``TIME_FIELD`` -> name of the column.
+
+    Raises:
+        ValueError: another property, a name that is no text, or a name that occurs twice.
+    """
+    keys = {"USER_ID_FIELD": "user", "ITEM_ID_FIELD": "item", "RATING_FIELD": "rating", "TIME_FIELD": "time"}
+    for key, name in properties.items():
+        if key not in keys:
+            raise ValueError(f"prepare takes no property {key}; it takes {', '.join(keys)}, the columns of RecBole files")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{key} is {name!r}; give the name of a column")
+    fields = RECBOLE_FIELDS._replace(**{keys[key]: name for key, name in properties.items()})
+    if len(set(fields)) < len(fields):
+        raise ValueError(f"the columns of users, items, ratings and times are {', '.join(fields)}; they must differ")
+    return fields
 
 
 def metadata_files(reviews: Path, metadata: str | Path | None) -> tuple[Path, ...]:

@@ -28,8 +28,20 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from dataset_prep.amazon.cleaning import NA_WORDS, BadIdError
-from dataset_prep.amazon.editions import MAX_SECONDS, PROBED, ReviewLines, detect, metadata_lines, review_lines
-from dataset_prep.amazon.line_reader import AmazonFormatError, BadLines, Block, LineCount, read_blocks
+from dataset_prep.amazon.editions import (
+    MAX_SECONDS,
+    PROBED,
+    RECBOLE_FIELDS,
+    Fields,
+    ReviewLines,
+    detect,
+    has_ratings,
+    metadata_lines,
+    review_lines,
+)
+from dataset_prep.amazon.file_kinds import AmazonFormatError
+from dataset_prep.amazon.line_reader import BadLines, Block, LineCount, read_blocks
+from dataset_prep.amazon.tables import Expected
 
 STAGING_VERSION = 2  # raise it when the same input gives other rows, so that older folders are not reused
 ROWS = 200_000  # rows of a row group
@@ -53,6 +65,7 @@ class Task:
         max_bad_lines: see `BadLines`.
         folder: output folder.
         source: number of the file among those read as one; it precedes the line numbers.
+        fields: names of the columns of a RecBole file.
     """
 
     path: Path
@@ -61,6 +74,7 @@ class Task:
     max_bad_lines: float
     folder: Path
     source: int = 0
+    fields: Fields = RECBOLE_FIELDS
 
 
 def stage(task: Task, progress: bool) -> LineCount:
@@ -71,7 +85,7 @@ def stage(task: Task, progress: bool) -> LineCount:
         AmazonFormatError: data are damaged, there are too many bad lines, or RecBole cannot read an id.
     """
     inputs = {"version": STAGING_VERSION, "kind": task.kind, "edition": task.edition, "source": task.source}
-    inputs |= {"file": task.path.name, "max_bad_lines": task.max_bad_lines}
+    inputs |= {"file": task.path.name, "max_bad_lines": task.max_bad_lines, "fields": [*task.fields]}
     if (count := _reusable(task, inputs)) is not None:
         return count
     shutil.rmtree(task.folder, ignore_errors=True)
@@ -120,13 +134,16 @@ def _stage(task: Task, bar: tqdm, rejected: IO[str], writer: pq.ParquetWriter) -
     batches: list[pa.RecordBatch] = []
     good_lines = 0
     reader: _Reviews | _Metadata | None = None
-    with closing(read_blocks(task.path, count, bar)) as blocks:
+    expected = Expected(task.kind, task.edition, tuple(task.fields))
+    with closing(read_blocks(task.path, count, bar, expected)) as blocks:
         for block in blocks:
             if reader is None:
                 first = block.lines[:PROBED]
-                count.edition = task.edition or detect(first)
+                count.edition = task.edition or count.edition or detect(first, task.fields)
+                if task.kind == "reviews":
+                    count.rated = has_ratings(count.edition, first, task.fields)
                 try:
-                    reader = (_Reviews if task.kind == "reviews" else _Metadata)(count, bad, first[0], task.source * SOURCE)
+                    reader = (_Reviews if task.kind == "reviews" else _Metadata)(count, bad, first[0], task)
                 except ValueError as error:
                     raise AmazonFormatError(f"{task.path}:1: {error}") from None
             try:
@@ -158,8 +175,8 @@ class _Reader:
 
     def checked_lines(self, block: Block) -> Iterator[bytes]:
         for self.number, line in enumerate(block.lines, block.first):
-            if self.number in block.overlong:
-                self.reject(line, "longer than 16 MiB")
+            if self.number in block.problems:
+                self.reject(line, block.problems[self.number])
             elif not line.strip():
                 self._count.blank += 1
             elif not (self.header and self.number == 1):
@@ -172,22 +189,24 @@ class _Reader:
 class _Reviews(_Reader):
     """Convert blocks of lines to rows of reviews."""
 
-    def __init__(self, count: LineCount, bad: BadLines, first_line: bytes, offset: int) -> None:
-        super().__init__(count, bad, offset)
-        self._lines = review_lines(count.edition, first_line)
+    def __init__(self, count: LineCount, bad: BadLines, first_line: bytes, task: Task) -> None:
+        super().__init__(count, bad, task.source * SOURCE)
+        self._lines = review_lines(count.edition, first_line, task.fields, count.rated)
         self.header = self._lines.header
 
     def batches(self, block: Block) -> list[pa.RecordBatch]:
         """Use the quick parser where possible; around a line that needs all checks, halve the block repeatedly."""
         columns = _quick_columns(block, self._lines)
+        self._bad.any_good |= columns is not None
         if columns is None and self._lines.quick is not None and len(block.lines) > 64:
             left, right = block.halves()
             return self.batches(left) + self.batches(right)
         if columns is None:
-            rows: list[tuple[int, str, str, float, float]] = []
+            rows: list[tuple[int, str, str, float | None, float]] = []
             for line in self.checked_lines(block):
                 try:
                     rows.append((self.number, *self._lines.parse(line)))
+                    self._bad.any_good = True
                 except ValueError as error:
                     self.reject(line, error)
             columns = list(zip(*rows, strict=True)) if rows else [[]] * 5
@@ -198,10 +217,10 @@ class _Reviews(_Reader):
 class _Metadata(_Reader):
     """Convert blocks of lines to rows of products."""
 
-    def __init__(self, count: LineCount, bad: BadLines, first_line: bytes, offset: int) -> None:
-        super().__init__(count, bad, offset)
-        self._parse = metadata_lines(count.edition, first_line)
-        self.header = count.edition == "recbole"
+    def __init__(self, count: LineCount, bad: BadLines, first_line: bytes, task: Task) -> None:
+        super().__init__(count, bad, task.source * SOURCE)
+        self._parse = metadata_lines(count.edition, first_line, task.fields)
+        self.header = count.edition == "recbole" and not first_line.lstrip().startswith(b"{")
 
     def batches(self, block: Block) -> list[pa.RecordBatch]:
         """Make one batch of a block."""
@@ -214,6 +233,7 @@ class _Metadata(_Reader):
             else:
                 row = self.number + self._offset, item, bool(fields.image_urls), msgspec.json.encode(fields).decode()
                 rows.append(row)
+                self._bad.any_good = True
         columns: list[Any] = list(zip(*rows, strict=True)) if rows else [[]] * 4
         return [pa.record_batch(columns, schema=METADATA)]
 
@@ -224,7 +244,7 @@ def _quick_columns(block: Block, lines: ReviewLines) -> list[Any] | None:
     Most of the time is spent here: about a microsecond per line.
     """
     quick = lines.quick
-    if quick is None or block.overlong or not block.text:  # unused keys are skipped, but must be UTF-8
+    if quick is None or block.problems or not block.text:  # unused keys are skipped, but must be UTF-8
         return None
     try:
         rows = [quick(line) for line in block.lines]

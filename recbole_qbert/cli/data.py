@@ -18,7 +18,9 @@ from recbole_qbert.utils.console import progress_bars_wanted, say, to_plain_valu
 def add_commands(add: Any) -> None:
     """Declare these commands; ``add(name, run, text, kind)`` makes a parser."""
     command = add("prepare", prepare, "raw Amazon files to a data set: atomic files, pictures, features", kind="written")
-    text = "reviews, gzip or plain: 2014, 2018 and 2023 editions, or RecBole's own .inter"
+    text = (
+        "reviews of the 2014, 2018 or 2023 edition, or RecBole's own .inter; text, packed text or a table (docs/own-data.md)"
+    )
     command.add_argument("--reviews", required=True, metavar="FILE", help=text)
     text = "product metadata, likewise (default: none, and items have an id only)"
     command.add_argument("--metadata", metavar="FILE", help=text)
@@ -92,7 +94,7 @@ def prepare(args: argparse.Namespace) -> Figures:
     """Convert raw Amazon files to atomic files; then, with these options, fetch pictures and encode features."""
     from dataset_prep.amazon.convert import convert
 
-    refuse_properties(args)
+    fields, args.properties = args.properties, {}  # those that follow take none
     report = convert(
         args.reviews,
         args.metadata,
@@ -106,6 +108,7 @@ def prepare(args: argparse.Namespace) -> Figures:
         after=args.after,
         before=args.before,
         max_bad_lines=args.max_bad_lines,
+        fields=fields,
         progress=progress_bars_wanted(),
     )
     figures: Figures = to_plain_values(asdict(report))
