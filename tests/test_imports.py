@@ -12,8 +12,11 @@ from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dataset_prep import importers
+from dataset_prep.importers import shared_ids
 from recbole_qbert.data import item_features as features
 from recbole_qbert.quantization import semantic_ids
 from tests.helpers import files
@@ -193,6 +196,140 @@ def test_ids_that_items_share_are_reported_and_not_written(mql, tmp_path):
     assert "3 different IDs for 4 items" in report.warnings[0] and "B1 and B2 share" in report.warnings[0]
     assert not (tmp_path / "data" / "Toys" / "Toys.sid").exists()
     assert "Toys.index*.json (image)" in report.missing
+
+
+SHARED = [(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 5), (1, 2, 3, 4), (0, 0, 0, 0)]
+
+
+def sid_of(tmp_path):
+    ids = semantic_ids.load(tmp_path / "data" / "Toys" / "Toys.sid")
+    return dict(zip(ids.items, map(tuple, ids.codes.tolist()), strict=True))
+
+
+def test_items_that_share_an_id_take_the_nearest_free_numbers(mql, tmp_path):
+    """Without vectors: B1 keeps its ID, B2 takes 3, one off 4, and B4 takes 2; 5 is B3's, and codes end at 5."""
+    for ending in ("index_vitemb.json", "emb-llama-td.npy", "emb-ViT-L-14.npy"):
+        (mql / f"Toys.{ending}").unlink()
+    (mql / "Toys.index_lemb.json").write_text(ids_json("abcd", SHARED))
+    warning = bring_mql(mql, tmp_path).warnings[0]
+    assert all(words in warning for words in ("--reallocate", "3 of them", "B1 and B2", "<a_1><b_2><c_3><d_4>"))
+    report = bring_mql(mql, tmp_path, reallocate=True)
+    assert sid_of(tmp_path) == {"B1": (1, 2, 3, 4), "B2": (1, 2, 3, 3), "B3": (1, 2, 3, 5), "B4": (1, 2, 3, 2)}
+    assert (report.semantic_ids["unique"], report.semantic_ids["moved"], report.warnings) == (4, 2, ())
+
+
+def test_items_that_share_an_id_take_the_nearest_free_code_of_their_vectors(mql, tmp_path):
+    """First level: 3 and -3; second: 2, 0 and -2. B1 (5) and B2 (1) share the middle code; B2 takes -2, B1 stays."""
+    (mql / "Toys.index_vitemb.json").unlink()
+    (mql / "Toys.emb-ViT-L-14.npy").unlink()
+    np.save(mql / "Toys.emb-llama-td.npy", np.array([[5.0], [1.0], [-5.0], [-1.0], [7.0]], dtype=np.float32))
+    (mql / "Toys.index_lemb.json").write_text(ids_json("ab", [(0, 1), (0, 1), (1, 2), (1, 0), (0, 0)]))
+    bring_mql(mql, tmp_path, reallocate=True)
+    assert sid_of(tmp_path) == {"B1": (0, 1), "B2": (0, 2), "B3": (1, 2), "B4": (1, 0)}
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_reallocated_ids_are_unique_and_change_only_where_they_must(vectors, data):
+    count, size = data.draw(st.integers(1, 9)), 3
+    draw = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    sets = []
+    for _ in range(data.draw(st.integers(1, 2))):
+        codes = draw.integers(0, size, (count, 2)).astype(np.int16)
+        matrix = draw.normal(size=(count + 2, 4)).astype(np.float16) if vectors else None
+        sets.append(shared_ids.CodeSet(codes, matrix, np.arange(count) + 2))
+    if len(sets) == 2:
+        sets[1].codes[draw.random(count) < 0.3] = -1
+    items = [f"I{n}" for n in range(count)]
+    before = np.concatenate([one.codes for one in sets], axis=1)
+    after = shared_ids.separate(sets, items, size)
+    assert len({tuple(row) for row in after.tolist()}) == count
+    assert np.array_equal(after < 0, before < 0) and after.max() < size
+    changed = (after != before).any(1)
+    assert changed.sum() == count - len(np.unique(before, axis=0)) and not (changed & ~shared_ids.sharing(before)).any()
+    assert np.array_equal(after, shared_ids.separate(sets, items, size))
+
+
+def test_the_codebooks_of_a_quantizer_come_back_from_its_vectors(monkeypatch):
+    monkeypatch.setattr(shared_ids, "BLOCK", 3)
+    books = np.array([[[10.0, 0], [0, 10]], [[1, 1], [-1, -1]]])
+    codes = np.array([(a, b) for a in (0, 1) for b in (0, 1)], dtype=np.int16)
+    vectors = books[0, codes[:, 0]] + books[1, codes[:, 1]]
+    assert np.allclose(shared_ids._codebooks(codes, vectors, np.arange(4), 2), books)
+
+
+def test_both_code_sets_together_are_made_unique(mql, tmp_path):
+    (mql / "Toys.index_lemb.json").write_text(ids_json("ab", [(0, 0), (0, 0), (0, 0), (1, 1), (1, 1)]))
+    (mql / "Toys.index_vitemb.json").write_text(ids_json("AB", [(0, 0), (0, 0), (0, 1), (1, 1), (1, 1)]))
+    report = bring_mql(mql, tmp_path, reallocate=True)
+    assert (report.semantic_ids["unique"], report.semantic_ids["moved"]) == (4, 1)
+    codes = sid_of(tmp_path)
+    assert codes["B3"] == (0, 0, 0, 1) and codes["B4"] == (1, 1, 1, 1)
+
+
+def test_ids_that_end_early_are_named_or_filled(mql, tmp_path):
+    """The extra token of items that shared an ID: 0 says that there is none, and n becomes n + 1."""
+    (mql / "Toys.index_vitemb.json").unlink()
+    ids = {"0": "<a_1> <b_2>", "1": "<a_1> <b_2> <c_0>", "2": "<a_1> <b_2> <c_1>", "3": "<a_3> <b_3>"}
+    text = json.dumps({item: tokens.split() for item, tokens in ids.items()})
+    refused(mql, "index_lemb.json", text, lambda: bring_mql(mql, tmp_path), "item 1", "--reallocate")
+    report = bring_mql(mql, tmp_path, reallocate=True)
+    assert sid_of(tmp_path) == {"B1": (1, 2, 0), "B2": (1, 2, 1), "B3": (1, 2, 2), "B4": (3, 3, 0)}
+    assert report.semantic_ids["moved"] == 0
+
+
+def test_reallocation_needs_ids(mql, tmp_path):
+    (mql / "Toys.index_vitemb.json").unlink()
+    text = json.dumps({"0": ["<a_1>"]})
+    refused(mql, "index_lemb.json", text, lambda: bring_mql(mql, tmp_path, reallocate=True), "3 items", "B2")
+
+
+@pytest.mark.parametrize(
+    ("texts", "cells"),
+    [
+        ({"description": ["one", "two"], "categories": ["A", "C, x"]}, ("A C,_x", "one two")),
+        ({"description": "['one', 'two']", "categories": "['A', 'C, x']"}, ("A C,_x", "one two")),
+        ({"description": '["one", "<b>two</b>"]', "categories": [["A", "B"], ["A", "C"]]}, ("A B C", "one two")),
+        ({"description": str(np.array(["one", "two"])), "categories": "A, B"}, ("A B", "one two")),
+        ({"description": None, "categories": []}, ("", "")),
+        ({"description": 5, "categories": [1, None, "B"]}, ("1 B", "5")),
+        ({"description": ["."], "categories": ""}, ("", "")),
+        ({"description": "[2 Pack] Socks"}, ("", "[2 Pack] Socks")),
+    ],
+)
+def test_texts_may_be_lists(mql, tmp_path, texts, cells):
+    (mql / "Toys.item.json").write_text(json.dumps({"0": {"title": ["A", "B"], **texts}}))
+    bring_mql(mql, tmp_path)
+    row = (tmp_path / "data" / "Toys" / "Toys.item").read_text().splitlines()[1].split("\t")
+    assert (row[1], *row[3:]) == ("A B", *cells)
+
+
+@pytest.mark.parametrize("value", [{"a": "b"}, ["x", {"a": "b"}]])
+def test_texts_that_would_be_lost_are_refused(mql, tmp_path, value):
+    text = json.dumps({"1": {"description": value}})
+    refused(mql, "item.json", text, lambda: bring_mql(mql, tmp_path), "item 1", "description")
+
+
+@pytest.mark.parametrize("known", ["item.json", "index_lemb.json", "emb-llama-td.npy"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_items_that_nobody_chose_are_known_from_other_files(mql, tmp_path, known, first):
+    """Without item2id, item `first` + 2 occurs in one other file only."""
+    for path in mql.iterdir():
+        if path.name not in ("Toys.inter.json", f"Toys.{known}"):
+            path.unlink()
+    histories = {str(user): [first, first + 1, first + 3] for user in range(2)}
+    (mql / "Toys.inter.json").write_text(json.dumps(histories))
+    indexes = range(first, first + 4)
+    if known == "item.json":
+        (mql / "Toys.item.json").write_text(json.dumps({str(n): {"title": f"t{n}"} for n in indexes}))
+    elif known == "index_lemb.json":
+        (mql / "Toys.index_lemb.json").write_text(json.dumps({str(n): [f"<a_{n}>"] for n in indexes}))
+    report = bring_mql(mql, tmp_path)
+    assert (report.items, report.interactions) == (3, 6)
+    rows = (tmp_path / "data" / "Toys" / "Toys.inter").read_text().splitlines()[1:4]
+    assert [row.split("\t")[1] for row in rows] == [str(first), str(first + 1), str(first + 3)]
+    assert (tmp_path / "data" / "Toys" / "Toys.sid").exists() == (known == "index_lemb.json")
 
 
 def test_one_code_set_takes_the_first_letters(mql, tmp_path):

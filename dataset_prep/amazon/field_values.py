@@ -145,15 +145,18 @@ def strings(value: object) -> tuple[str, ...]:
     """
     if isinstance(value, str):
         listed = structure(value)
-        if isinstance(listed, list) and all(leaf is None or isinstance(leaf, str) for leaf in _leaves(listed)):
+        if isinstance(listed, list) and all(leaf is None or isinstance(leaf, str) for leaf in leaves(listed)):
             value = listed
         elif value in NA_WORDS:
             return ()
-    return tuple(SURROGATE.sub(" ", str(leaf)) for leaf in _leaves(value) if _counts(leaf))
+    return tuple(SURROGATE.sub(" ", str(leaf)) for leaf in leaves(value) if _counts(leaf))
 
 
-def _leaves(value: object) -> Iterator[object]:
-    """Yield the elements of nested lists in their order; no recursion, because input may be nested deeply."""
+def leaves(value: object) -> Iterator[object]:
+    """Yield the elements of nested lists in their order, or the value itself if it is no list.
+
+    Without recursion, because input may be nested deeply.
+    """
     waiting = [value]
     while waiting:
         value = waiting.pop()

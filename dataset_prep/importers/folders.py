@@ -111,23 +111,33 @@ def read_index(path: Path, kind: str) -> list[str]:
     return [token_at[index] for index in range(len(token_at))]
 
 
-def index_tokens(files: SourceFiles, opened: Mapping[str, np.ndarray], histories: Histories) -> list[str]:
-    """Use the indexes as item tokens if no file names the items; the number of matrix rows says how many there are.
+def index_tokens(
+    files: SourceFiles, opened: Mapping[str, np.ndarray], histories: Histories, named: Iterable[int] = ()
+) -> list[str]:
+    """Use the indexes as item tokens if no file names the items.
+
+    The rows of the matrices say how many items there are; without a matrix, histories and other files name them together.
 
     Args:
         files: files of the folder, for errors.
         opened: modality -> matrix.
         histories: user index -> item indexes.
+        named: indexes in other files, also of items that nobody interacted with.
 
     Raises:
         ValueError: the matrices have different numbers of rows, or there is no matrix and the indexes have gaps.
     """
     rows = {len(matrix) for matrix in opened.values()}
     if not rows:
-        seen = {item for history in histories.values() for item in history}
-        if seen != set(range(len(seen))):
-            raise ValueError(f"{files.histories[0]}: item indexes have gaps; add a file that names the items")
-        rows = {len(seen)}
+        seen = {item for history in histories.values() for item in history} | {*named}
+        count = max(seen, default=-1) + 1
+        if count - len(seen) > (0 not in seen):  # some number items from 1
+            gap = next(index for index in range(1, count) if index not in seen)
+            raise ValueError(
+                f"{files.histories[0]}: item indexes have gaps: they end at {count - 1}, and no file knows item {gap}; add "
+                "a file that names the items"
+            )
+        rows = {count}
     if len(rows) > 1:
         names = " and ".join(path.name for path in files.features.values())
         raise ValueError(f"{names} have {' and '.join(map(str, sorted(rows)))} rows; use files of one item list")

@@ -2,23 +2,24 @@
 
 The format was verified in the published preprocessing and in published files: ``D.inter.json`` (user index -> item indexes
 in order), ``D.item2id`` and ``D.user2id`` (token, tab, index), ``D.item.json`` (index -> title, description, brand and
-categories, these joined by commas; an empty text is ``.``), ``D.emb-<model>-td.npy`` (text) and ``D.emb-<model>.npy``
-(image) with one row an index, ``D.index_lemb.json`` and ``D.index_vitemb.json`` (index -> code tokens, lower case for text,
-upper case for image).
+categories, these joined by commas; an empty text is ``.``; lists and the text of lists occur), ``D.emb-<model>-td.npy``
+(text) and ``D.emb-<model>.npy`` (image) with one row an index, ``D.index_lemb.json`` and ``D.index_vitemb.json`` (index ->
+code tokens, lower case for text, upper case for image).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataset_prep.amazon.cleaning import clean_categories, clean_text
-from dataset_prep.importers import folders, matrices
+from dataset_prep.amazon.field_values import leaves, strings
+from dataset_prep.importers import folders, matrices, shared_ids
 from dataset_prep.importers.build import Build, ImportReport
 from dataset_prep.importers.folders import SourceFiles
 from recbole_qbert.data.item_features import open_matrix
@@ -27,24 +28,35 @@ from recbole_qbert.utils.io import sha256
 
 MARK = ".inter.json"
 ITEM_HEADER = ("item_id:token", "title:token_seq", "brand:token", "categories:token_seq", "description:token_seq")
+TEXTS = ("title", "brand", "categories", "description")
 MODALITIES = ("text", "image")  # the order of their code sets
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 _CODE = re.compile(r"<([A-Za-z])_([0-9]{1,9})>")
 
 
-def mql4grec(source: Path, dataset: str, output: Path, *, name: str | None = None, progress: bool = True) -> ImportReport:
+def mql4grec(
+    source: Path,
+    dataset: str,
+    output: Path,
+    *,
+    name: str | None = None,
+    reallocate: bool = False,
+    progress: bool = True,
+) -> ImportReport:
     """Convert an MQL4GRec folder to ``<output>/<name>/``.
 
     Histories keep their order; the source has no times. If ``item2id`` or ``user2id`` is missing, the indexes are the
     tokens. ``X.item`` and ``X.sid`` have the items with interactions. Feature files have a row for every index; a row of
     zeros becomes a row of NaN. ``X.sid`` is not written if two items share an ID, because nothing could distinguish these
-    items.
+    items, unless ``reallocate`` gives such items other IDs (`shared_ids`).
 
     Args:
         source: the folder, or its parent.
         dataset: name that its files start with.
         output: folder of data sets (RecBole's ``data_path``).
         name: name of the written data set; ``dataset`` by default.
+        reallocate: give items that share an ID different ones, and fill IDs that end early: code 0 of a level that only some
+            items have says that an item had none, and the codes of this level are raised by one.
         progress: show bars.
 
     Raises:
@@ -55,7 +67,11 @@ def mql4grec(source: Path, dataset: str, output: Path, *, name: str | None = Non
     name = name or dataset
     histories = read_histories(files.histories[0])
     opened = {modality: open_matrix(path) for modality, path in files.features.items()}
-    items = folders.read_index(files.items, "item token") if files.items else folders.index_tokens(files, opened, histories)
+    if files.items:
+        items = folders.read_index(files.items, "item token")
+    else:
+        named = [int(index) for path in (files.texts, *files.codes.values()) if path for index in _read_json(path)]
+        items = folders.index_tokens(files, opened, histories, named)
     for modality, matrix in opened.items():
         if len(matrix) != len(items):
             raise ValueError(
@@ -72,7 +88,7 @@ def mql4grec(source: Path, dataset: str, output: Path, *, name: str | None = Non
             texts = sum(bool(title or description) for _, title, _, _, description in rows)
             folders.write_texts(build.path("item"), ITEM_HEADER, rows)
         features = folders.write_features(build, "mql4grec", opened, files.features, items, used, progress)
-        semantic_ids, problems = _write_ids(build, files.codes, items, used) if files.codes else (None, [])
+        semantic_ids, problems = _write_ids(build, files, opened, items, used, reallocate) if files.codes else (None, [])
         return build.finish(
             ImportReport(
                 kind="mql4grec",
@@ -174,15 +190,32 @@ def _text_rows(path: Path, items: Sequence[str], used: np.ndarray) -> Iterator[t
             raise ValueError(
                 f"{path}: item {index} is {str(fields)[:60]!r}; write it as an object with title, brand and so on"
             )
-        raw = {key: str(fields.get(key) or "") for key in ("title", "brand", "categories", "description")}
-        title, brand, description = (clean_text(raw[key]) for key in ("title", "brand", "description"))
+        parts = {key: _parts(fields.get(key), f"{path}: item {index}: {key}") for key in TEXTS}
+        title, brand, description = (clean_text(" ".join(parts[key])) for key in ("title", "brand", "description"))
+        categories = parts["categories"]
+        if categories == (fields.get("categories"),):  # a text, in which commas separate
+            categories = tuple(categories[0].split(","))
         yield (
             items[index],
             "" if title == "." else title,
             brand,
-            clean_categories(raw["categories"].split(",")),
+            clean_categories(categories),
             "" if description == "." else description,
         )
+
+
+def _parts(value: object, where: str) -> tuple[str, ...]:
+    """Return the texts of a field that is a text, a number, a list of these, the text of a list, or null.
+
+    Raises:
+        ValueError: the field holds an object, whose texts would be lost.
+    """
+    try:
+        if any(isinstance(leaf, dict) for leaf in leaves(value)):
+            raise ValueError(f"found {str(value)[:60]!r}")
+        return strings(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; write a text or a list of texts") from None
 
 
 def _check_within(path: Path, content: dict[str, Any], items: Sequence[str]) -> None:
@@ -194,48 +227,92 @@ def _check_within(path: Path, content: dict[str, Any], items: Sequence[str]) -> 
 
 
 def _write_ids(
-    build: Build, files: dict[str, Path], items: Sequence[str], used: np.ndarray
+    build: Build,
+    files: SourceFiles,
+    opened: Mapping[str, np.ndarray],
+    items: Sequence[str],
+    used: np.ndarray,
+    reallocate: bool,
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Write ``X.sid``, text codes first; return ``(counts, warnings)``, without counts if the IDs cannot be used."""
-    sets = [_read_codes(files[modality], items)[used] for modality in MODALITIES if modality in files]
+    modalities = [modality for modality in MODALITIES if modality in files.codes]
+    sets = [_read_codes(files.codes[modality], items, reallocate)[used] for modality in modalities]
+    source = " and ".join(path.name for path in files.codes.values())
     prefixes = [letter for number, codes in enumerate(sets) for letter in prefixes_of(codes.shape[1], number)]
     codes = np.concatenate(sets, axis=1)
     tokens = tuple(items[index] for index in np.flatnonzero(used))
-    ids = SemanticIDs(tokens, codes, tuple(prefixes), int(codes.max(initial=0)) + 1)
+    size = int(codes.max(initial=0)) + 1
+    moved = {}
+    if reallocate:
+        bare = [token for token, row in zip(tokens, codes, strict=True) if (row < 0).all()]
+        if len(bare) > 1:
+            raise ValueError(f"{source}: {len(bare)} items have no ID (first: {bare[0]}); make IDs with 'quantize'")
+        rows = np.flatnonzero(used)
+        code_sets = [
+            shared_ids.CodeSet(own, opened.get(modality), rows) for modality, own in zip(modalities, sets, strict=True)
+        ]
+        new = shared_ids.separate(code_sets, tokens, size)
+        moved = {"moved": int((new != codes).any(1).sum())}
+        codes = new
+    ids = SemanticIDs(tokens, codes, tuple(prefixes), size)
     distinct = len(np.unique(codes, axis=0))
     try:
-        require_unique(ids, " and ".join(path.name for path in files.values()))
+        require_unique(ids, source)
     except ValueError as error:
-        return None, [f"no {build.name}.sid was written: {distinct} different IDs for {len(tokens)} items ({error})"]
+        share = int(shared_ids.sharing(codes).sum())
+        return None, [
+            f"no {build.name}.sid was written: {distinct} different IDs for {len(tokens)} items, and {share} of them share "
+            f"theirs ({error}); or import with --reallocate, which gives such items the nearest free IDs"
+        ]
     ids.save(build.path("sid"))
-    return {"items": len(tokens), "unique": distinct, "levels": prefixes, "codes": ids.size}, []
+    return {"items": len(tokens), "unique": distinct, "levels": prefixes, "codes": ids.size, **moved}, []
 
 
-def _read_codes(path: Path, items: Sequence[str]) -> np.ndarray:
+def _read_codes(path: Path, items: Sequence[str], fill: bool) -> np.ndarray:
     """Read the codes of the items as ``[N, K]`` int16, -1 for an item without codes.
+
+    Args:
+        path: the file.
+        items: item tokens by index.
+        fill: fill IDs that end early, as `mql4grec` says of ``reallocate``.
 
     Raises:
         ValueError: an index is beyond the items, a token is malformed, or items have different levels.
     """
     content = _read_json(path)
     _check_within(path, content, items)
+    matches = {index: _matches(tokens) for index, tokens in content.items()}
     letters = _letters(path, content)
+    if fill:
+        letters = max(("".join(match[1] for match in row) for row in matches.values()), key=len, default=letters)
     codes = np.full((len(items), len(letters)), -1, dtype=np.int16)
-    for index, tokens in content.items():
-        matches = [_CODE.fullmatch(str(token)) for token in tokens] if isinstance(tokens, list) else []
-        if "".join(match[1] if match else "?" for match in matches) != letters:
-            raise ValueError(f"{path}: item {index} has {str(tokens)[:60]}; give it the levels of the first item, {letters}")
-        row = [int(match[2]) for match in matches if match]
-        if max(row) > LARGEST:
-            raise ValueError(f"{path}: item {index} has code {max(row)}, beyond the largest allowed code, {LARGEST}")
-        codes[int(index)] = row
+    lengths = {len(row) for row in matches.values()}
+    for index, row in matches.items():
+        own = "".join(match[1] for match in row)
+        if not own or (not letters.startswith(own) if fill else own != letters):
+            raise ValueError(
+                f"{path}: item {index} has {str(content[index])[:60]}; give it the levels of the first item, {letters}"
+                + ("" if fill or len(lengths) == 1 else ", or import with --reallocate, which fills IDs that end early")
+            )
+        row_codes = [int(match[2]) for match in row]
+        row_codes = [code + (level >= min(lengths)) for level, code in enumerate(row_codes)] if fill else row_codes
+        row_codes += [0] * (len(letters) - len(row))
+        if max(row_codes) > LARGEST:
+            raise ValueError(f"{path}: item {index} has code {max(row_codes)}, beyond the largest allowed code, {LARGEST}")
+        codes[int(index)] = row_codes
     return codes
 
 
+def _matches(tokens: object) -> list[re.Match[str]]:
+    """Match the tokens of an ID; empty if one is malformed."""
+    matches = [_CODE.fullmatch(str(token)) for token in tokens] if isinstance(tokens, list) else []
+    return [match for match in matches if match] if None not in matches else []
+
+
 def _letters(path: Path, content: dict[str, Any]) -> str:
-    """Return the level letters of the first item; all items must have the same."""
+    """Return the level letters of the first item."""
     first = next(iter(content.values()), None)
-    matches = [_CODE.fullmatch(str(token)) for token in first] if isinstance(first, list) else []
-    if not matches or None in matches or len(matches) > 26:
+    matches = _matches(first)
+    if not matches or len(matches) > 26:
         raise ValueError(f"{path}: the first ID is {str(first)[:60]}; write an ID as a list like ['<a_1>', '<b_2>']")
-    return "".join(match[1] for match in matches if match)
+    return "".join(match[1] for match in matches)

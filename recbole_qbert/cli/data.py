@@ -53,6 +53,8 @@ def add_commands(add: Any) -> None:
     text = "items without a row in the matrix: an error, or a row that says 'no such modality' (default: error)"
     command.add_argument("--missing", choices=("error", "mask"), default="error", help=text)
     add_config_files(command)
+    text = "give items that share a published semantic ID, or whose ID ends early, IDs of their own (default: no IDs then)"
+    command.add_argument("--reallocate", action="store_true", help=text)
     command.add_argument("--width", type=int, default=768, help="numbers a row of UniSRec's feature files (default: 768)")
 
     add(
@@ -175,6 +177,8 @@ def take_over(args: argparse.Namespace) -> Figures:
     properties = file_properties(args)
     if bool(args.source) == bool(args.features):
         raise ValueError("give either --source DIR or --features MODALITY NPY IDS")
+    if args.reallocate and args.features:
+        raise ValueError("reallocate is for the semantic IDs of --source; --features has none")
     if args.features:
         files = {modality: (Path(matrix), Path(ids)) for modality, matrix, ids in args.features}
         report = importers.arrays(
@@ -193,8 +197,15 @@ def take_over(args: argparse.Namespace) -> Figures:
             raise ValueError(f"{source} holds matrices only; give them with --features MODALITY NPY IDS")
         if kind == "mql4grec":
             report = importers.mql4grec(
-                source, theirs, Path(args.data_path), name=args.dataset, progress=progress_bars_wanted()
+                source,
+                theirs,
+                Path(args.data_path),
+                name=args.dataset,
+                reallocate=args.reallocate,
+                progress=progress_bars_wanted(),
             )
+        elif args.reallocate:
+            raise ValueError(f"reallocate is for folders with semantic IDs; {source} has none")
         else:
             report = importers.unisrec(
                 source, theirs, Path(args.data_path), name=args.dataset, width=args.width, progress=progress_bars_wanted()
