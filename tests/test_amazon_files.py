@@ -343,6 +343,11 @@ def test_columns_of_other_arrow_types(raw: Raw) -> None:
     assert raw.inter()[1:] == ["A\tI\t1.0", "B\tJ\t2.0"]
 
 
+def test_names_of_columns_within_json_lines_make_no_table(raw: Raw) -> None:
+    records = [{**record, "title": "user_id, parent_asin, rating, timestamp"} for record in reviews_2023(3)]
+    assert raw.convert(json_text(records).encode()).reviews.bad == 0
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 
@@ -379,6 +384,11 @@ FOREIGN = {
     "other columns": (b"userId,movieId,rating,timestamp\n" + b"1,2,3.5,1100000000\n" * 20, "userId,movieId"),
     "ml-1m": (b"1::1193::5::978300760\n" * 20, "No line"),
 }  # fmt: skip
+
+
+def test_a_folder_is_named(raw: Raw) -> None:
+    with pytest.raises(ValueError, match="is a folder"):
+        convert(raw.folder, None, "X", raw.folder / "out", progress=False)
 
 
 @pytest.mark.parametrize("kind", FOREIGN)

@@ -97,7 +97,8 @@ def refuse_nested(path: Path, outer: str, head: bytes) -> None:
 def text_encoding(head: bytes) -> str | None:
     """Name the encoding of text that is UTF-16 or UTF-32, with or without a byte order mark; None for all else.
 
-    >>> text_encoding('{"user'.encode("utf-16")), text_encoding('{"user'.encode("utf-16-be")), text_encoding(b'{"user')
+    >>> text = '{"user_id": "U"}'
+    >>> text_encoding(text.encode("utf-16")), text_encoding(text.encode("utf-16-be")), text_encoding(text.encode())
     ('utf-16', 'utf-16-be', None)
     """
     if head.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from dataset_prep.amazon.unpacking import DamagedFileError
+from dataset_prep.amazon.unpacking import FETCH_AGAIN, DamagedFileError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
@@ -58,7 +58,7 @@ def split_json(pieces: Iterator[bytes], limit: int) -> Iterator[bytes]:
             at += array
             continue
         if at < len(text) and finished:
-            raise DamagedFileError(f"{text[at : at + 50]!r} stands behind the end of the JSON array")
+            raise DamagedFileError(f"{text[at : at + 50]!r} stands behind the end of the JSON array; {FETCH_AGAIN}")
         if at < len(text) and array and text[at] == "]":
             at, finished = at + 1, True
             continue
@@ -70,13 +70,17 @@ def split_json(pieces: Iterator[bytes], limit: int) -> Iterator[bytes]:
                 at = after + (array and text[after] == ",")
                 continue
         if len(text) - at > limit:
-            raise DamagedFileError(f"a value is not JSON, or longer than 16 MiB; it begins {text[at : at + 100]!r}")
+            raise DamagedFileError(
+                f"a value is not JSON, or longer than 16 MiB; it begins {text[at : at + 100]!r}; {FETCH_AGAIN}"
+            )
         more = next(source, "")
         if not more:
             break
         text, at = text[at:] + more, 0
     if text[at:].strip() or (array and not finished):
-        raise DamagedFileError(f"the JSON is damaged, or ends within a value that begins {text[at : at + 100]!r}")
+        raise DamagedFileError(
+            f"the JSON is damaged, or ends within a value that begins {text[at : at + 100]!r}; {FETCH_AGAIN}"
+        )
 
 
 def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:

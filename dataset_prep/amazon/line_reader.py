@@ -113,9 +113,7 @@ def read_blocks(
                 count.lines = block.first - 1 + len(block.lines)
                 yield block
         except DamagedFileError as error:
-            raise AmazonFormatError(
-                f"{path}:{count.lines + 1}: {error}; fetch the file again and compare its size"
-            ) from error
+            raise AmazonFormatError(f"{path}:{count.lines + 1}: {error}") from error
     count.sha256 = digest.hexdigest()
 
 

@@ -92,6 +92,8 @@ class ConvertOptions:
     def _check_files(self) -> None:
         for path in (self.reviews, *self.metadata):  # before the first is read, which takes long
             if not path.is_file():
+                if path.is_dir():
+                    raise ValueError(f"{path} is a folder; give one file of one of the editions")
                 raise FileNotFoundError(f"{path}: no such file; give a file of one of the editions")
         if self.images is not None and not self.images.is_dir():
             raise FileNotFoundError(f"{self.images}: no such folder; give the folder that holds <item>/<image file>")

@@ -20,7 +20,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from dataset_prep.amazon.file_kinds import AmazonFormatError
-from dataset_prep.amazon.unpacking import DamagedFileError
+from dataset_prep.amazon.unpacking import FETCH_AGAIN, DamagedFileError
 
 Row = tuple[bytes, str]  # a line of JSON, and why it is a bad one ("" if it is not)
 DELIMITERS = {",": "comma-separated (CSV)", "\t": "tab-separated (TSV)", ";": "semicolon-separated", "|": "separated by '|'"}
@@ -125,7 +125,7 @@ def csv_layout(path: Path, head: bytes, expected: Expected) -> CsvLayout | None:
     """
     lines = [line for line in head.decode("utf-8", "replace").splitlines() if line.strip()]
     lines = lines[: max(1, len(lines) - 1)][:100]  # the last may be cut
-    if not lines or (":token" in lines[0] and "\t" in lines[0]):
+    if not lines or lines[0].lstrip().startswith(("{", "[")) or (":token" in lines[0] and "\t" in lines[0]):
         return None
     for delimiter, name in DELIMITERS.items():
         names = tuple(cell.strip().split(":")[0] for cell in _cells(lines[0], delimiter))
@@ -270,7 +270,7 @@ def table_rows(path: Path, kind: str, expected: Expected) -> Iterator[Row]:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise DamagedFileError(f"the {kind} file is damaged or incomplete ({reason})") from error
+        raise DamagedFileError(f"the {kind} file is damaged or incomplete ({reason}); {FETCH_AGAIN}") from error
 
 
 def _batches(path: Path, kind: str, expected: Expected) -> Iterator[pa.RecordBatch]:

@@ -24,10 +24,11 @@ from dataset_prep.amazon.file_kinds import (
 )
 
 Observe = Callable[[bytes], None]
+FETCH_AGAIN = "fetch the file again and compare its size"
 
 
 class DamagedFileError(Exception):
-    """The data end too early or are damaged; whoever reads the file adds its name and the line."""
+    """The data end too early or are damaged; the message says the way out, and the reader adds file and line."""
 
 
 def plain_text(path: Path, handle: BinaryIO, observe: Observe, size: int) -> tuple[bytes, Iterator[bytes]]:
@@ -118,7 +119,7 @@ def _zip_member(path: Path, handle: BinaryIO, observe: Observe, size: int) -> IO
             )
         return archive.open(members[0])
     except (zipfile.BadZipFile, OSError) as error:
-        raise AmazonFormatError(f"{path}: the zip archive is damaged or incomplete ({error}); fetch it again") from error
+        raise AmazonFormatError(f"{path}: the zip archive is damaged or incomplete ({error}); {FETCH_AGAIN}") from error
     except (RuntimeError, NotImplementedError) as error:
         raise AmazonFormatError(f"{path}: the zip archive cannot be read ({error}); unpack it by other means") from error
 
@@ -134,7 +135,7 @@ def _read_all(source: Any, packed: str | None, size: int) -> Iterator[bytes]:
         while piece := source.read(size):
             yield piece
     except (EOFError, OSError, lzma.LZMAError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
-        raise DamagedFileError(f"the {packed} data are damaged or incomplete here ({error})") from error
+        raise DamagedFileError(f"the {packed} data are damaged or incomplete here ({error}); {FETCH_AGAIN}") from error
 
 
 def _plain_or_gzip(handle: BinaryIO, packed: bool, observe: Observe, size: int) -> Iterator[bytes]:
@@ -160,7 +161,7 @@ def _plain_or_gzip(handle: BinaryIO, packed: bool, observe: Observe, size: int) 
                 raise EOFError("the file ends before the data")
             yield piece
     except (EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # isal's types call it an instance
-        raise DamagedFileError(f"the gzip data are damaged or incomplete here ({error})") from error
+        raise DamagedFileError(f"the gzip data are damaged or incomplete here ({error}); {FETCH_AGAIN}") from error
 
 
 def _peek(pieces: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
@@ -198,4 +199,4 @@ def _recoded(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
             yield decoder.decode(piece).encode()
         yield decoder.decode(b"", final=True).encode()
     except UnicodeError as error:
-        raise DamagedFileError(f"the text is not {encoding.upper()} here ({error})") from error
+        raise DamagedFileError(f"the text is not {encoding.upper()} here ({error}); {FETCH_AGAIN}") from error
