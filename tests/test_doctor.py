@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import shutil
+import zipfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -15,9 +17,11 @@ import numpy as np
 import pytest
 
 from dataset_prep import checks
-from dataset_prep.checks import atomic_lines, interactions
+from dataset_prep.checks import atomic_lines, interactions, vectors
 from dataset_prep.checks.findings import Finding
+from recbole_qbert import cli
 from recbole_qbert.data import item_features as features
+from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.utils.cached_step import CachedStep
 from recbole_qbert.utils.io import digest
@@ -133,9 +137,57 @@ def test_headers_that_recbole_cannot_use(toy, header, words):
     is_only(toy, "error", "data/toy/toy.inter:1", *words)
 
 
-def test_a_byte_order_mark(toy):
+def test_a_byte_order_mark_is_said_and_no_fault(toy):
     change_inter(toy, header="\ufeff" + HEADER)
-    is_only(toy, "error", "data/toy/toy.inter:1", "byte order mark")
+    assert trouble(toy) == []
+    assert "ok       " + str(toy / "toy.inter") + ":1: the file begins with a byte order mark" in checks.as_text(look(toy))
+
+
+def test_a_byte_order_mark_of_another_encoding(toy):
+    (toy / "toy.inter").write_text(HEADER + lines(ROWS), encoding="utf-16")
+    is_only(toy, "error", "data/toy/toy.inter:1", "utf-16")
+    assert trouble(toy, form=AtomicFormat(encoding="utf-16")) == [
+        ("error", "data/toy/toy.item:1", "the file is not in utf-16 (UTF-16 stream does not start with BOM)")
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- the user's format
+OWN = AtomicFormat(field_separator=",", encoding="latin-1", user_field="reader", item_field="isbn", time_field="when")
+
+
+def write_own(folder, header="reader:token,isbn:token,when:float\n"):
+    rows = "".join(f"{user}é,{item},{time}\n" for user, item, _, time in ROWS)
+    (folder / "toy.inter").write_text(header + rows, encoding="latin-1")
+    (folder / "toy.item").write_text("isbn:token,title:token_seq\n" + "".join(f'{i},"a toy, é"\n' for i in ITEMS), "latin-1")
+
+
+def test_files_in_the_format_of_the_user(toy):
+    write_own(toy)
+    assert trouble(toy, form=OWN) == []
+    assert "12 interactions of 4 users and 4 items" in checks.as_text(look(toy, form=OWN))
+    found = trouble(toy)
+    assert found[0][:2] == ("error", "data/toy/toy.inter:1") and "commas" in found[0][2]
+    (utf8,) = trouble(toy, form=replace(OWN, encoding="utf-8"))[:1]
+    assert utf8[:2] == ("error", "data/toy/toy.inter:2") and "12 lines not in UTF-8" in utf8[2]
+    write_own(toy, "reader:token,isbn:token,date:float\n")
+    assert [each[:2] for each in trouble(toy, form=OWN)] == [("error", "data/toy/toy.inter:1")]
+
+
+def test_the_command_takes_properties_and_property_files(toy, tmp_path, capsys):
+    write_own(toy)
+    own = tmp_path / "own.yaml"
+    own.write_text("USER_ID_FIELD: reader\nITEM_ID_FIELD: isbn\nTIME_FIELD: when\nencoding: latin-1\n")
+    call = ["doctor", "--dataset=toy", f"--data_path={toy.parent}", f"--output={tmp_path / 'runs'}"]
+    assert cli.main([*call, "--field_separator=,", "--config_files", str(own)]) == 0
+    assert "12 interactions of 4 users" in capsys.readouterr().out
+    assert cli.main(call) == 1
+
+
+def test_utf8_that_is_read_as_another_encoding(toy):
+    (toy / "toy.item").write_text(ITEM_HEADER + lines([(item, "a töy", "") for item in ITEMS]), encoding="utf-8")
+    is_only(toy, "warning", "data/toy/toy.item:2", "4 lines in UTF-8", form=AtomicFormat(encoding="cp1252"))
+    (toy / "toy.item").write_text(ITEM_HEADER + lines([(item, "a töy", "") for item in ITEMS]), encoding="cp1252")
+    assert trouble(toy, form=AtomicFormat(encoding="cp1252")) == []
 
 
 # --------------------------------------------------------------------------------------------------- lines
@@ -158,6 +210,8 @@ SOME = ("u1", "i0", "5.0", "101")  # an item that the user does not have
         ((*SOME[:3], "nan"), ["timestamp 'nan'"]),
         ((*SOME[:3], "inf"), ["'inf'"]),
         ((*SOME[:3], "2018-01-01"), ["'2018-01-01'"]),
+        ((*SOME[:3], "1e39"), ["'1e39'"]),
+        ((*SOME[:3], "1_01"), ["'1_01'"]),
         (("u1", "i0", "five", "101"), ["'five'"]),
         (("x" * 131_073, *SOME[1:]), ["131,072"]),
     ],
@@ -212,6 +266,29 @@ def test_quoted_cells_and_blank_lines_are_read_as_recbole_reads_them(toy):
     assert trouble(toy) == []
 
 
+def test_texts_over_several_lines_are_cells_if_csv_reads_them_so(toy):
+    change_items(toy, [*ITEM_ROWS[:3], ("i3", '"a\nlong\n""toy"""', "2")])
+    assert trouble(toy) == []
+
+
+def test_a_carriage_return_alone_ends_a_row(toy):
+    change_inter(toy, lines(ROWS).replace("\n", "\r"), HEADER.replace("\n", "\r"))
+    is_only(toy, "warning", "data/toy/toy.inter:2", "12 lines")
+    assert "12 interactions of 4 users" in checks.as_text(look(toy))
+
+
+@pytest.mark.parametrize("row", [("u1 ", *SOME[1:]), (" u1", *SOME[1:]), ("u1", "i0\u00a0", *SOME[2:])])
+def test_ids_with_white_space_around_them(toy, row):
+    change_inter(toy, [*ROWS, row])
+    assert ("warning", "data/toy/toy.inter:14") in [each[:2] for each in trouble(toy)]
+
+
+def test_a_stray_quote_in_the_last_lines(toy):
+    """Lines that were read in search of the other quote are judged all the same."""
+    change_inter(toy, [*ROWS, ('"u3', "i0", "1", "900"), ("u3", "NA", "1", "901"), ("u3", "i1")])
+    assert [each[1] for each in trouble(toy)] == [f"data/toy/toy.inter:{line}" for line in (14, 15, 16)]
+
+
 def test_no_rows_at_all(toy):
     change_inter(toy, "")
     is_only(toy, "error", "data/toy/toy.inter", "no usable")
@@ -226,6 +303,11 @@ def test_users_that_are_never_tested(toy):
 def test_an_item_twice_for_a_user(toy):
     change_inter(toy, [*ROWS, ("u0", "i2", "1", "900")])
     is_only(toy, "warning", "data/toy/toy.inter:14", "1 rows")
+
+
+def test_the_same_row_twice(toy):
+    change_inter(toy, [*ROWS, ROWS[0], ROWS[5]])
+    is_only(toy, "warning", "data/toy/toy.inter:14", "2 rows of a user, item and time")
 
 
 def timed(times):
@@ -270,15 +352,16 @@ def test_many_parts_find_the_same_as_one(tmp_path, monkeypatch):
     per_user = {}
     for line, (user, item, _, time) in enumerate(rows):
         per_user.setdefault(user, []).append((np.float32(time), line, float(time), item))
-    wrong = again = few = 0
+    wrong = again = same = few = 0
     for history in per_user.values():
         few += len(history) < 3
         again += len(history) - len({item for *_, item in history})
+        same += len(history) - len({row[2:] for row in history})
         history.sort(key=lambda row: row[:2])
         wrong += sum(a[2] > b[2] for a, b in pairwise(history))
-    assert min(wrong, again, few) > 0
+    assert min(wrong, again, same, few) > 0
     assert f"{few:,} of {len(per_user):,} users have fewer" in text
-    assert f"{again:,} rows of an item" in text
+    assert f"{again:,} rows of an item" in text and f"{same:,} rows of a user, item and time" in text
     assert f"{wrong:,} rows come to RecBole after a later one" in text
 
 
@@ -314,6 +397,16 @@ def test_a_lone_quote_in_a_title(toy):
     assert trouble(toy) == []
 
 
+def test_texts_that_the_encoder_would_not_find(toy):
+    change_items(toy, ITEM_ROWS, "item_id:token\tmovie_title:token_seq\tprice:float\n")
+    assert trouble(toy) == []  # the data have features of their own
+    for modality in ("text", "image"):
+        (toy / f"toy.{modality}.npy").unlink()
+    (toy / "toy.items.txt").unlink()
+    is_only(toy, "warning", "data/toy/toy.item:1", "movie_title")
+    assert trouble(toy, text_fields=["movie_title"]) == []
+
+
 def test_an_item_file_without_items(toy):
     change_items(toy, ITEM_ROWS, "asin:token\ttitle:token_seq\tprice:float\n")
     is_only(toy, "error", "data/toy/toy.item:1", "'item_id'")
@@ -343,12 +436,26 @@ def with_row(value):
         (with_row([np.inf, 1, 1]), "error", ["1 rows", "infinite"]),
         (with_row(0), "warning", ["1 rows of zeros", "first: row 2, item i2"]),
         (GOOD * np.nan, "warning", ["no item"]),
+        (with_row([1, 1.6e37, 1]), "error", ["1 rows", "row 2, item i2"]),
         (GOOD[:, :2], "warning", ["[4, 2]", "toy.features.json says [4, 3]"]),
     ],
 )
 def test_matrices(toy, matrix, level, words):
     put(toy, matrix)
     is_only(toy, level, "data/toy/toy.text.npy", *words)
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+@pytest.mark.parametrize("name", ["Amazon_Arts", "Amazon_Games", "Amazon_Instruments", "Amazon_Scientific"])
+def test_the_scale_of_real_features_is_none_to_complain_of(shared_data, name, modality):
+    matrix = np.load(shared_data / name / f"{name}.{modality}.npy").astype(np.float64)
+    norms = np.linalg.norm(matrix, axis=-1)
+    assert len(vectors.scale_outliers(norms)) == 0
+    norms[3] = np.nan
+    norms[7] *= 2.0**16  # a flipped bit of the exponent
+    norms[9] = 1e300
+    assert vectors.scale_outliers(norms).tolist() == [7, 9]
+    assert len(vectors.scale_outliers(np.zeros((4, 2)))) == len(vectors.scale_outliers(np.full((4, 2), np.nan))) == 0
 
 
 def test_lists_of_items(toy):
@@ -487,6 +594,26 @@ def test_caches_of_recbole_older_than_the_data(toy, output):
     assert trouble(toy, output=output) == []
     os.utime(cache, (0, 0))
     is_only(toy, "warning", "runs/toy/checkpoints/toy-SequentialDataset.pth", "toy.inter", output=output)
+
+
+def test_halves_of_files_that_a_killed_process_left(toy, output):
+    (toy / ".toy.item.999999999.part").write_bytes(b"")
+    is_only(toy, "warning", "data/toy/.toy.item.999999999.part", "half of a file")
+    (toy / ".toy.item.999999999.part").unlink()
+    (output / "toy" / f".toy.sid.{os.getpid()}.part").write_bytes(b"")  # this process still writes
+    assert trouble(toy, output=output) == []
+    (output / "toy" / "checkpoints").mkdir()
+    (output / "toy" / "checkpoints" / ".a.pth.999999999.part").write_bytes(b"")
+    is_only(toy, "warning", "runs/toy/checkpoints/.a.pth.999999999.part", "half of a file", output=output)
+
+
+def test_checkpoints_that_were_cut_off(toy, output):
+    whole = output / "toy" / "finetune.pth"
+    with zipfile.ZipFile(whole, "w") as archive:  # as torch.save writes
+        archive.writestr("finetune/data.pkl", b"x" * 100)
+    assert trouble(toy, output=output) == []
+    whole.write_bytes(whole.read_bytes()[:-30])
+    is_only(toy, "error", "runs/toy/finetune.pth", "checkpoint", output=output)
 
 
 def test_counts_of_the_preparation(toy):

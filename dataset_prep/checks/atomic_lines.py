@@ -1,38 +1,45 @@
-"""Read atomic files line by line and count the lines that RecBole's reader would misread.
+"""Read atomic files row by row and name the rows that RecBole's reader would misread.
 
-Unlike `recbole_qbert.data.atomic_files`, which stops at the first fault, this reader continues and looks at bytes. The
-faults are those of RecBole 1.2.1 on pandas 2.3 (``engine="python"``, csv quoting on); ``tests/test_doctor.py`` repeats the
-surprising ones.
+Unlike `recbole_qbert.data.atomic_files`, which stops at the first fault, this reader continues. The faults are those of
+RecBole 1.2.1 on pandas 2.3 (``engine="python"``, csv quoting on); ``tests/test_doctor.py`` repeats the surprising ones.
 """
 
 from __future__ import annotations
 
-import re
+import codecs
+import csv
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from dataset_prep.amazon.cleaning import MAX_CELL
 from dataset_prep.checks.findings import FaultCounter, Finding
-from recbole_qbert.data.atomic_files import TYPES, parse_columns
+from recbole_qbert.data.atomic_files import TYPES, AtomicFormat, parse_columns
 from recbole_qbert.data.item_features import READ_AS_MISSING
 from recbole_qbert.utils.spelling import did_you_mean
 
-MISSING = frozenset(word.encode() for word in READ_AS_MISSING)
-LONGEST_LINE = 1 << 26  # bytes in memory at a time
-BOM = b"\xef\xbb\xbf"
-_QUOTED = re.compile(rb'"((?:[^"]|"")*)"')
+LONGEST_LINE = 1 << 26  # characters in memory at a time
+SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", " ": "spaces"}
+BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
 
 LINE_FAULTS = {
     "few": (
         "error",
         "{lines} with too few fields, the first is {first}: RecBole fills up with missing values",
-        "separate fields by one tab each; complete or remove these lines",
+        "separate fields by one tab each, or by what field_separator says; complete or remove these lines",
     ),
     "many": (
         "error",
         "{lines} with too many fields, the first is {first}: RecBole drops the fields beyond the header",
-        "remove the tabs from the texts, or the additional fields from the lines",
+        "remove the separators from the texts, or the additional fields from the lines",
     ),
     "shifted": (
         "error",
@@ -44,7 +51,7 @@ LINE_FAULTS = {
         "error",
         "{lines} with a cell that begins with a quote and does not end with it, the first is {first}: RecBole reads on, "
         "over tabs and lines, to the next quote",
-        "write the file with pandas' to_csv(sep='\\t', index=False), or remove the quotes",
+        "write the file with pandas' to_csv(sep='\\t', index=False), or remove the quotes ('doctor --fix')",
     ),
     "return": (
         "error",
@@ -54,13 +61,20 @@ LINE_FAULTS = {
     "crlf": (
         "warning",
         "{lines} ending in CR LF (Windows): RecBole reads these, other tools take the CR as part of the last cell",
-        "convert the file: sed -i 's/\\r$//' FILE",
+        "convert the file: sed -i 's/\\r$//' FILE; 'doctor --fix' writes such a copy",
     ),
     "utf8": (
         "error",
-        "{lines} not in UTF-8, the first is {first}: RecBole cannot open the file",
-        "convert the file to UTF-8",
+        "{lines} not in {encoding}, the first is {first}: RecBole cannot open the file",
+        "set the property encoding to what it is; 'doctor --fix' writes a copy in UTF-8",
     ),
+    "utf8 after all": (
+        "warning",
+        "{lines} in UTF-8, although the property encoding says {encoding}: texts are read wrong",
+        "leave the property out",
+    ),
+    "not utf8": ("ok", "", ""),
+    "blank": ("ok", "{lines} blank, which the readers skip", ""),
     "long cell": (
         "error",
         f"{{lines}} with a cell of more than {MAX_CELL:,} characters: RecBole's reader refuses the file",
@@ -80,6 +94,11 @@ LINE_FAULTS = {
         "error",
         "{lines} with the item {first} or another word that pandas reads as missing: RecBole drops the rows silently",
         "give these ids a prefix, here and in the other files, or remove the lines",
+    ),
+    "spaces": (
+        "warning",
+        "{lines} with an id that white space surrounds, the first is {first}: it is another id than the one without",
+        "remove the white space, here and in the other files; 'doctor --fix' writes such a copy",
     ),
     "padding": (
         "warning",
@@ -113,42 +132,51 @@ class Header:
         return {name: position for name, position in self.positions.items() if self.types[name] == "float"}
 
 
-def read_header(path: Path, required: Mapping[str, str]) -> tuple[Header | None, list[Finding]]:
+#: One row of an atomic file, or a blank line: the number of its first line; its text with the line end, of several lines
+#: where quotes hold a line break together; what RecBole reads in its cells, or what stands between the separators if there
+#: is a fault; a key of `LINE_FAULTS`, or ''. A plain tuple, because there are millions.
+Row = tuple[int, str, list[str], str]
+
+
+def byte_order_mark(path: Path) -> str | None:
+    """Return the encoding that a file's byte order mark names; ``None`` if it has none."""
+    with open(path, "rb") as handle:
+        start = handle.read(4)
+    return next((encoding for mark, encoding in BYTE_ORDER_MARKS if start.startswith(mark)), None)
+
+
+def open_text(path: Path, encoding: str) -> TextIO:
+    """Open text so that line ends stay what they are and bytes of another encoding become lone surrogates."""
+    return open(path, encoding=encoding, errors="surrogateescape", newline="")
+
+
+def read_header(
+    path: Path, required: Mapping[str, str], form: AtomicFormat | None = None
+) -> tuple[Header | None, list[Finding]]:
     """Read and check the header of an atomic file.
 
     Args:
         path: the file.
         required: name -> type of the required columns.
+        form: how the file is written; default: as RecBole's defaults say.
 
     Returns:
         ``(header, findings)``; the header is ``None`` if the columns cannot be told apart.
     """
-    where, findings = f"{path}:1", list[Finding]()
-    with open(path, "rb") as handle:
-        raw = handle.readline(LONGEST_LINE)
+    form = form or AtomicFormat()
+    where = f"{path}:1"
+    line, findings = _first_line(path, form.encoding)
+    if line is None:
+        return None, findings
+    if form.field_separator not in line and len(required) > 1:
+        return None, [*findings, Finding("error", where, *_other_separator(line, form.field_separator, required))]
+    positions: dict[str, int] = {}
+    types: dict[str, str] = {}
+    columns = parse_columns(line, form.field_separator)
 
     def error(problem: str, way_out: str) -> None:
         findings.append(Finding("error", where, problem, way_out))
 
-    if raw.startswith(BOM):
-        error(
-            "the file begins with a byte order mark, which RecBole takes as part of the first name",
-            "save it as UTF-8 without BOM: sed -i '1s/^\\xEF\\xBB\\xBF//' FILE",
-        )
-    header = raw.removeprefix(BOM).decode("utf-8", "replace").rstrip("\r\n")
-    example = "\\t".join(f"{name}:{kind}" for name, kind in required.items())
-    if "\t" not in header and len(required) > 1:
-        separated = next(
-            (f" separated by {name}" for sign, name in ((" ", "spaces"), (",", "commas")) if sign in header), ""
-        )
-        error(
-            f"the header is {header[:80]!r}: one column{', or columns' + separated if separated else ''}",
-            f"separate columns by tabs, in every line; write the header as {example}",
-        )
-        return None, findings
-    positions: dict[str, int] = {}
-    types: dict[str, str] = {}
-    columns = parse_columns(header)
     for position, (name, kind) in enumerate((column.name, column.type) for column in columns):
         if not kind:
             error(f"column {name!r} has no type", f"write it as name:type, where type is {', '.join(TYPES)}")
@@ -160,98 +188,210 @@ def read_header(path: Path, required: Mapping[str, str]) -> tuple[Header | None,
         types.setdefault(name, kind)
     for name, kind in required.items():
         if name not in positions:
-            error(f"no column {name!r}{did_you_mean(name, positions)}", f"name a column {name}:{kind}")
+            key = {form.user_field: "USER_ID_FIELD", form.item_field: "ITEM_ID_FIELD", form.time_field: "TIME_FIELD"}[name]
+            error(f"no column {name!r}{did_you_mean(name, positions)}", f"name a column {name}:{kind}, or set {key}")
         elif types[name] in TYPES and types[name] != kind:
             error(f"column {name!r} is of type {types[name]}", f"name it {name}:{kind}")
     return Header(positions, types, len(columns)), findings
 
 
+def _first_line(path: Path, encoding: str) -> tuple[str | None, list[Finding]]:
+    """Return the first line without byte order mark and line end, ``None`` if it cannot be read; and what is wrong."""
+    where = f"{path}:1"
+    marked = byte_order_mark(path)
+    if marked and encoding_family(marked) != encoding_family(encoding):
+        problem = f"the file begins with a byte order mark of {marked}, but is read as {encoding}"
+        way_out = f"set the property encoding to {marked}; 'doctor --fix' writes a copy in UTF-8"
+        return None, [Finding("error", where, problem, way_out)]
+    try:
+        with open_text(path, encoding) as handle:
+            line = handle.readline(LONGEST_LINE).rstrip("\r\n")
+    except UnicodeError as error:
+        problem = f"the file is not in {encoding} ({error})"
+        return None, [Finding("error", where, problem, "set the property encoding to what it is")]
+    if not line.startswith("\ufeff"):
+        return line, []
+    return line[1:], [Finding("ok", where, "the file begins with a byte order mark, which is not read as text")]
+
+
+def encoding_family(encoding: str) -> str:
+    """Return the name of an encoding, whatever its spelling, byte order and mark.
+
+    >>> encoding_family("UTF8"), encoding_family("utf-16-le"), encoding_family("latin-1")
+    ('utf-8', 'utf-16', 'iso8859-1')
+    """
+    name = codecs.lookup(encoding).name.replace("_", "-")
+    return name.removesuffix("-sig").removesuffix("-le").removesuffix("-be")
+
+
+def _other_separator(header: str, separator: str, required: Mapping[str, str]) -> tuple[str, str]:
+    """Return what is wrong with a header of one column, and the way out."""
+    signs = [sign for sign in (" ", ",", "\t", ";", "|") if sign != separator and sign in header]
+    named = SEPARATORS.get(separator, repr(separator))
+    example = separator.join(f"{name}:{kind}" for name, kind in required.items()).replace("\t", "\\t")
+    way_out = f"separate columns by {named}, in every line; write the header as {example}"
+    if not signs:
+        return f"the header is {header[:80]!r}: one column", way_out
+    problem = f"the header is {header[:80]!r}: one column, or columns separated by {SEPARATORS[signs[0]]}"
+    return problem, f"{way_out}; or set field_separator to {signs[0]!r}"
+
+
 def rows(
-    path: Path, width: int, faults: FaultCounter, advance: Callable[[int], object]
-) -> Iterator[tuple[int, list[bytes]]]:
+    path: Path,
+    width: int,
+    faults: FaultCounter,
+    advance: Callable[[int], object],
+    form: AtomicFormat | None = None,
+) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number and cells of each row without a fault.
 
     Args:
         path: an atomic file.
         width: number of columns in the header.
         faults: counts all other rows.
-        advance: called with the number of bytes read.
+        advance: called with the number of characters read.
+        form: how the file is written; default: as RecBole's defaults say.
     """
+    form = form or AtomicFormat()
+    told = form.encoding if encoding_family(form.encoding) != "utf-8" else None
     first, shifted = True, False
-    for number, line in _lines(path, faults, advance):
-        body = line.rstrip(b"\r\n")
-        if not body.strip(b" "):  # pandas skips these as well
-            continue
-        if line[-2:] == b"\r\n":
+    for number, text, cells, fault in read_rows(path, width, form, faults, advance):
+        if "\r" in text and fault not in ("return", "blank"):
             faults.note("crlf", number)
-        cells = body.split(b"\t")
-        fault = _fault(body, cells)
-        if fault:
-            faults.note(fault, number, body)
-        elif len(cells) == width:
+        if told and not text.isascii():
+            faults.note("utf8 after all" if _is_utf8(text, told) else "not utf8", number)
+        if not fault:
             yield number, cells
-        elif len(cells) < width:
-            faults.note("few", number, body)
+        elif fault != "many":
+            faults.note(fault, number, text.rstrip("\r\n"))
         elif first and len(cells) == width + 1:
             shifted = True
             faults.note("shifted", number)
         elif not shifted or len(cells) > width + 1:
-            faults.note("many", number, body)
-        first = False
+            faults.note("many", number, text.rstrip("\r\n"))
+        first = first and fault == "blank"
+    if faults.forget("not utf8"):
+        faults.forget("utf8 after all")
 
 
-def _lines(path: Path, faults: FaultCounter, advance: Callable[[int], object]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines below the header; count and skip overlong ones, so that memory stays bounded."""
-    with open(path, "rb") as handle:
-        handle.readline(LONGEST_LINE)
-        number = 1
-        while line := handle.readline(LONGEST_LINE):
-            number += 1
-            advance(len(line))
-            if line[-1:] == b"\n" or len(line) < LONGEST_LINE:
-                yield number, line
-                continue
-            faults.note("long line", number)
-            while line and line[-1:] != b"\n":
-                line = handle.readline(LONGEST_LINE)
+def read_rows(
+    path: Path, width: int, form: AtomicFormat, faults: FaultCounter, advance: Callable[[int], object]
+) -> Iterator[Row]:
+    """Yield every row and blank line below the header.
+
+    Args:
+        path: an atomic file.
+        width: number of columns in the header.
+        form: how the file is written.
+        faults: counts lines that are too long or cannot be decoded, which are not yielded.
+        advance: called with the number of characters read.
+    """
+    again = deque[tuple[int, str]]()  # lines that a stray quote made us read ahead
+    lines = _lines(path, form.encoding, faults, advance)
+    separator = form.field_separator
+    while entry := again.popleft() if again else next(lines, None):
+        number, line = entry
+        if '"' in line:
+            row = _quoted_row(number, line, lines, again, separator, width)
+        else:
+            row = number, line, line.rstrip("\r\n").split(separator), ""
+        number, text, cells, fault = row
+        if not fault:
+            if len(cells) != width or width == 1:
+                if len(cells) == 1 and not cells[0].strip():  # pandas skips these as well
+                    fault = "blank"
+                elif len(cells) != width:
+                    fault = "few" if len(cells) < width else "many"
+            if fault and text[-1:] == "\r" and fault != "blank":  # a row of its own only if it has all cells
+                while text[-1] != "\n" and (entry := again.popleft() if again else next(lines, None)):
+                    text += entry[1]
+                cells, fault = text.rstrip("\r\n").split(separator), "return"
+            elif len(text) > MAX_CELL and max(map(len, cells)) > MAX_CELL:
+                fault = "long cell"
+        if not text.isascii() and not _is_text(text):
+            fault = "utf8"
+        yield number, text, cells, fault
+
+
+def _lines(path: Path, encoding: str, faults: FaultCounter, advance: Callable[[int], object]) -> Iterator[tuple[int, str]]:
+    """Yield the number and text of the lines below the header; count and skip overlong ones.
+
+    A carriage return ends a line, too, as it does for RecBole.
+    """
+    number = 1
+    with open_text(path, encoding) as handle:
+        readline = handle.readline
+        try:
+            readline(LONGEST_LINE)
+            while line := readline(LONGEST_LINE):
+                number += 1
                 advance(len(line))
+                if len(line) < LONGEST_LINE or line[-1] == "\n":
+                    yield number, line
+                    continue
+                faults.note("long line", number)
+                while line and line[-1] not in "\r\n":
+                    line = readline(LONGEST_LINE)
+                    advance(len(line))
+        except UnicodeError:  # encodings of several bytes that are cut off
+            faults.note("utf8", number + 1)
 
 
-def _fault(body: bytes, cells: list[bytes]) -> str | None:
-    """Name the fault that makes RecBole misread a line, if any; remove csv quotes from its cells in place."""
-    if b'"' in body and not _unquote(cells):
-        return "quote"
-    if b"\r" in body:
-        return "return"
-    if not body.isascii() and not _is_text(body):
-        return "utf8"
-    if len(body) > MAX_CELL and any(len(cell.decode()) > MAX_CELL for cell in cells):
-        return "long cell"
-    return None
+def _quoted_row(
+    number: int,
+    line: str,
+    lines: Iterator[tuple[int, str]],
+    again: deque[tuple[int, str]],
+    separator: str,
+    width: int,
+) -> Row:
+    """Read a row with quotes, which may go on over line ends, as ``csv`` does.
 
+    A quote is stray if ``csv`` refuses it, or if it swallows whole rows or cells: if what stands between the separators of
+    every line is a row.
+    """
+    taken = list[tuple[int, str]]()
 
-def _unquote(cells: list[bytes]) -> bool:
-    """Remove csv quotes in place; false if a cell begins with a quote and does not end with it."""
-    for position, cell in enumerate(cells):
-        if cell.startswith(b'"'):
-            inner = _QUOTED.fullmatch(cell)
-            if not inner:
-                return False
-            cells[position] = inner[1].replace(b'""', b'"')
-    return True
+    def text() -> Iterator[str]:
+        yield line
+        while entry := again.popleft() if again else next(lines, None):
+            taken.append(entry)
+            yield entry[1]
 
-
-def _is_text(body: bytes) -> bool:
     try:
-        body.decode()
-    except UnicodeDecodeError:
+        cells = next(csv.reader(text(), delimiter=separator, strict=True))
+    except csv.Error:
+        cells = []
+    plain = [each.rstrip("\r\n").split(separator) for each in (line, *(entry[1] for entry in taken))]
+    if cells and (all(len(each) == width for each in plain) if taken else len(plain[0]) == width != len(cells)):
+        cells = []
+    if cells:
+        return number, "".join((line, *(entry[1] for entry in taken))), cells, ""
+    again.extendleft(reversed(taken))
+    return number, line, plain[0], "quote"
+
+
+def _is_text(text: str) -> bool:
+    """Tell whether all bytes could be decoded; the others are lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         return False
     return True
 
 
-def number_in(cell: bytes) -> float | None:
+def _is_utf8(text: str, encoding: str) -> bool:
+    """Tell whether the bytes that make a text in some encoding are UTF-8."""
+    try:
+        text.encode(encoding, "surrogateescape").decode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def number_in(cell: str) -> float | None:
     """Return the number that RecBole reads in a cell: NaN for an empty cell, ``None`` if RecBole refuses it."""
     try:
-        return float(cell)
+        return None if "_" in cell or not cell.isascii() else float(cell)  # Python accepts more than pandas
     except ValueError:
-        return float("nan") if cell in MISSING else None
+        return float("nan") if cell in READ_AS_MISSING else None

@@ -61,15 +61,16 @@ class FaultCounter:
     Args:
         path: the file.
         kinds: kind -> (level, what, what to do); ``{lines}`` is replaced by the number of lines in words, ``{first}`` by the
-            content of the first.
+            content of the first, the names of ``words`` by their values.
+        words: other words in braces.
     """
 
-    def __init__(self, path: Path, kinds: dict[str, tuple[str, str, str]]) -> None:
-        self.path, self.kinds = path, kinds
+    def __init__(self, path: Path, kinds: dict[str, tuple[str, str, str]], **words: str) -> None:
+        self.path, self.kinds, self.words = path, kinds, words
         self.counts: dict[str, list[int]] = {}  # kind -> [first line, number of lines]
         self.first: dict[str, str] = {}
 
-    def note(self, kind: str, line: int, content: bytes = b"") -> None:
+    def note(self, kind: str, line: int, content: str = "") -> None:
         """Count a fault.
 
         Args:
@@ -81,8 +82,12 @@ class FaultCounter:
             self.counts[kind][1] += 1
         else:
             self.counts[kind] = [line, 1]
-            text = content.decode("utf-8", "replace")
-            self.first[kind] = repr(text if len(text) <= 60 else text[:60] + "…")
+            self.first[kind] = repr(content if len(content) <= 60 else content[:60] + "…")
+
+    def forget(self, kind: str) -> bool:
+        """Take a kind of fault back; false if it was never counted."""
+        self.first.pop(kind, None)
+        return bool(self.counts.pop(kind, None))
 
     def findings(self) -> list[Finding]:
         """Return one finding per kind, in the order of the first lines."""
@@ -90,5 +95,6 @@ class FaultCounter:
         for kind, (line, count) in sorted(self.counts.items(), key=lambda entry: entry[1]):
             level, what, way_out = self.kinds[kind]
             lines = "1 line" if count == 1 else f"{count:,} lines"
-            result.append(Finding(level, f"{self.path}:{line}", what.format(lines=lines, first=self.first[kind]), way_out))
+            what = what.format(lines=lines, first=self.first[kind], **self.words)
+            result.append(Finding(level, f"{self.path}:{line}", what, way_out))
         return result

@@ -17,19 +17,21 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from dataset_prep.checks.atomic_lines import LINE_FAULTS, MISSING, Header, number_in, read_header, rows
+from dataset_prep.checks.atomic_lines import LINE_FAULTS, Header, number_in, read_header, rows
 from dataset_prep.checks.findings import FaultCounter, Finding
+from recbole_qbert.data.atomic_files import AtomicFormat
+from recbole_qbert.data.item_features import READ_AS_MISSING
 
-REQUIRED = {"user_id": "token", "item_id": "token", "timestamp": "float"}
 PART = 1 << 25  # bytes of text whose rows are in memory at a time
 BLOCK = 1 << 16  # rows collected before they are written
 MAX_SECONDS = 1e11  # the year 5138; larger times are milliseconds
+MAX_FLOAT32 = 3.4028235e38  # RecBole keeps numbers as float32
 ROW = np.dtype([("user", "<i8"), ("item", "<i4"), ("time", "<f8"), ("line", "<i8")])
 
 _FAULTS = LINE_FAULTS | {
     "no time": (
         "error",
-        "{lines} with the timestamp {first}: RecBole replaces it by the mean of all times",
+        "{lines} with the {time} {first}: RecBole replaces it by the mean of all times",
         "give these rows a time, or remove them",
     ),
     "endless": (
@@ -55,35 +57,39 @@ class InteractionSummary:
         users: number of users in these rows.
     """
 
-    items: dict[bytes, int] = field(default_factory=dict)
+    items: dict[str, int] = field(default_factory=dict)
     rows: int = 0
     users: int = 0
 
     def tokens(self) -> list[str]:
         """Return the item tokens in the order in which they first occur."""
-        return [item.decode("utf-8", "replace") for item in self.items]
+        return list(self.items)
 
 
-def check(path: Path, progress: bool = False) -> tuple[InteractionSummary | None, list[Finding]]:
+def check(
+    path: Path, progress: bool = False, form: AtomicFormat | None = None
+) -> tuple[InteractionSummary | None, list[Finding]]:
     """Check a ``.inter`` file.
 
     Args:
         path: the file.
         progress: show a bar over its bytes.
+        form: how the file is written; default: as RecBole's defaults say.
 
     Returns:
         ``(summary, findings)``; the summary is ``None`` if users and items cannot be found in the rows.
     """
-    header, findings = read_header(path, REQUIRED)
-    if header is None or not {"user_id", "item_id"} <= header.positions.keys():
+    form = form or AtomicFormat()
+    header, findings = read_header(path, required(form), form)
+    if header is None or not {form.user_field, form.item_field} <= header.positions.keys():
         return None, findings
     size = path.stat().st_size
-    summary, faults = InteractionSummary(), FaultCounter(path, _FAULTS)
+    summary, faults = InteractionSummary(), FaultCounter(path, _FAULTS, encoding=form.encoding.upper(), time=form.time_field)
     with (
         Spool(1 + size // PART) as spool,
         tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=not progress, leave=False) as bar,
     ):
-        _read(rows(path, header.width, faults, bar.update), header, faults, summary, spool)
+        _read(rows(path, header.width, faults, bar.update, form), header, form, faults, summary, spool)
         order = Order()
         for part in spool.parts():
             order.add(part)
@@ -93,33 +99,43 @@ def check(path: Path, progress: bool = False) -> tuple[InteractionSummary | None
         findings.append(Finding("error", str(path), "no usable interactions", "see the other findings, or prepare again"))
         return summary, findings
     counts = f"{summary.rows:,} interactions of {summary.users:,} users and {len(summary.items):,} items"
-    return summary, [*findings, Finding("ok", str(path), counts), *order.findings(path, "timestamp" in header.floats())]
+    return summary, [*findings, Finding("ok", str(path), counts), *order.findings(path, form.time_field in header.floats())]
+
+
+def required(form: AtomicFormat) -> dict[str, str]:
+    """Return name -> type of the columns that a ``.inter`` file must have."""
+    return {form.user_field: "token", form.item_field: "token", form.time_field: "float"}
 
 
 def _read(
-    lines: Iterator[tuple[int, list[bytes]]],
+    lines: Iterator[tuple[int, list[str]]],
     header: Header,
+    form: AtomicFormat,
     faults: FaultCounter,
     summary: InteractionSummary,
     spool: Spool,
 ) -> None:
     """Check the cells of all rows; pass users, items, times and line numbers to the spool."""
-    user_at, item_at = header.positions["user_id"], header.positions["item_id"]
+    user_at, item_at = header.positions[form.user_field], header.positions[form.item_field]
     numbers = header.floats()
-    time_at = numbers.pop("timestamp", None)
+    time_at = numbers.pop(form.time_field, None)
     items, block = summary.items, list[tuple[int, int, float, int]]()
     for number, cells in lines:
         user, item = cells[user_at], cells[item_at]
-        if user in MISSING:
+        if user in READ_AS_MISSING:
             faults.note("no user", number, user)
             continue
+        if user[0] <= " " or user[-1] <= " ":
+            faults.note("spaces", number, user)
         code = items.get(item)
         if code is None:
-            if item in MISSING:
+            if item in READ_AS_MISSING:
                 faults.note("no item", number, item)
                 continue
-            if item == b"[PAD]":
+            if item == "[PAD]":
                 faults.note("padding", number, item)
+            if item != item.strip():
+                faults.note("spaces", number, item)
             code = items[item] = len(items)
         for position in numbers.values():
             _check_number(cells[position], number, faults, "no number")
@@ -132,12 +148,12 @@ def _read(
     spool.add(block)
 
 
-def _check_number(cell: bytes, line: int, faults: FaultCounter, missing: str) -> float:
+def _check_number(cell: str, line: int, faults: FaultCounter, missing: str) -> float:
     """Return the number in a cell; count a fault and return NaN if it has no finite number."""
     value = number_in(cell)
     if value is None:
         faults.note("not a number", line, cell)
-    elif math.isfinite(value):
+    elif abs(value) < MAX_FLOAT32:
         return value
     else:
         faults.note(missing if value != value else "endless", line, cell)
@@ -176,6 +192,24 @@ class Spool:
             yield np.frombuffer(handle.read(), dtype=ROW)
 
 
+def repeats(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows of an item that the user has already.
+
+    Args:
+        table: rows of `ROW`, all of some users.
+
+    Returns:
+        Lines of the rows whose user and item an earlier line has; and of those among them whose time it has, too.
+    """
+    pairs = table[np.lexsort((table["line"], table["item"], table["user"]))]
+    same = (pairs["user"][1:] == pairs["user"][:-1]) & (pairs["item"][1:] == pairs["item"][:-1])
+    again = pairs["line"][1:][same]
+    pairs = pairs[np.r_[False, same] | np.r_[same, False]]
+    pairs = pairs[np.lexsort((pairs["line"], pairs["time"], pairs["item"], pairs["user"]))]
+    same = np.logical_and.reduce([pairs[name][1:] == pairs[name][:-1] for name in ("user", "item", "time")])
+    return again, pairs["line"][1:][same]
+
+
 @dataclass
 class Tally:
     """A number of rows, and the first line of the file that holds one of them."""
@@ -197,6 +231,7 @@ class Order:
     users: int = 0
     untested: Tally = field(default_factory=Tally)  # users with fewer than 3 rows
     repeated: Tally = field(default_factory=Tally)  # rows of an item that the user already has
+    duplicates: Tally = field(default_factory=Tally)  # those of them of the same time
     reversed: Tally = field(default_factory=Tally)  # rows that RecBole puts before an earlier one
     unsorted: Tally = field(default_factory=Tally)  # rows that follow a later one in the file
     merged: int = 0  # neighbours of different times that are equal in float32
@@ -212,9 +247,9 @@ class Order:
         count = np.diff(np.r_[start, len(table)])
         self.users += len(start)
         self.untested.add(table["line"][start[count < 3]])
-        pairs = table[np.lexsort((table["line"], table["item"], table["user"]))]
-        repeated = (pairs["user"][1:] == pairs["user"][:-1]) & (pairs["item"][1:] == pairs["item"][:-1])
-        self.repeated.add(pairs["line"][1:][repeated])
+        again, duplicates = repeats(table)
+        self.repeated.add(again)
+        self.duplicates.add(duplicates)
         timed = table[~np.isnan(table["time"])]
         with np.errstate(over="ignore"):
             narrowed = timed["time"].astype(np.float32)
@@ -248,7 +283,16 @@ class Order:
                     "nothing, or prepare the data with at least 3 interactions per user",
                 )
             )
-        if self.repeated.count:
+        if self.duplicates.count:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"{path}:{self.duplicates.line}",
+                    f"{self.duplicates.count:,} rows of a user, item and time that an earlier row has, too",
+                    "keep the first row of each; 'doctor --fix' writes such a copy",
+                )
+            )
+        if self.repeated.count > self.duplicates.count:
             findings.append(
                 Finding(
                     "warning",
@@ -275,7 +319,7 @@ class Order:
                 f"{path}:{self.reversed.line}",
                 f"{self.reversed.count:,} rows come to RecBole after a later one: {coarse}, so it takes close times as "
                 "equal and keeps the order of the file, which is not the order of time here",
-                "sort the file by timestamp, stably",
+                "sort the file by time, stably; 'doctor --fix' writes such a copy",
             )
         elif self.merged or self.equal:
             yield Finding(

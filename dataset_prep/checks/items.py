@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dataset_prep.checks.atomic_lines import LINE_FAULTS, MISSING, number_in, read_header, rows
+from dataset_prep.checks.atomic_lines import LINE_FAULTS, Header, number_in, read_header, rows
 from dataset_prep.checks.findings import FaultCounter, Finding
 from dataset_prep.checks.interactions import InteractionSummary
+from recbole_qbert.data import item_features as features
+from recbole_qbert.data.atomic_files import AtomicFormat
+from recbole_qbert.data.builtin_encoders import TEXT_FIELDS
+from recbole_qbert.data.item_features import READ_AS_MISSING
 
 _FAULTS = LINE_FAULTS | {
     "twice": (
         "error",
         "{lines} of an item that already has a row, the first is {first}: RecBole keeps the first row, our readers refuse",
-        "keep one row per item",
+        "keep one row per item; 'doctor --fix' writes such a copy",
     ),
 }
 
 
-def check(path: Path, summary: InteractionSummary) -> list[Finding]:
+def check(
+    path: Path,
+    summary: InteractionSummary,
+    form: AtomicFormat | None = None,
+    text_fields: Sequence[str] | None = None,
+) -> list[Finding]:
     """Check a ``.item`` file.
 
     Args:
         path: the file.
         summary: content of the ``.inter`` file.
+        form: how the file is written; default: as RecBole's defaults say.
+        text_fields: columns that the built-in encoder reads; default: those that it knows by name.
     """
-    header, findings = read_header(path, {"item_id": "token"})
-    if header is None or "item_id" not in header.positions:
+    form = form or AtomicFormat()
+    header, findings = read_header(path, {form.item_field: "token"}, form)
+    if header is None or form.item_field not in header.positions:
         return findings
-    faults = FaultCounter(path, _FAULTS)
-    item_at, numbers = header.positions["item_id"], list(header.floats().values())
-    line_of: dict[bytes, int] = {}
-    for number, cells in rows(path, header.width, faults, lambda _: None):
+    faults = FaultCounter(path, _FAULTS, encoding=form.encoding.upper())
+    item_at, numbers = header.positions[form.item_field], list(header.floats().values())
+    line_of: dict[str, int] = {}
+    for number, cells in rows(path, header.width, faults, lambda _: None, form):
         item = cells[item_at]
-        if item in MISSING:
+        if item in READ_AS_MISSING:
             faults.note("no item", number, item)
             continue
+        if item != item.strip():
+            faults.note("spaces", number, item)
         if item in line_of:
             faults.note("twice", number, item)
         line_of.setdefault(item, number)
         for position in numbers:
             if number_in(cells[position]) is None:
                 faults.note("not a number", number, cells[position])
-    findings += faults.findings()
+    findings += [*faults.findings(), *_texts(path, header, form, text_fields or ())]
     without = [item for item in summary.items if item not in line_of]
     if without:
         findings.append(
@@ -49,8 +64,8 @@ def check(path: Path, summary: InteractionSummary) -> list[Finding]:
                 "error",
                 str(path),
                 f"{len(without):,} of {len(summary.items):,} items with interactions have no row (first: "
-                f"{_name(without[0])}): RecBole drops their interactions as soon as a model loads a column of this file",
-                "add a row with the item_id and empty cells for each, or remove the file",
+                f"{without[0]}): RecBole drops their interactions as soon as a model loads a column of this file",
+                "add a row with the id and empty cells for each, or remove the file",
             )
         )
     unused = [item for item in line_of if item not in summary.items]
@@ -59,7 +74,7 @@ def check(path: Path, summary: InteractionSummary) -> list[Finding]:
             Finding(
                 "warning",
                 f"{path}:{line_of[unused[0]]}",
-                f"{len(unused):,} rows are of items without interactions (first: {_name(unused[0])}): models that load a "
+                f"{len(unused):,} rows are of items without interactions (first: {unused[0]}): models that load a "
                 "column of this file rank these items as well",
                 'remove these rows, or set item_inter_num_interval to "[1,inf)"',
             )
@@ -69,5 +84,14 @@ def check(path: Path, summary: InteractionSummary) -> list[Finding]:
     return findings
 
 
-def _name(item: bytes) -> str:
-    return item.decode("utf-8", "replace")
+def _texts(path: Path, header: Header, form: AtomicFormat, fields: Sequence[str]) -> Iterator[Finding]:
+    """Warn if the built-in encoder, which data without features go to, would find no text in the columns that there are."""
+    known = fields if fields and "auto" not in fields else TEXT_FIELDS
+    if features.available(path.parent, path.stem) or any(name in header.positions for name in known):
+        return
+    columns = [name for name, kind in header.types.items() if kind.startswith("token") and name != form.item_field]
+    if columns:
+        problem = f"no text column is known ({', '.join(known)}), and items get no text features; there are "
+        problem += ", ".join(columns)
+        way_out = f"name the column of the text {known[0]}, or bring features of your own"
+        yield Finding("warning", f"{path}:1", problem, way_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from glob import escape
@@ -99,6 +100,45 @@ def caches(inter: Path, dataset: str, output: Path) -> Iterator[Finding]:
                 f"is older than {inter.name}, and RecBole uses such a file without checking the data",
                 "remove it",
             )
+
+
+# ---------------------------------------------------------------------------------------------- interrupted writes
+def interrupted(folder: Path) -> Iterator[Finding]:
+    """Name the half-written files of processes that ended before they were done (`utils.io.atomic_write`).
+
+    Args:
+        folder: folder of the data set, or of its output.
+    """
+    for path in sorted(folder.rglob(".*.part")):
+        process = path.name.removesuffix(".part").rpartition(".")[2]
+        if process.isdecimal() and not _runs(int(process)):
+            way_out = "remove it; the command that wrote it writes the file again"
+            yield Finding("warning", str(path), "is half of a file, left by a process that was killed", way_out)
+
+
+def _runs(process: int) -> bool:
+    """Tell whether a process may be running; always true where this cannot be asked without harm."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def checkpoints(output: Path, dataset: str) -> Iterator[Finding]:
+    """Name the checkpoints that are no archives of ``torch.save``, because they were cut off.
+
+    Args:
+        output: folder of the data set's output.
+        dataset: name of the data set; ``<dataset>-*.pth`` are RecBole's caches, which are no checkpoints.
+    """
+    for path in sorted(output.rglob("*.pth")):
+        if not path.name.startswith(f"{dataset}-") and not zipfile.is_zipfile(path):
+            yield Finding("error", str(path), "is not a whole checkpoint", "remove it and train again, or copy it again")
 
 
 # ---------------------------------------------------------------------------------------------- preparation

@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_properties(rest: Sequence[str]) -> dict[str, Any]:
-    """Return ``--key=value`` arguments as a mapping; values are read as YAML.
+    """Return ``--key=value`` arguments as a mapping; values are read as YAML, but a lone sign (``,``) is that sign.
 
     Raises:
         ValueError: an argument of another form, or a value that is not YAML.
@@ -104,7 +104,12 @@ def parse_properties(rest: Sequence[str]) -> dict[str, Any]:
         if not key.startswith("--") or not equals or len(key) < 3:
             raise ValueError(f"argument {argument!r} is neither an option nor --property=value")
         try:
-            properties[key[2:]] = parse_yaml(value)
+            properties[key[2:]] = value if is_sign(value) else parse_yaml(value)
         except yaml.YAMLError as error:
             raise ValueError(f"{argument!r} is not YAML after the '=': {error}") from None
     return properties
+
+
+def is_sign(value: str) -> bool:
+    """Tell whether a value is one sign that YAML would take for a part of its grammar, such as a separator of columns."""
+    return len(value) == 1 and not value.isalnum() and value != "~"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import yaml
 
 from dataset_prep import checks
-from recbole_qbert.cli.common import Figures, add_config_files, file_properties, refuse_properties
+from recbole_qbert.cli.common import Figures, add_config_files, file_properties, refuse_properties, workflow_arguments
 from recbole_qbert.data.atomic_files import AtomicFormat
+from recbole_qbert.recbole_integration.job import Job
 from recbole_qbert.utils.console import progress_bars_wanted, say, to_plain_values
 
 
@@ -61,7 +63,6 @@ def add_commands(add: Any) -> None:
         "doctor",
         doctor,
         "check a data set and what the commands left of it; exit code 1 when something is wrong",
-        kind="one",
     )
 
 
@@ -217,11 +218,21 @@ def take_over(args: argparse.Namespace) -> Figures:
 
 def doctor(args: argparse.Namespace) -> Figures:
     """Report what is wrong with a data set, and what to do."""
-    refuse_properties(args)
-    findings = checks.check(Path(args.data_path), args.dataset, output=Path(args.output), progress=progress_bars_wanted())
+    settings = _settings(args)
+    form = AtomicFormat.from_config(settings)
+    options: dict[str, Any] = {"progress": progress_bars_wanted(), "text_fields": settings.get("text_fields")}
+    findings = checks.check(Path(args.data_path), args.dataset, output=Path(args.output), form=form, **options)
     say(checks.as_text(findings))
     records = [asdict(finding) for finding in findings]
     return {"dataset": args.dataset, "findings": records, "exit_code": checks.worst(findings)}
+
+
+def _settings(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Return the properties as a training would have them; without data, only those of the command line."""
+    if not (folder_of(args) / f"{args.dataset}.inter").is_file():
+        return args.properties
+    settings: Mapping[str, Any] = Job.of(**workflow_arguments(args)).configure().final_config_dict
+    return settings
 
 
 def folder_of(args: argparse.Namespace) -> Path:
