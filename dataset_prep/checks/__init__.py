@@ -11,10 +11,11 @@ from pathlib import Path
 
 from dataset_prep.checks import identifiers, interactions, items, leftovers, vectors
 from dataset_prep.checks.findings import Finding, as_text, worst
+from dataset_prep.checks.fix import fix
 from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.utils.spelling import did_you_mean
 
-__all__ = ["Finding", "as_text", "check", "worst"]
+__all__ = ["Finding", "as_text", "check", "fix", "worst"]
 
 
 def check(

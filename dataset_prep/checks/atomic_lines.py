@@ -21,6 +21,7 @@ from recbole_qbert.data.item_features import READ_AS_MISSING
 from recbole_qbert.utils.spelling import did_you_mean
 
 LONGEST_LINE = 1 << 26  # characters in memory at a time
+MOST_RETURNS = 100  # carriage returns that are looked for in a row
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", " ": "spaces"}
 BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -302,10 +303,8 @@ def read_rows(
                     fault = "blank"
                 elif len(cells) != width:
                     fault = "few" if len(cells) < width else "many"
-            if fault and text[-1:] == "\r" and fault != "blank":  # a row of its own only if it has all cells
-                while text[-1] != "\n" and (entry := again.popleft() if again else next(lines, None)):
-                    text += entry[1]
-                cells, fault = text.rstrip("\r\n").split(separator), "return"
+            if fault == "few" and text[-1:] == "\r":
+                text, cells, fault = _with_carriage_returns(text, cells, lines, again, separator, width)
             elif len(text) > MAX_CELL and max(map(len, cells)) > MAX_CELL:
                 fault = "long cell"
         if not text.isascii() and not _is_text(text):
@@ -335,6 +334,29 @@ def _lines(path: Path, encoding: str, faults: FaultCounter, advance: Callable[[i
                     advance(len(line))
         except UnicodeError:  # encodings of several bytes that are cut off
             faults.note("utf8", number + 1)
+
+
+def _with_carriage_returns(
+    text: str,
+    cells: list[str],
+    lines: Iterator[tuple[int, str]],
+    again: deque[tuple[int, str]],
+    separator: str,
+    width: int,
+) -> tuple[str, list[str], str]:
+    """Return text, cells and fault of a row that a carriage return cuts short, with what follows if that completes it."""
+    taken, joined, together = list[tuple[int, str]](), text, cells
+    while joined[-1] == "\r" and len(together) < width and len(taken) < MOST_RETURNS:
+        entry = again.popleft() if again else next(lines, None)
+        if entry is None:
+            break
+        taken.append(entry)
+        joined += entry[1]
+        together = joined.rstrip("\r\n").split(separator)
+    if taken and len(together) == width:
+        return joined, together, "return"
+    again.extendleft(reversed(taken))
+    return text, cells, "few"
 
 
 def _quoted_row(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-LEVELS = ("error", "warning", "ok")
+LEVELS = ("error", "warning", "mended", "ok")
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,10 @@ class Finding:
 
     Attributes:
         level: ``error``: the data cannot be used as intended; ``warning``: they can, but a person should know this first;
-            ``ok``.
+            ``mended``: what `fix` did; ``ok``.
         where: the file, and the first line concerned if there is one.
         what: the result in words.
-        what_to_do: the way out; empty for ``ok``.
+        what_to_do: the way out; empty for ``mended`` and ``ok``.
     """
 
     level: str

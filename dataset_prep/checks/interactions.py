@@ -210,6 +210,23 @@ def repeats(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return again, pairs["line"][1:][same]
 
 
+def as_recbole_sorts(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort rows by user and float32 time, as RecBole does. Its sort is stable: rows of one float32 time stay in file order.
+
+    Args:
+        table: rows of `ROW`, all of some users.
+
+    Returns:
+        The rows that have a time; and whether each but the first has the user and float32 time of the one before.
+    """
+    timed = table[~np.isnan(table["time"])]
+    with np.errstate(over="ignore"):
+        narrowed = timed["time"].astype(np.float32)
+    ranked = np.lexsort((timed["line"], narrowed, timed["user"]))
+    timed, narrowed = timed[ranked], narrowed[ranked]
+    return timed, (timed["user"][1:] == timed["user"][:-1]) & (narrowed[1:] == narrowed[:-1])
+
+
 @dataclass
 class Tally:
     """A number of rows, and the first line of the file that holds one of them."""
@@ -250,15 +267,9 @@ class Order:
         again, duplicates = repeats(table)
         self.repeated.add(again)
         self.duplicates.add(duplicates)
-        timed = table[~np.isnan(table["time"])]
-        with np.errstate(over="ignore"):
-            narrowed = timed["time"].astype(np.float32)
-        same_user = timed["user"][1:] == timed["user"][:-1]
-        self.unsorted.add(timed["line"][1:][same_user & (timed["time"][1:] < timed["time"][:-1])])
-        # RecBole sorts by user and float32 time, and its sort is stable: rows of one float32 time stay in file order.
-        ranked = np.lexsort((timed["line"], narrowed, timed["user"]))
-        timed, narrowed = timed[ranked], narrowed[ranked]
-        tied = (timed["user"][1:] == timed["user"][:-1]) & (narrowed[1:] == narrowed[:-1])
+        same_user = table["user"][1:] == table["user"][:-1]
+        self.unsorted.add(table["line"][1:][same_user & (table["time"][1:] < table["time"][:-1])])
+        timed, tied = as_recbole_sorts(table)
         later, earlier = timed["time"][1:], timed["time"][:-1]
         self.reversed.add(timed["line"][1:][tied & (later < earlier)])
         self.merged += int((tied & (later != earlier)).sum())

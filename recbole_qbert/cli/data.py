@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 
 from dataset_prep import checks
 from recbole_qbert.cli.common import Figures, add_config_files, file_properties, refuse_properties, workflow_arguments
-from recbole_qbert.data.atomic_files import AtomicFormat
+from recbole_qbert.data.atomic_files import ENCODING, AtomicFormat
 from recbole_qbert.recbole_integration.job import Job
 from recbole_qbert.utils.console import progress_bars_wanted, say, to_plain_values
 
@@ -59,11 +59,14 @@ def add_commands(add: Any) -> None:
     command.add_argument("--reallocate", action="store_true", help=text)
     command.add_argument("--width", type=int, default=768, help="numbers a row of UniSRec's feature files (default: 768)")
 
-    add(
-        "doctor",
-        doctor,
-        "check a data set and what the commands left of it; exit code 1 when something is wrong",
-    )
+    text = "check a data set and what the commands left of it; exit code 1 when something is wrong"
+    command = add("doctor", doctor, text)
+    text = "write a copy in which everything mechanical is mended, and check the copy; the original stays as it is"
+    command.add_argument("--fix", action="store_true", help=text)
+    text = "with --fix: folder to write the copy's folder into (default: <data_path>-fixed)"
+    command.add_argument("--fix_to", metavar="DIR", help=text)
+    text = "with --fix: leave out rows that cannot be mended (default: they stay, and the exit code is 1)"
+    command.add_argument("--drop_bad_rows", action="store_true", help=text)
 
 
 def _picture_options(command: argparse.ArgumentParser) -> None:
@@ -217,14 +220,27 @@ def take_over(args: argparse.Namespace) -> Figures:
 
 
 def doctor(args: argparse.Namespace) -> Figures:
-    """Report what is wrong with a data set, and what to do."""
+    """Report what is wrong with a data set, and what to do; or write a mended copy, and report what is wrong with that."""
+    if not args.fix and (args.fix_to or args.drop_bad_rows):
+        raise ValueError("--fix_to and --drop_bad_rows belong to --fix")
     settings = _settings(args)
     form = AtomicFormat.from_config(settings)
+    data_path = Path(args.data_path)
+    figures: Figures = {"dataset": args.dataset}
+    if args.fix:
+        folder = data_path if data_path.name not in ("", "..") else data_path.resolve()
+        copy = Path(args.fix_to) if args.fix_to else folder.with_name(f"{folder.name}-fixed")
+        mended = checks.fix(data_path, args.dataset, copy, form=form, drop_bad_rows=args.drop_bad_rows)
+        say(checks.as_text(mended) or "nothing to mend")
+        say(f"the copy, in UTF-8: {copy / args.dataset} (use --data_path={copy}, without the property encoding)")
+        figures |= {"mended": [asdict(finding) for finding in mended], "copy": str(copy / args.dataset)}
+        data_path, form = copy, replace(form, encoding=ENCODING)
     options: dict[str, Any] = {"progress": progress_bars_wanted(), "text_fields": settings.get("text_fields")}
-    findings = checks.check(Path(args.data_path), args.dataset, output=Path(args.output), form=form, **options)
+    options["output"] = None if args.fix else Path(args.output)
+    findings = checks.check(data_path, args.dataset, form=form, **options)
     say(checks.as_text(findings))
     records = [asdict(finding) for finding in findings]
-    return {"dataset": args.dataset, "findings": records, "exit_code": checks.worst(findings)}
+    return {**figures, "findings": records, "exit_code": checks.worst(findings)}
 
 
 def _settings(args: argparse.Namespace) -> Mapping[str, Any]:
