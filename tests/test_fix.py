@@ -198,6 +198,18 @@ def test_a_line_of_another_encoding_is_left_or_dropped(tmp_path):
     assert [each.where for each in mended] == [f"{folder / 'toy.item'}:2"]
 
 
+def test_a_header_of_another_encoding_is_refused(tmp_path):
+    folder = put(tmp_path / "data", INTER.encode().replace(b"rating", b"r\xe4ting") + "é\n".encode())
+    with pytest.raises(ValueError, match=r"toy\.inter:1.*utf-8"):
+        checks.fix(folder.parent, "toy", tmp_path / "new")
+
+
+def test_a_mark_does_not_make_a_file_utf8(tmp_path):
+    folder = put(tmp_path / "data", item="\ufeff".encode() + ITEM.encode("cp1252"))
+    copy, mended = fixed(folder)
+    assert copy["toy.item"] == ITEM.encode() and "warning" in {each.level for each in mended}
+
+
 # --------------------------------------------------------------------------------------------------- rows among others
 def test_repeats_at_other_times_stay(tmp_path):
     again = INTER + "u0\ti0\t5.0\t1700000000\n" + "u0\ti0\t1.0\t1600000000.0\n"

@@ -291,23 +291,22 @@ def read_rows(
     lines = _lines(path, form.encoding, faults, advance)
     separator = form.field_separator
     while entry := again.popleft() if again else next(lines, None):
-        number, line = entry
-        if '"' in line:
-            row = _quoted_row(number, line, lines, again, separator, width)
+        number, text = entry
+        fault = ""
+        if '"' in text:
+            text, cells, fault = _with_quotes(text, lines, again, separator, width)
         else:
-            row = number, line, line.rstrip("\r\n").split(separator), ""
-        number, text, cells, fault = row
-        if not fault:
-            if len(cells) != width or width == 1:
-                if len(cells) == 1 and not cells[0].strip():  # pandas skips these as well
-                    fault = "blank"
-                elif len(cells) != width:
-                    fault = "few" if len(cells) < width else "many"
+            cells = text.rstrip("\r\n").split(separator)
+        if (len(cells) != width or width == 1) and not fault:
+            if len(cells) == 1 and not cells[0].strip():  # pandas skips these as well
+                fault = "blank"
+            elif len(cells) != width:
+                fault = "few" if len(cells) < width else "many"
             if fault == "few" and text[-1:] == "\r":
                 text, cells, fault = _with_carriage_returns(text, cells, lines, again, separator, width)
-            elif len(text) > MAX_CELL and max(map(len, cells)) > MAX_CELL:
-                fault = "long cell"
-        if not text.isascii() and not _is_text(text):
+        elif len(text) > MAX_CELL and not fault and max(map(len, cells)) > MAX_CELL:
+            fault = "long cell"
+        if not text.isascii() and not is_text(text):
             fault = "utf8"
         yield number, text, cells, fault
 
@@ -359,15 +358,10 @@ def _with_carriage_returns(
     return text, cells, "few"
 
 
-def _quoted_row(
-    number: int,
-    line: str,
-    lines: Iterator[tuple[int, str]],
-    again: deque[tuple[int, str]],
-    separator: str,
-    width: int,
-) -> Row:
-    """Read a row with quotes, which may go on over line ends, as ``csv`` does.
+def _with_quotes(
+    line: str, lines: Iterator[tuple[int, str]], again: deque[tuple[int, str]], separator: str, width: int
+) -> tuple[str, list[str], str]:
+    """Return text, cells and fault of a row with quotes, which may go on over line ends, as ``csv`` reads it.
 
     A quote is stray if ``csv`` refuses it, or if it swallows whole rows or cells: if what stands between the separators of
     every line is a row.
@@ -388,12 +382,12 @@ def _quoted_row(
     if cells and (all(len(each) == width for each in plain) if taken else len(plain[0]) == width != len(cells)):
         cells = []
     if cells:
-        return number, "".join((line, *(entry[1] for entry in taken))), cells, ""
+        return "".join((line, *(entry[1] for entry in taken))), cells, ""
     again.extendleft(reversed(taken))
-    return number, line, plain[0], "quote"
+    return line, plain[0], "quote"
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
     """Tell whether all bytes could be decoded; the others are lone surrogates."""
     try:
         text.encode()

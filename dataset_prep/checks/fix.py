@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from dataset_prep.checks.atomic_lines import open_text
-from dataset_prep.checks.encodings import detect
+from dataset_prep.checks.encodings import detect, without_mark
 from dataset_prep.checks.findings import FaultCounter, Finding
 from dataset_prep.checks.mending import MENDS, AtomicFile, count_encoding, write
 from recbole_qbert.data.atomic_files import AtomicFormat
@@ -136,7 +136,7 @@ def _listed(path: Path, form: AtomicFormat) -> list[str]:
     """Read a list of items; blank lines at its end are none of it."""
     encoding, _ = detect(path, form.encoding)
     with open_text(path, encoding) as handle:
-        return handle.read().removeprefix("\ufeff").rstrip().splitlines()
+        return without_mark(handle.read(), encoding).rstrip().splitlines()
 
 
 def _write_list(path: Path, target: Path, form: AtomicFormat, trims: Mapping[str, str]) -> FaultCounter:
@@ -146,7 +146,7 @@ def _write_list(path: Path, target: Path, form: AtomicFormat, trims: Mapping[str
     with open_text(path, encoding) as handle:
         text = handle.read()
     count_encoding(path, encoding, guessed, mends)
-    lines = text.removeprefix("\ufeff").split("\n")
+    lines = without_mark(text, encoding).split("\n")
     while len(lines) > 1 and not lines[-1].strip() and not lines[-2].strip():
         lines.pop()
         mends.note("blank", len(lines) + 1)

@@ -10,11 +10,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from string import whitespace
 
 import numpy as np
 
-from dataset_prep.checks.atomic_lines import LONGEST_LINE, byte_order_mark, encoding_family, number_in, open_text, read_rows
-from dataset_prep.checks.encodings import detect
+from dataset_prep.checks.atomic_lines import (
+    LONGEST_LINE,
+    byte_order_mark,
+    encoding_family,
+    is_text,
+    number_in,
+    open_text,
+    read_rows,
+)
+from dataset_prep.checks.encodings import detect, without_mark
 from dataset_prep.checks.findings import FaultCounter
 from dataset_prep.checks.interactions import BLOCK, MAX_FLOAT32, PART, Spool, as_recbole_sorts, repeats, required
 from recbole_qbert.data.atomic_files import AtomicFormat, Column, parse_columns
@@ -30,15 +39,15 @@ MENDS = {
     ),
     "header": ("mended", "the header has lost white space, quotes or empty fields", ""),
     "crlf": ("mended", "{lines} ended in CR LF or CR", ""),
-    "blank": ("mended", "{lines} without content are gone", ""),
+    "blank": ("mended", "gone: {lines} without content", ""),
     "surplus": ("mended", "{lines} had empty fields beyond the header", ""),
     "quote": ("mended", "{lines} had a stray quote at the start of a cell, the first was {first}", ""),
     "return": ("mended", "{lines} had a carriage return in a text; a space is there now", ""),
     "spaces": ("mended", "{lines} had an id with white space around it, the first was {first}", ""),
-    "duplicate": ("mended", "{lines} with the user, item and time of an earlier row are gone", ""),
-    "merged": ("mended", "{lines} of an id that had a row already are gone; the first value of each column stays", ""),
-    "order": ("mended", "{lines} stand at another place of their user's rows, in the order of time", ""),
-    "dropped": ("mended", "{lines} that RecBole cannot use are gone, the first was {first}", ""),
+    "duplicate": ("mended", "gone: {lines} with the user, item and time of an earlier row", ""),
+    "merged": ("mended", "joined: {lines} of an id that had a row already; the first value of each column stays", ""),
+    "order": ("mended", "moved: {lines}, among the places of one user, into the order of time", ""),
+    "dropped": ("mended", "gone: {lines} that RecBole cannot use, the first was {first}", ""),
 }
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -94,12 +103,12 @@ class AtomicFile:
     @cached_property
     def _first_line(self) -> str:
         with open_text(self.path, self.form.encoding) as handle:
-            return handle.readline(LONGEST_LINE).rstrip("\r\n").removeprefix("\ufeff")
+            return without_mark(handle.readline(LONGEST_LINE).rstrip("\r\n"), self.form.encoding)
 
     @cached_property
     def header(self) -> str:
         """The header, without white space and quotes around names and without empty names at the end."""
-        cells = [cell.strip().strip('"') for cell in self._first_line.split(self.form.field_separator)]
+        cells = [cell.strip(whitespace + '"') for cell in self._first_line.split(self.form.field_separator)]
         while len(cells) > 1 and not cells[-1]:
             cells.pop()
         return self.form.field_separator.join(cells)
@@ -113,14 +122,25 @@ class AtomicFile:
         """Return the position of a column; ``None`` if there is none of this name."""
         return next((place for place, column in enumerate(self.columns) if column.name == name), None)
 
+    def require_header(self) -> None:
+        """Check that the header is text.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not is_text(self.header):
+            raise ValueError(
+                f"{self.path}:1: the header {self.header[:80]!r} is not in {self.form.encoding}; write it again"
+            )
+
     def require(self, names: Mapping[str, str]) -> None:
-        """Check that columns exist.
+        """Check that columns of these names and types exist.
 
         Raises:
             ValueError: one does not.
         """
         for name, kind in names.items():
-            if self.position(name) is None:
+            if Column(name, kind) not in self.columns:
                 raise ValueError(f"{self.path}:1: no column {name}:{kind}, so that nothing can be mended; 'doctor' explains")
 
     def count_file(self, mends: FaultCounter) -> None:
@@ -261,6 +281,7 @@ def write(file: AtomicFile, target: Path, *, drop: bool) -> FaultCounter:
     """
     form = file.form
     mends = FaultCounter(file.path, MENDS, encoding=form.encoding)
+    file.require_header()
     file.count_file(mends)
     key = {".item": form.item_field, ".user": form.user_field}.get(file.path.suffix)
     if file.path.suffix == ".inter":
