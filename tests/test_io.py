@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_qbert.utils import atomic
+from recbole_qbert.utils.atomic import run_lock
 from recbole_qbert.utils.cached_step import CachedStep
 from recbole_qbert.utils.io import atomic_write, digest, read_json, sha256, write_array, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
 
 # -------------------------------------------------------------------------------- writing
 
@@ -29,6 +40,105 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_write_is_removed_by_the_next_one_of_the_file(tmp_path):
+    path = tmp_path / "a.txt"
+    killed = "import os, sys; from recbole_qbert.utils.io import atomic_write; from pathlib import Path\n"
+    killed += "with atomic_write(Path(sys.argv[1])) as part:\n    part.write_text('half'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", killed, str(path)], cwd=ROOT)
+    assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
+    atomic._abandoned.clear()  # as in a process that starts now
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_abandoned_parts_of_ours_are_removed(tmp_path):
+    with atomic_write(tmp_path / "live.txt") as live:  # locked, as by another process
+        live.write_text("whole")
+        own = os.getpid()  # the number of a process that runs and is not the writer
+        left = [tmp_path / f".a.sid.{number}.part" for number in (999999, own, 99999999999999)]
+        left += [tmp_path / "inner" / ".b.txt.999999-1.part"]
+        (tmp_path / "inner").mkdir()
+        (tmp_path / "folder").mkdir()
+        others = [tmp_path / name for name in ("a.1.part", ".a.part", ".a.x.part", ".1.part", ".a.txt.1.parts")]
+        (tmp_path / ".c.1.part").symlink_to(tmp_path / "folder")
+        for file in (*left, *others):
+            file.write_text("half")
+        atomic.remove_abandoned(tmp_path)
+        assert not any(file.exists() for file in left)
+        assert live.exists() and all(file.exists() for file in others) and (tmp_path / ".c.1.part").is_symlink()
+    assert (tmp_path / "live.txt").read_text() == "whole"
+
+
+def test_where_locks_do_not_work_the_process_and_a_day_decide(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_lock", lambda handle, wait=False: None)
+    names = {f".a.{os.getpid()}.part": True, ".a.999999.part": False, ".b.999999.part": True}
+    for name in names:
+        (tmp_path / name).write_text("half")
+    for name in (f".a.{os.getpid()}.part", ".a.999999.part"):
+        os.utime(tmp_path / name, (0, 0))
+    atomic.remove_abandoned(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_a_part_of_this_process_number_is_written_anew(tmp_path):
+    (tmp_path / f".a.txt.{os.getpid()}.part").write_text("what a longer half of an earlier container left")
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.open("r+").write("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_two_threads_write_one_file(tmp_path):
+    path = tmp_path / "a.txt"
+    with atomic_write(path) as one, atomic_write(path) as two:
+        one.write_text("one")
+        two.write_text("two")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from recbole_qbert.utils.atomic import run_lock
+with run_lock(Path(sys.argv[1]), "command"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.process
+def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == b"held\n"
+        who = rf"{re.escape(str(tmp_path))} \(process {first.pid} "
+        with pytest.raises(ValueError, match=who), run_lock(tmp_path, "command"):
+            pass
+    finally:
+        first.kill()
+        first.wait()
+    (tmp_path / ".T.sid.999999.part").write_text("half")
+    with run_lock(tmp_path, "command"):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_the_process_in_the_file_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_lock", lambda handle, wait=False: None)
+    here = socket.gethostname()
+    for content, free in ((f"999999 {here}", True), (f"1 {here}", False), ("999999 elsewhere", False), ("", True)):
+        (tmp_path / ".lock").write_text(content)
+        if free:
+            with run_lock(tmp_path, "command"):
+                pass
+            assert not list(tmp_path.iterdir())
+        else:
+            with pytest.raises(ValueError, match=content.split()[0]), run_lock(tmp_path, "command"):
+                pass
 
 
 def test_until_the_end_of_a_write_the_old_file_stands(tmp_path):

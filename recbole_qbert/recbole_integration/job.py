@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from recbole.config import Config
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.recbole_integration import experiment
+from recbole_qbert.utils.atomic import run_lock
 from recbole_qbert.utils.console import progress_bars_wanted
-from recbole_qbert.utils.distributed import torchrun_settings
+from recbole_qbert.utils.distributed import rank, torchrun_settings
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class Job:
     def folder(self) -> Path:
         """Return the folder of the data set's output."""
         return (self.output / self.dataset).resolve()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Refuse other commands that write to the folder while the block runs; of several processes the first one locks.
+
+        Raises:
+            ValueError: another command writes to the folder.
+        """
+        with run_lock(self.folder, "command") if rank() == 0 else nullcontext():
+            yield
 
     def replace(self, **changes: Any) -> Job:
         """Return the job with other attributes."""

@@ -44,7 +44,7 @@ def build_vocabulary(job: Job, sources: Sequence[str], targets: Sequence[str] = 
         FileNotFoundError: a data set is missing.
         ValueError: a stage refuses its input.
     """
-    everything = [*sources, *(name for name in targets if name not in sources)]
+    everything = _all(sources, targets)
     unions = job.output / "unions"
     union = job.replace(dataset=union_name(everything), data_path=unions)
     form = job.atomic_format(everything[0])
@@ -67,6 +67,15 @@ def build_vocabulary(job: Job, sources: Sequence[str], targets: Sequence[str] = 
         "rebuild": False,
     }
     return SharedVocabulary(union.folder, union.replace(dataset=union_name(sources), properties=properties), figures)
+
+
+def shared_name(sources: Sequence[str], targets: Sequence[str] = ()) -> str:
+    """Return the name of the vocabulary, which is that of its folder."""
+    return union_name(_all(sources, targets))
+
+
+def _all(sources: Sequence[str], targets: Sequence[str]) -> list[str]:
+    return [*sources, *(name for name in targets if name not in sources)]
 
 
 def union_name(datasets: Sequence[str]) -> str:

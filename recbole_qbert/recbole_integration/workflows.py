@@ -22,7 +22,8 @@ from recbole_qbert.pipeline.builder import SemanticIDBuilder
 from recbole_qbert.recbole_integration import experiment
 from recbole_qbert.recbole_integration.identifiers import builder_for
 from recbole_qbert.recbole_integration.job import Job
-from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary, vocabulary_properties
+from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary, shared_name, vocabulary_properties
+from recbole_qbert.utils.atomic import run_lock
 from recbole_qbert.utils.metrics import metrics_from_ranks
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,9 @@ def encode_features(
         FileNotFoundError: the data set or a property file is missing.
         ValueError: a setting, the data or the features are refused.
     """
-    _, figures = _builder(Job.of(dataset, data_path, output, properties, config_files)).features()
+    job = Job.of(dataset, data_path, output, properties, config_files)
+    with job.locked():
+        _, figures = _builder(job).features()
     return {"dataset": dataset, "features": figures}
 
 
@@ -85,9 +88,11 @@ def inject(
         FileNotFoundError: the data set or a property file is missing.
         ValueError: a setting, the data or the features are refused.
     """
-    builder = _builder(Job.of(dataset, data_path, output, properties, config_files))
-    features, figures = builder.features()
-    return {"dataset": dataset, "features": figures, "injection": builder.inject(features)}
+    job = Job.of(dataset, data_path, output, properties, config_files)
+    with job.locked():
+        builder = _builder(job)
+        features, figures = builder.features()
+        return {"dataset": dataset, "features": figures, "injection": builder.inject(features)}
 
 
 def build_semantic_ids(
@@ -114,7 +119,8 @@ def build_semantic_ids(
         ValueError: a setting, the data or the features are refused.
     """
     job = Job.of(dataset, data_path, output, properties, config_files)
-    _, figures = _builder(job).build()
+    with job.locked():
+        _, figures = _builder(job).build()
     return {"dataset": dataset, **figures, "file": str(job.folder / f"{dataset}.sid")}
 
 
@@ -144,14 +150,15 @@ def pretrain(
         ValueError: a setting, the data or the features are refused.
     """
     figures: Figures = {"seconds": {}}
-    if isinstance(dataset, str):
-        job = Job.of(dataset, data_path, output, properties, config_files)
-    else:
-        vocabulary = build_vocabulary(Job.of("", data_path, output, properties, config_files), dataset, targets)
-        job, figures["vocabulary"] = vocabulary.pretraining, str(vocabulary.folder)
-        figures |= vocabulary.figures
-    figures["dataset"] = job.dataset
-    run = _train_stage(job, "pretrain", figures)
+    name = dataset if isinstance(dataset, str) else shared_name(dataset, targets)
+    job = Job.of(name, data_path, output, properties, config_files)
+    with job.locked():
+        if not isinstance(dataset, str):
+            vocabulary = build_vocabulary(job, dataset, targets)
+            job, figures["vocabulary"] = vocabulary.pretraining, str(vocabulary.folder)
+            figures |= vocabulary.figures
+        figures["dataset"] = job.dataset
+        run = _train_stage(job, "pretrain", figures)
     return figures | {"seed": run.config["seed"], "valid": run.valid}
 
 
@@ -185,7 +192,8 @@ def finetune(
     job = Job.of(dataset, data_path, output, properties, config_files)
     if vocabulary is not None:
         job = job.replace(properties=vocabulary_properties(Path(vocabulary), dataset) | dict(job.properties))
-    return _finetune(job, baselines, {"dataset": dataset, "seconds": {}})
+    with job.locked():
+        return _finetune(job, baselines, {"dataset": dataset, "seconds": {}})
 
 
 def train(
@@ -215,12 +223,13 @@ def train(
     """
     job = Job.of(dataset, data_path, output, properties, config_files)
     figures: Figures = {"dataset": dataset, "seconds": {}}
-    config = job.configure()
-    if config["pretrain_epochs"] > 0 and not config["pretrained"]:
-        # The property checkpoint_file, where it is set, names the checkpoint of fine-tuning.
-        _train_stage(job.with_properties(checkpoint_file=None), "pretrain", figures)
-        job = job.with_properties(pretrained=figures["checkpoints"]["pretrain"], rebuild=False)  # built just now
-    return _finetune(job, baselines, figures)
+    with job.locked():
+        config = job.configure()
+        if config["pretrain_epochs"] > 0 and not config["pretrained"]:
+            # The property checkpoint_file, where it is set, names the checkpoint of fine-tuning.
+            _train_stage(job.with_properties(checkpoint_file=None), "pretrain", figures)
+            job = job.with_properties(pretrained=figures["checkpoints"]["pretrain"], rebuild=False)  # built just now
+        return _finetune(job, baselines, figures)
 
 
 def demo(
@@ -240,7 +249,8 @@ def demo(
 
     data = Path(output) / "demo_data"
     started = time.perf_counter()
-    prepare_demo(data)
+    with run_lock(data, "demo"):
+        prepare_demo(data)
     seconds = time.perf_counter() - started
     log.info("raw reviews, metadata, product pictures and the data sets made of them: %s (%.0f s)", data, seconds)
     files = [property_file(f"dataset/{TARGET}.yaml")]
