@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import collections
 import contextlib
+import copy
 import importlib
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,16 +20,17 @@ from typing import Any
 import numpy as np
 import pytest
 import recbole
+import recbole.data
 import recbole.data.utils
 import recbole.quick_start
 import recbole.utils
 import torch
 from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
+from recbole.data import data_preparation
 from recbole.trainer import PretrainTrainer, Trainer
 from scipy import sparse
 
-from recbole_qbert.recbole_integration import checkpoint_io, patches
+from recbole_qbert.recbole_integration import checkpoint_io, file_settings, patches, registry
 from recbole_qbert.recbole_integration.patches import quick_start
 from tests.helpers_recbole import QUICK
 
@@ -79,7 +82,7 @@ def run(model: str, **more: Any) -> tuple[dict[str, Any], Path]:
 def make_trainer(model: str = "SASRec", **more: Any) -> tuple[Trainer, tuple[Any, Any, Any]]:
     config = Config(model=model, dataset="toy", config_dict=settings(**more))
     recbole.utils.init_seed(1, True)
-    loaders = data_preparation(config, create_dataset(config))
+    loaders = data_preparation(config, recbole.data.create_dataset(config))
     network = recbole.utils.get_model(model)(config, loaders[0]._dataset)
     return recbole.utils.get_trainer(config["MODEL_TYPE"], model)(config, network), loaders
 
@@ -228,6 +231,201 @@ def test_settings_in_a_checkpoint_do_not_make_recbole_unpickle_a_file(key: str) 
     torch.save(state, "changed.pth")
     config, model, *_ = checkpoint_io.load_data_and_model("changed.pth")
     assert not Path("was_executed").exists() and model.n_items > 1 and config["model"] == state["config"]["model"]
+
+
+def plant(*files: str) -> None:
+    for file in files:
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_bytes(pickle.dumps(Malicious()))
+
+
+def every_property() -> list[str]:
+    models = (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml")
+    names = set().union(*(registry.own_properties(file.stem) for file in models), registry.own_properties("QBERT4Rec"))
+    unlisted = {"config_file_list", "final_config_dict", "external_config_dict", "saved_model_file", "model_file"}
+    return sorted(names | registry.common_properties() | unlisted)
+
+
+def test_no_property_that_names_a_file_or_code_is_taken_from_a_checkpoint() -> None:
+    words = (
+        "path",
+        "file",
+        "dir",
+        "pretrained",
+        "warm_up",
+        "teacher",
+        "xgb_model",
+        "wandb",
+        "save_data",
+        "worker",
+        "config",
+    )
+    telling = {name for name in every_property() if any(word in name for word in words)}
+    telling -= {"warm_up_step", "direct", "benchmark_filename"}  # numbers, and a part of the name of an atomic file
+    models = [file.stem for file in (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml")]
+    for model in [*models, "QBERT4Rec", "CooccurrenceKNN"]:
+        assert file_settings.taken_settings(model) & telling <= file_settings.PLACES, model
+
+
+def test_a_file_that_any_property_of_a_checkpoint_names_is_not_unpickled() -> None:
+    trainer, _ = make_trainer(**SEQUENTIAL, **SMALL)
+    state = checkpoint_io.checkpoint_state(trainer, 0)
+    name = state["config"]["dataset"]
+    plant("planted.bin", f"planted/{name}-SequentialDataset.pth", f"planted/{name}-for-SASRec-dataloader.pth")
+    external = dict(state["config"]["external"])
+    not_taken = set(every_property()) - file_settings.taken_settings("SASRec")
+    named = {key: "planted.bin" for key in not_taken} | {
+        "checkpoint_dir": "planted",
+        "external": {"data_path": "planted.bin"},
+    }
+    checkpoint_io.write_checkpoint({**state, "config": {**state["config"], "external": external | named}}, Path("all.pth"))
+    checkpoint_io.load_data_and_model("all.pth")
+    for key in file_settings.taken_settings("SASRec"):
+        changed = {**state["config"], "external": {**external, key: "planted.bin"}}
+        checkpoint_io.write_checkpoint({**state, "config": changed}, Path("one.pth"))
+        with contextlib.suppress(Exception):  # whatever RecBole says to such a value
+            checkpoint_io.load_data_and_model("one.pth")
+        assert not Path("was_executed").exists(), key
+
+
+@pytest.mark.parametrize("write", [pickle.dumps, lambda value: b"\x93NUMPY"])
+def test_a_pickle_in_the_folder_of_a_data_set_is_not_read(write: Any) -> None:
+    np.save("data/toy/item_emb.npy", np.array([Malicious()], dtype=object), allow_pickle=True)
+    if write is pickle.dumps:
+        Path("data/toy/item_emb.npy").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ValueError, match=r"item_emb\.npy|pickle"):
+        make_trainer("LDiffRec", n_cate=2)
+    assert not Path("was_executed").exists()
+
+
+def test_a_setting_that_recbole_evaluates_is_not_taken_from_a_checkpoint() -> None:
+    code = "__import__('os').mkdir('was_executed')"
+    external = {"teacher": code, "t_depth": code, "phase": code}
+    taken = file_settings.settings_from_file("KD_DAGFM", external, "x.pth")
+    assert "teacher" not in taken
+    assert file_settings.settings_from_file("KD_DAGFM", {"teacher": "CIN"}, "x.pth") == {"teacher": "CIN"}
+    trainer, _ = make_trainer(**SEQUENTIAL, **SMALL)
+    state = checkpoint_io.checkpoint_state(trainer, 0)
+    for model in ("SASRec", "KD_DAGFM"):
+        config = {
+            **state["config"],
+            "model": model,
+            "external": state["config"]["external"] | external | {"loss_type": code},
+        }
+        checkpoint_io.write_checkpoint({**state, "config": config}, Path("evil.pth"))
+        with contextlib.suppress(Exception):
+            checkpoint_io.load_data_and_model("evil.pth")
+        assert not Path("was_executed").exists()
+
+
+def test_pickled_caches_are_read_only_for_a_user_who_asks() -> None:
+    plant("saved/toy-SequentialDataset.pth", "saved/toy-for-SASRec-dataloader.pth")
+    make_trainer(**SEQUENTIAL, **SMALL)
+    assert not Path("was_executed").exists()
+    for key in ("save_dataset", "dataset_save_path"):
+        with contextlib.suppress(AttributeError):  # what the file holds is no data set
+            make_trainer(**SEQUENTIAL, **SMALL, **{key: "saved/toy-SequentialDataset.pth"})
+        assert Path("was_executed").exists(), key
+        Path("was_executed").rmdir()
+
+
+def test_the_users_own_caches_are_used(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        with caplog.at_level("INFO"):
+            make_trainer(**SEQUENTIAL, **SMALL, save_dataset=True, save_dataloaders=True)
+    assert "Load filtered dataset from" in caplog.text and "Load split dataloaders from" in caplog.text
+
+
+def test_a_model_that_started_from_other_weights_is_loaded_without_them() -> None:
+    common = {**WITH_ITEMS, **SMALL, "item_attribute": "categories"}
+    first, _ = make_trainer("S3Rec", **common, train_stage="pretrain")
+    first.save_pretrained_model(0, "first.pth")
+    second, _ = make_trainer("S3Rec", **common, train_stage="finetune", pre_model_path="first.pth")
+    second._save_checkpoint(0, verbose=False)
+    Path("first.pth").unlink()
+    _, model, *_ = checkpoint_io.load_data_and_model(second.saved_model_file)
+    assert torch.equal(model.item_embedding.weight, second.model.item_embedding.weight)
+
+
+# ---------------------------------------------------------------------------------------- damaged checkpoints
+def test_any_damage_of_a_checkpoint_is_named() -> None:
+    tensor = torch.arange(1000.0)
+    checkpoint_io.write_checkpoint({"state_dict": {"a": tensor}, "epoch": 3, "config": {}}, "x.pth")
+    content = Path("x.pth").read_bytes()
+    weights = content.find(tensor.numpy().tobytes())
+    metadata = content.find(b"K\x03", content.find(b"epoch")) + 1
+    for place in (weights + 3, weights + 2003, metadata):
+        Path("x.pth").write_bytes(content[:place] + bytes([content[place] ^ 0x81]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"x\.pth"):
+            checkpoint_io.load_checkpoint("x.pth")
+    for length in (0, 1, 100, len(content) // 2, len(content) - 1):
+        Path("x.pth").write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"x\.pth"):
+            checkpoint_io.load_checkpoint("x.pth")
+
+
+def test_changed_content_under_the_old_digest_is_refused() -> None:
+    checkpoint_io.write_checkpoint({"state_dict": {"a": torch.ones(3)}}, "x.pth")
+    state = torch.load("x.pth", weights_only=True)
+    state["state_dict"]["a"][1] = -1
+    torch.save(state, "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth.*damaged"):
+        checkpoint_io.load_checkpoint("x.pth")
+
+
+def test_a_checkpoint_without_a_digest_is_read_and_checked_by_its_checksums(caplog: pytest.LogCaptureFixture) -> None:
+    state = {"state_dict": {"a": torch.arange(100.0)}}
+    torch.save(state, "old.pth")
+    with caplog.at_level("INFO"):
+        assert torch.equal(checkpoint_io.load_checkpoint("old.pth")["state_dict"]["a"], torch.arange(100.0))
+    assert "old.pth" in caplog.text
+    content = Path("old.pth").read_bytes()
+    place = content.find(state["state_dict"]["a"].numpy().tobytes())
+    Path("old.pth").write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    with pytest.raises(ValueError, match=r"old\.pth.*damaged"):
+        checkpoint_io.load_checkpoint("old.pth")
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda s: s.pop("config"), "'config'"),
+        (lambda s: s.update(config=3), "'config'"),
+        (lambda s: s["config"].pop("dataset"), "'dataset'"),
+        (lambda s: s["config"].update(model=7), "'model'"),
+        (lambda s: s["config"].update(external=[1]), "'external'"),
+        (lambda s: s["config"].update(external={1: 2}), "'external'"),
+        (lambda s: s["config"]["external"].update(data_path=5), "data_path"),
+        (lambda s: s["config"]["external"].update(load_col=3), "external"),
+        (lambda s: s.update(deep=nested(200)), "nested"),
+        (lambda s: s["config"].update(external={"topk": nested(90)}), "nested"),
+        (lambda s: s.pop("state_dict"), "'state_dict'"),
+        (lambda s: s.update(state_dict=[]), "'state_dict'"),
+        (lambda s: s.update(other_parameter=[3]), "'other_parameter'"),
+        (lambda s: s["state_dict"].update({"item_embedding.weight": 3}), "item_embedding.weight"),
+        (lambda s: s["state_dict"].pop("item_embedding.weight"), "item_embedding.weight"),
+        (lambda s: s["state_dict"].update(more=torch.zeros(1)), "more"),
+        (lambda s: s["state_dict"].update({"item_embedding.weight": torch.zeros(2, 3)}), "item_embedding.weight"),
+        (lambda s: s["state_dict"].update({"item_embedding.weight": torch.zeros(13, 8).int()}), "item_embedding.weight"),
+        (lambda s: s["state_dict"].update({"item_embedding.weight": torch.zeros(13, 8).half()}), "item_embedding.weight"),
+        (lambda s: s["state_dict"].update({"item_embedding.weight": torch.full((13, 8), np.nan)}), "item_embedding.weight"),
+        (lambda s: s["state_dict"].update({"item_embedding.weight": torch.full((13, 8), np.inf)}), "item_embedding.weight"),
+    ],
+)
+def test_a_malformed_checkpoint_is_refused_with_file_and_key(change: Any, named: str) -> None:
+    trainer, _ = make_trainer(**SEQUENTIAL, **SMALL)
+    state = copy.deepcopy(checkpoint_io.checkpoint_state(trainer, 0))
+    change(state)
+    torch.save(state, "odd.pth")
+    with pytest.raises(ValueError, match=rf"odd\.pth.*{re.escape(named)}"):
+        checkpoint_io.load_data_and_model("odd.pth")
 
 
 def test_the_same_state_gives_the_same_bytes_whatever_the_name_of_the_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -278,7 +279,44 @@ def test_a_prior_of_weight_0_stays_behind(train, tmp_path):
 
 
 def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Change a ``config.json`` as a version would have written it that knew no digest of it."""
+    content = json.loads(path.read_text()) | changes
+    content.pop(export.CONFIG_DIGEST)
+    path.write_text(json.dumps(content))
+
+
+def test_a_folder_without_the_digests_of_today_is_read(folder, caplog):
+    content = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", sha256={name: value for name, value in content["sha256"].items() if name != "titles.tsv"})
+    with caplog.at_level("INFO"):
+        assert Recommender.load(folder).titles
+    assert str(folder / "config.json") in caplog.text
+
+
+@pytest.mark.parametrize("name", ["config.json", "items.sid", "items.sid.json", "model.safetensors", "titles.tsv"])
+def test_any_changed_byte_of_a_folder_is_refused(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    for place in {0, len(content) // 3, len(content) // 2, len(content) - 2}:
+        (folder / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=re.escape(str(folder))):
+            Recommender.load(folder)
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=re.escape(str(folder / name))):
+        Recommender.load(folder)
+
+
+def test_other_values_in_the_settings_are_refused(folder):
+    content = json.loads((folder / "config.json").read_text())
+    content["sequence"]["views"] = ["causal"]
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        Recommender.load(folder)
+
+
+def test_a_damaged_export_is_replaced(folder, checkpoint):
+    (folder / "config.json").write_text("{")
+    export.write(export.from_checkpoint(checkpoint), folder)
+    assert Recommender.load(folder).items
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from recbole_qbert.sequence.soft_targets import SoftTargets
 from recbole_qbert.utils.io import digest, sha256
+from recbole_qbert.utils.tensor_file import load_weights
 
 
 class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
@@ -122,13 +123,16 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             ValueError: the checkpoint is of another vocabulary or another shape.
         """
         checkpoint = checkpoint_io.load_checkpoint(path)
-        weights = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
-        other = checkpoint.get("other_parameter") or {}
+        weights = {k: v for k, v in checkpoint_io.weights_of(checkpoint, path).items() if k.startswith("network.")}
+        other = checkpoint_io.other_of(checkpoint, path)
         same_items = other.get("catalog") == self.catalog
         own = self.state_dict()
-        if (
-            same_items and not torch.equal(weights["network.codes"].to(own["network.codes"].device), own["network.codes"])
-        ) or (self.vocabulary and other.get("vocabulary") and self.vocabulary != other["vocabulary"]):
+        codes = weights.get("network.codes")
+        if codes is None:
+            raise ValueError(f"{path} holds no weights of QBERT4Rec: its state_dict has no network.codes")
+        if (same_items and not torch.equal(codes.to(own["network.codes"].device), own["network.codes"])) or (
+            self.vocabulary and other.get("vocabulary") and self.vocabulary != other["vocabulary"]
+        ):
             raise ValueError(
                 f"{path} was trained with other semantic IDs, of another quantizer: its code embeddings mean other codes; "
                 "pretrain again, or use the .sid file of the vocabulary it was trained with (semantic_id_file)"
@@ -148,7 +152,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
                 "was trained with another hidden_size, n_layers, n_heads, inner_size, MAX_ITEM_LIST_LENGTH or number of "
                 "codes; set them as they were"
             )
-        self.load_state_dict({**own, **loaded})
+        load_weights(self, {**own, **loaded}, path)
         anew = ", ".join(untouched) or "none"
         self.logger.info(f"pretrained: {len(loaded)} tensors taken from {path}; started anew: {anew}")
 

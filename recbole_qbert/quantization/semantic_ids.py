@@ -49,14 +49,22 @@ class SemanticIDs:
         """Format one item's ID as in the paper: ``<a_2><b_3><c_1><d_6>``."""
         return "".join(self.tokens(row))
 
-    def save(self, path: Path) -> None:
-        """Write the ``.sid`` atomic file, and ``.sid.json`` with level names, size and vocabulary; both atomically."""
+    def save(self, path: Path, **details: Any) -> None:
+        """Write the ``.sid`` atomic file, and ``.sid.json`` with level names, size and vocabulary; both atomically.
+
+        The earlier ``.sid.json`` is removed first, so that an interruption leaves none that is of another file.
+
+        Args:
+            path: the ``.sid`` file.
+            details: more to write into ``.sid.json``.
+        """
+        details_path(path).unlink(missing_ok=True)
         with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as handle:
             handle.write(HEADER + "\n")
             for row, item in enumerate(self.items):
                 handle.write(f"{item}\t{' '.join(self.tokens(row))}\n")
-        details = {"prefixes": self.prefixes, "codes_per_level": self.size, "vocabulary": self.vocabulary}
-        write_json(_details_path(path), {**details, "sha256": sha256(path)})
+        details |= {"prefixes": self.prefixes, "codes_per_level": self.size, "vocabulary": self.vocabulary}
+        write_json(details_path(path), {**details, "sha256": sha256(path)})
 
     def of_domain(self, domain: str) -> SemanticIDs:
         """Select the IDs of one data set of a union, under the item tokens of that data set."""
@@ -132,7 +140,7 @@ def load(path: Path, size: int | None = None) -> SemanticIDs:
                 raise ValueError(f"{path}:{number}: item {item!r} has an ID already")
             rows[item] = code
             levels.update(dict.fromkeys(code))
-    details = _read_details(path)
+    details = read_details(path)
     order = details.get("prefixes") or sorted(levels, key=_level_order)
     size = size or details.get("codes_per_level")
     codes = np.array([[code.get(level, -1) for level in order] for code in rows.values()], dtype=np.int16)
@@ -145,17 +153,28 @@ def load(path: Path, size: int | None = None) -> SemanticIDs:
     return ids
 
 
-def _details_path(path: Path) -> Path:
+def details_path(path: Path) -> Path:
+    """Return the path of the ``.sid.json`` file of a ``.sid`` file."""
     return path.with_name(f"{path.name}.json")
 
 
-def _read_details(path: Path) -> dict[str, Any]:
-    """Read what ``SemanticIDs.save`` wrote beside a file; empty if the file was replaced since."""
-    details_path = _details_path(path)
-    if not details_path.exists():
+def read_details(path: Path) -> dict[str, Any]:
+    """Read what ``SemanticIDs.save`` wrote beside a ``.sid`` file; empty if there is nothing.
+
+    Raises:
+        ValueError: the file is not the one that was written.
+    """
+    beside = details_path(path)
+    if not beside.exists():
         return {}
-    details = read_json(details_path, "remove it")
-    return details if details.get("sha256") == sha256(path) else {}
+    way_out = f"build the IDs again, or remove {beside} if you changed them on purpose"
+    details = read_json(beside, way_out)
+    if details.get("sha256") != sha256(path):
+        raise ValueError(f"{path} is not the file that {beside.name} beside it describes: {way_out}")
+    for key, kind in (("prefixes", list), ("codes_per_level", int), ("vocabulary", str)):
+        if not isinstance(details.get(key), kind):
+            raise ValueError(f"{beside} has no {key}, or one of another type: {way_out}")
+    return details
 
 
 def require_unique(ids: SemanticIDs, source: str) -> None:

@@ -20,7 +20,7 @@ from recbole_qbert.quantization import collision_resolution, semantic_ids
 from recbole_qbert.quantization.residual_quantizer import ResidualQuantizer
 from recbole_qbert.quantization.rqvae import RQVAE
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
-from recbole_qbert.utils.cached_step import read_manifest
+from recbole_qbert.utils.cached_step import read_manifest, require_outputs
 from recbole_qbert.utils.io import atomic_write
 
 
@@ -58,7 +58,7 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: the folder holds no vocabulary, or only a part of one.
-            ValueError: the folder holds several.
+            ValueError: the folder holds several, or a file is not what stages 1 and 2 wrote.
         """
         from safetensors.torch import load_file
 
@@ -70,7 +70,8 @@ class Tokenizer:
         if len(paths) > 1:
             raise ValueError(f"{folder} holds several vocabularies: {', '.join(path.name for path in paths)}")
         name = paths[0].name.removesuffix(".quantizer.safetensors")
-        inputs = _stage_inputs(folder / f"{name}.sid.manifest.json")
+        ids_file = folder / f"{name}.sid"
+        inputs = _stage_inputs(folder / f"{name}.sid.manifest.json", paths[0], ids_file)
         weights = load_file(paths[0])
         config = _quantizer_config(inputs["settings"])
         quantizers = {}
@@ -84,13 +85,14 @@ class Tokenizer:
             quantizers[code_set] = quantizer.eval(), standardization
         fusion: DynamicInjection | Concatenation | None = None
         if "fused" in quantizers:
-            inputs = _stage_inputs(folder / f"{name}.injection.manifest.json")
-            weights = load_file(folder / f"{name}.injection.safetensors")
+            file = folder / f"{name}.injection.safetensors"
+            inputs = _stage_inputs(folder / f"{name}.injection.manifest.json", file)
+            weights = load_file(file)
             if inputs.get("fusion") == "concatenation":
                 fusion = Concatenation.of_tensors(weights)
             else:
                 fusion = _load_injection(weights, InjectionConfig(**inputs["settings"]))
-        return cls(semantic_ids.load(folder / f"{name}.sid"), fusion, quantizers)
+        return cls(semantic_ids.load(ids_file), fusion, quantizers)
 
     def extended(self, more: SemanticIDs, source: str, domain: str = "") -> Tokenizer:
         """Return a copy of the vocabulary that also has the IDs which ``add`` returned earlier.
@@ -213,11 +215,12 @@ def _load_injection(weights: dict[str, Tensor], config: InjectionConfig) -> Dyna
     return network.eval()
 
 
-def _stage_inputs(manifest: Path) -> dict[str, Any]:
-    """Read the inputs of a stage of the vocabulary from its manifest."""
+def _stage_inputs(manifest: Path, *files: Path) -> dict[str, Any]:
+    """Read the inputs of a stage of the vocabulary from its manifest, and check files that it wrote."""
     way_out = "it says how the vocabulary was made. Run quantize again"
     if not manifest.exists():
         raise FileNotFoundError(f"{manifest} is missing; {way_out}")
+    require_outputs(manifest, files, "run quantize again")
     try:
         return read_manifest(manifest)[0]
     except ValueError as error:

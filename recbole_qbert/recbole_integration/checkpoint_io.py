@@ -13,8 +13,9 @@ import os
 import pickle
 import re
 import sys
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -27,16 +28,16 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from scipy import sparse
 
 from recbole_qbert.recbole_integration import registry
+from recbole_qbert.recbole_integration.file_settings import settings_from_file
 from recbole_qbert.recbole_integration.patches import (
     PICKLED_CACHES,
     clean_argv,
     quick_start,
     replace,
-    without_pickled_caches,
+    unpickling_refused,
 )
 from recbole_qbert.utils.distributed import rank
-from recbole_qbert.utils.io import atomic_write
-from recbole_qbert.utils.resume_file import save_tensors
+from recbole_qbert.utils.tensor_file import load_tensors, load_weights, require_numbers, save_tensors
 
 FORMAT = 1
 #: Keys that ``run(nproc=2)`` adds (quick_start.py:57, :174). A Config that has them joins a process group.
@@ -115,6 +116,7 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
             "dataset": config["dataset"],
             "external": _plain(external, "config", foreign),
         },
+        "run": progress.start if (progress := getattr(trainer, "progress", None)) else None,
         "epoch": epoch,
         "cur_step": trainer.cur_step,
         "best_valid_score": float(trainer.best_valid_score),
@@ -133,9 +135,8 @@ def checkpoint_state(trainer: Any, epoch: int) -> dict[str, Any]:
 
 
 def write_checkpoint(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write the file atomically."""
-    with atomic_write(Path(path)) as temporary:
-        save_tensors(dict(state), temporary)
+    """Write the file atomically, with a digest of its content."""
+    save_tensors(state, Path(path))
 
 
 def _plain(value: Any, name: str, foreign: list[str]) -> Any:
@@ -194,12 +195,10 @@ def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict
     Raises:
         FileNotFoundError: there is no such file.
         UntrustedCheckpointError: the file needs ``trusted=True``.
-        ValueError: the file is damaged, or is no checkpoint.
+        ValueError: the file is damaged (its content is not that of its digest), or is no checkpoint.
     """
     try:
-        with warnings.catch_warnings():  # of torch, about files that are refused here anyway
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except pickle.UnpicklingError as error:
         if not trusted:
             name = re.search(r"GLOBAL (\S+)", str(error))
@@ -208,15 +207,108 @@ def load_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict
                 f"{os.fspath(path)} is more than tensors and plain values ({reason}), and reading it can run "
                 "code hidden in it. If you wrote the file, or trust who did, pass trusted=True."
             ) from error
-        state = torch.load(path, map_location="cpu", weights_only=False)
-    except OSError:
-        raise
-    except Exception as error:  # torch's reader of pickles fails in many ways on bytes that are no pickle
-        raise ValueError(f"{os.fspath(path)} is damaged or no checkpoint: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{os.fspath(path)} is no checkpoint: it holds a {type(state).__name__}, not a dict")
+        state = load_tensors(path, trusted=True)
     _upgrade(state)
     return state
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The parts of a checkpoint, checked to be what they have to be.
+
+    Attributes:
+        model: name of the model.
+        dataset: name of the data set.
+        settings: what the user set for the training.
+        weights: name -> tensor, without NaN.
+        other: other parameters of the model.
+    """
+
+    model: str
+    dataset: str
+    settings: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    other: dict[str, Any]
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> Contents:
+        """Check the parts of a checkpoint.
+
+        Args:
+            checkpoint: what :func:`load_checkpoint` returned.
+            path: its file, for errors.
+
+        Raises:
+            ValueError: a part is missing or of another type; names the file and the key.
+        """
+        config = checkpoint.get("config")
+        if isinstance(config, Config):  # stock RecBole, trusted
+            config = {"model": config["model"], "dataset": config["dataset"], "external": config.external_config_dict}
+        config = _mapping(config, "'config'", path)
+        for key in ("model", "dataset"):
+            if not isinstance(config.get(key), str):
+                raise _refusal(path, f"config[{key!r}]", config.get(key), "a name")
+        external = _mapping(config.get("external"), "config['external']", path)
+        return cls(config["model"], config["dataset"], external, weights_of(checkpoint, path), other_of(checkpoint, path))
+
+
+def weights_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Return the weights in a checkpoint.
+
+    Args:
+        checkpoint: what :func:`load_checkpoint` returned.
+        path: its file, for errors.
+
+    Raises:
+        ValueError: there are none, or one is no tensor or holds NaN; names the file and the key.
+    """
+    weights = _mapping(checkpoint.get("state_dict"), "'state_dict'", path)
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor):
+            raise _refusal(path, f"state_dict[{name!r}]", value, "a tensor")
+        require_numbers(name, value, os.fspath(path))
+    return weights
+
+
+def other_of(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the other parameters of the model in a checkpoint.
+
+    Args:
+        checkpoint: what :func:`load_checkpoint` returned.
+        path: its file, for errors.
+
+    Raises:
+        ValueError: they are no dictionary; names the file and the key.
+    """
+    other = checkpoint.get("other_parameter")
+    return {} if other is None else _mapping(other, "'other_parameter'", path)
+
+
+def load_into(model: AbstractRecommender, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Set the weights and other parameters of a model to those of a checkpoint, and return the checkpoint.
+
+    Raises:
+        UntrustedCheckpointError: the file needs ``trusted=True``.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no checkpoint, or does not fit the model.
+    """
+    checkpoint = load_checkpoint(path)
+    load_weights(model, weights_of(checkpoint, path), os.fspath(path))
+    model.load_other_parameter(other_of(checkpoint, path) or None)
+    return checkpoint
+
+
+def _mapping(value: Any, key: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise _refusal(path, key, value, "a dictionary with names as keys")
+    return dict(value)
+
+
+def _refusal(path: str | os.PathLike[str], key: str, value: Any, wanted: str) -> ValueError:
+    return ValueError(
+        f"{os.fspath(path)} is no checkpoint of a RecBole model: its {key} is of {type(value)}, not {wanted}; finetune and "
+        "train write a checkpoint"
+    )
 
 
 def _upgrade(state: dict[str, Any]) -> None:
@@ -261,31 +353,30 @@ def load_data_and_model(
         ValueError: the file is no checkpoint of RecBole.
     """
     checkpoint = load_checkpoint(model_file, trusted)
-    config = _rebuild_config(checkpoint, os.fspath(model_file))
+    contents = Contents.of(checkpoint, model_file)
+    if not isinstance(checkpoint["config"], Config):
+        _import_home(str(checkpoint.get("module")), contents.model, os.fspath(model_file))
+    config = _rebuild_config(contents, os.fspath(model_file), trusted)
     quick_start.init_seed(config["seed"], config["reproducibility"])
     quick_start.init_logger(config)
     logging.getLogger().info(config)
-    with without_pickled_caches():
+    with nullcontext() if trusted else unpickling_refused(), _refusing_settings(os.fspath(model_file)):
         dataset = quick_start.create_dataset(config)
         logging.getLogger().info(dataset)
         train_data, valid_data, test_data = quick_start.data_preparation(config, dataset)
-    quick_start.init_seed(config["seed"], config["reproducibility"])
-    model = quick_start.get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    model.load_state_dict(checkpoint["state_dict"])
-    model.load_other_parameter(_revive(checkpoint.get("other_parameter"), config["device"]))
+        quick_start.init_seed(config["seed"], config["reproducibility"])
+        model = quick_start.get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    load_weights(model, contents.weights, os.fspath(model_file))
+    model.load_other_parameter(_revive(contents.other or None, config["device"]))
     return config, model, dataset, train_data, valid_data, test_data
 
 
-def _rebuild_config(checkpoint: Mapping[str, Any], path: str) -> Config:
+def _rebuild_config(contents: Contents, path: str, trusted: bool) -> Config:
     """Build a Config from the user's settings in a checkpoint, for this process alone."""
-    stored = checkpoint.get("config")
-    if isinstance(stored, Config):  # stock RecBole, trusted
-        model, dataset, external = stored["model"], stored["dataset"], stored.external_config_dict
-    elif isinstance(stored, dict) and {"model", "dataset", "external"} <= stored.keys():
-        _import_home(str(checkpoint.get("module")), stored["model"], path)
-        model, dataset, external = stored["model"], stored["dataset"], _revive(stored["external"])
-    else:
-        raise ValueError(f"{path} is no checkpoint of a RecBole model: its 'config' is {type(stored)}")
+    model = contents.model
+    external = _revive(contents.settings)
+    if not trusted:
+        external = settings_from_file(model, external, path)
     settings = {
         # Config evaluates the strings of a config_dict (configurator.py:127): "[5,10]" would become a list.
         key: repr(value) if isinstance(value, str) else copy.deepcopy(value)
@@ -293,8 +384,17 @@ def _rebuild_config(checkpoint: Mapping[str, Any], path: str) -> Config:
         if key not in _DDP_KEYS | PICKLED_CACHES
     }
     settings |= registry.settings_for_loading(model)
-    with clean_argv():
-        return Config(model=model, dataset=dataset, config_dict=settings)
+    with clean_argv(), _refusing_settings(path):
+        return Config(model=model, dataset=contents.dataset, config_dict=settings)
+
+
+@contextmanager
+def _refusing_settings(path: str) -> Iterator[None]:
+    """Name the checkpoint in the errors that RecBole ends in on settings of another form, which it does not check."""
+    try:
+        yield
+    except (AttributeError, AssertionError, IndexError, KeyError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"{path}: RecBole cannot use the settings in its config['external']: {error!r}") from error
 
 
 def _import_home(module: str, model: str, path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,8 +111,7 @@ def _rename_columns(config: Config) -> None:
 
 def load_catalog(config: Config) -> Catalog:
     """Return the items of a data set and the training part of its histories."""
-    with _caches_of(config):
-        train: HistoryDataset = create_dataset(config).split()[0]
+    train: HistoryDataset = create_dataset(config).split()[0]
     return train.catalog()
 
 
@@ -158,8 +157,7 @@ def train(
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     started = time.perf_counter()
-    with _caches_of(config):
-        train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
+    train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
     seconds["data"] = time.perf_counter() - started
     started = time.perf_counter()
     init_seed(config["seed"], config["reproducibility"])
@@ -175,6 +173,7 @@ def train(
     if checkpoint_file and supports_resume(trainer):
         trainer.saved_model_file = str(checkpoint_file)
         progress = TrainingState(checkpoint_file, config, _start(model, train_data._dataset), train_data.generator)
+        trainer.progress = progress
     with tqdm(
         total=config["epochs"], desc=f"{title or '':<18}", ncols=100, disable=None if title else True, leave=False
     ) as bar:
@@ -187,17 +186,10 @@ def train(
         fit = partial(trainer.fit, train_data, valid_data, True, True, False)
         _, valid = progress.fit(trainer, fit, train_data, valid_data, show) if progress else fit(show)
     seconds["training"] = time.perf_counter() - started
-    checkpoint = checkpoint_io.load_checkpoint(trainer.saved_model_file)
-    model.load_state_dict(checkpoint["state_dict"])
-    model.load_other_parameter(checkpoint.get("other_parameter"))
+    checkpoint_io.load_into(model, trainer.saved_model_file)
     model.eval()
     valid = {name: float(value) for name, value in (valid or {}).items()}
     return Run(config, model, trainer, valid_data, test_data, valid, seconds)
-
-
-def _caches_of(config: Config) -> AbstractContextManager[None]:
-    """Allow RecBole's pickled caches only if a property of the user names them, because unpickling runs code."""
-    return nullcontext() if any(config[key] for key in patches.PICKLED_CACHES) else patches.without_pickled_caches()
 
 
 def supports_resume(trainer: Any) -> bool:

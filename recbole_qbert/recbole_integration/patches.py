@@ -8,8 +8,10 @@
 * :func:`saved_loaders_follow_settings` - a data set in a file of loaders ignores changed settings.
 * :func:`byte_order_marks` - a byte order mark becomes part of the first column's name.
 * :func:`flops_of_one_row` - a data set of one row crashes before training.
+* :func:`pickled_caches_only_when_asked` - pickles in ``checkpoint_dir`` are read though no property names them.
+* :func:`arrays_without_pickle` - LDiffRec unpickles a file in the data set's folder.
 
-Besides these, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`without_pickled_caches`, :class:`ConfigValues`.
+Besides these, for callers: :func:`fresh_logging`, :func:`clean_argv`, :func:`unpickling_refused`, :class:`ConfigValues`.
 ``checkpoint_io`` patches the reading and writing of files, ``newer_libraries`` what newer versions of numpy, pandas and
 scipy broke.
 """
@@ -22,7 +24,9 @@ import functools
 import importlib
 import logging
 import os
+import pickle
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +52,7 @@ __all__ = [
     "PICKLED_CACHES",
     "ConfigValues",
     "apply",
+    "arrays_without_pickle",
     "byte_order_marks",
     "clean_argv",
     "countable_metrics",
@@ -56,11 +61,12 @@ __all__ = [
     "fresh_logging",
     "log_every_run",
     "no_anomaly_detection",
+    "pickled_caches_only_when_asked",
     "processes_without_gpu",
     "quick_start",
     "replace",
     "saved_loaders_follow_settings",
-    "without_pickled_caches",
+    "unpickling_refused",
 ]
 
 log = logging.getLogger(__name__)
@@ -80,6 +86,8 @@ def apply() -> None:
     saved_loaders_follow_settings()
     byte_order_marks()
     flops_of_one_row()
+    pickled_caches_only_when_asked()
+    arrays_without_pickle()
 
 
 def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -252,7 +260,7 @@ def saved_loaders_follow_settings() -> None:
 
 def _load_split_dataloaders(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def load_split_dataloaders(config: Any) -> Any:
-        loaders = original(config)
+        loaders = _when_asked(original)(config)
         if loaders is not None:
             parts = [loader._dataset for loader in loaders]
             if update := getattr(parts[0], "update_saved_parts", None):
@@ -330,18 +338,74 @@ def clean_argv() -> Iterator[None]:
         sys.argv = original
 
 
-@contextlib.contextmanager
-def without_pickled_caches() -> Iterator[None]:
-    """Make RecBole build data sets and loaders from atomic files and ignore cache files.
+def pickled_caches_only_when_asked() -> None:
+    """Make RecBole read pickles of data sets and loaders only where a property of the user asks for them.
 
-    ``create_dataset`` and ``load_split_dataloaders`` (data/utils.py:59, :119) unpickle the file of ``dataset_save_path`` or
-    ``dataloaders_save_path``. Without these properties they look for a file in ``checkpoint_dir`` with the name of the data
-    set. Unpickling runs code, and the settings in a checkpoint may name any file.
+    ``create_dataset`` and ``load_split_dataloaders`` (data/utils.py:59, :119) unpickle a file in ``checkpoint_dir`` with the
+    name of the data set, even if no property names it. Unpickling runs code, which anyone who can write there may choose.
     """
-    module = recbole.data.utils
+    replace(recbole.data.utils, "create_dataset", _when_asked)  # loaders: _load_split_dataloaders
+    owners: tuple[Any, ...] = (recbole.data, quick_start)
+    for module in owners:
+        module.create_dataset = recbole.data.utils.create_dataset
+
+
+def _when_asked(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read(config: Any) -> Any:
+        if any(config[key] for key in PICKLED_CACHES):
+            return original(config)
+        with _no_file_exists(recbole.data.utils):
+            return original(config)
+
+    return read
+
+
+@contextlib.contextmanager
+def _no_file_exists(module: Any) -> Iterator[None]:
     original = module.os
     module.os = SimpleNamespace(path=SimpleNamespace(join=original.path.join, exists=lambda _: False))
     try:
         yield
     finally:
         module.os = original
+
+
+def arrays_without_pickle() -> None:
+    """Make LDiffRec read its item vectors without unpickling (ldiffrec.py:232 passes ``allow_pickle=True``)."""
+    from recbole.model.general_recommender.ldiffrec import LDiffRec
+
+    replace(LDiffRec, "__init__", _without_pickle)
+
+
+def _without_pickle(original: Callable[..., None]) -> Callable[..., None]:
+    def init(self: Any, *args: Any) -> None:
+        with unpickling_refused():
+            original(self, *args)
+
+    return init
+
+
+@contextlib.contextmanager
+def unpickling_refused() -> Iterator[None]:
+    """Refuse ``pickle.load``, and so pickled arrays of numpy, in this thread while the block runs.
+
+    Raises:
+        ValueError: something was to be unpickled.
+    """
+    original, thread = pickle.load, threading.get_ident()
+
+    def load(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            name = getattr(file, "name", "a file")
+            raise ValueError(
+                f"{name} is a pickle, which can run code: it is not read for a file that is not trusted (trusted=True)"
+            )
+        return original(file, *args, **kwargs)
+
+    pickle.load = load
+    try:
+        yield
+    except pickle.UnpicklingError as error:  # of torch, which reads no other objects, and of numpy
+        raise ValueError(f"a file is a pickle, or damaged ({error}); it is read only where you trust it") from error
+    finally:
+        pickle.load = original

@@ -227,6 +227,20 @@ def known_properties(model: str) -> frozenset[str]:
     return _recbole_properties().union(_read_properties(entry.properties), entry.dataset_arguments)
 
 
+def own_properties(model: str) -> frozenset[str]:
+    """Return the properties in a model's YAML file, and of data set classes of this package; of RecBole's models, too."""
+    if model in _registered:
+        entry = _registered[model]
+        return frozenset(_read_properties(entry.properties)).union(entry.dataset_arguments)
+    file = _RECBOLE / "properties" / "model" / f"{model}.yaml"
+    return frozenset(_dataset_properties).union(_read_properties(file) if file.is_file() else ())
+
+
+def common_properties() -> frozenset[str]:
+    """Return the properties of RecBole's common code."""
+    return _recbole_properties()
+
+
 @functools.lru_cache(maxsize=1)
 def _recbole_properties() -> frozenset[str]:
     """Return the properties of RecBole's common code, from its YAML files and argument lists; none of a model."""

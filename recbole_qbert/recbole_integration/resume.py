@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from recbole_qbert.config.schema import RUNTIME_PROPERTIES
+from recbole_qbert.recbole_integration import checkpoint_io
 from recbole_qbert.utils.distributed import rank
 from recbole_qbert.utils.io import atomic_write, digest, json_lines
 from recbole_qbert.utils.resume_file import ResumeFile
@@ -83,15 +84,18 @@ class TrainingState:
         return fit(after_validation)
 
     def load(self, trainer: Any) -> bool:
-        """Set a trainer to the saved state; return whether there is one that fits."""
+        """Set a trainer to the saved state; return whether there is one that fits.
+
+        Without a whole checkpoint of the same training the state does not count: its best weights would be missing.
+        """
         state = self.file.load() if self.checkpoint.exists() else None
-        if state is None:
+        if state is None or not self._checkpoint_is_ours(trainer):
             return False
         before = copy.deepcopy(trainer.model.state_dict())
         try:
             trainer.model.load_state_dict(state["state_dict"])
             trainer.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             trainer.model.load_state_dict(before)  # the weights that fitted were taken over before the error
             trainer.logger.warning(f"{self.file.path} was written by another version, starting anew: {error}")
             return False
@@ -101,6 +105,20 @@ class TrainingState:
         if self.order is not None:
             _set_random_state(state["random"], self.order)
         self._cut_log(state["epoch"])
+        return True
+
+    def _checkpoint_is_ours(self, trainer: Any) -> bool:
+        """Return whether the checkpoint is whole and of this training; if not, say in the log what is wrong with it."""
+        try:
+            checkpoint = checkpoint_io.load_checkpoint(self.checkpoint)
+            checkpoint_io.weights_of(checkpoint, self.checkpoint)
+        except ValueError as error:
+            trainer.logger.warning(f"{error}: starting anew")
+            return False
+        run = checkpoint.get("run")
+        if run not in (None, self.start):  # None: before version 0.2
+            trainer.logger.warning(f"{self.checkpoint} is of another training: starting anew")
+            return False
         return True
 
     def save(self, trainer: Any, epoch: int, score: float) -> None:
@@ -132,7 +150,7 @@ class TrainingState:
 
     def _cut_log(self, last: int) -> None:
         """Drop the lines of epochs that are run again."""
-        lines = [line for line in json_lines(self.log) if line["epoch"] <= last]
+        lines = [line for line in json_lines(self.log) if line.get("epoch", last) <= last]
         with atomic_write(self.log) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 

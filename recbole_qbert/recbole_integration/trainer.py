@@ -212,14 +212,12 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             RecBole's metrics.
         """
         needed = {name for name in ("rec.topk", "rec.items", "rec.meanrank", "rec.score") if self._needs(name)}
-        if not eval_data or needed != {"rec.topk"} or not _is_full_ranking(eval_data):
-            return super().evaluate(eval_data, load_best_model, model_file, show_progress)
-        if load_best_model:
+        if eval_data and load_best_model:
             path = model_file or self.saved_model_file
-            checkpoint = checkpoint_io.load_checkpoint(path)
-            self.model.load_state_dict(checkpoint["state_dict"])
-            self.model.load_other_parameter(checkpoint.get("other_parameter"))
+            checkpoint_io.load_into(self.model, path)
             self.logger.info(f"Loading model structure and parameters from {path}")
+        if not eval_data or needed != {"rec.topk"} or not _is_full_ranking(eval_data):
+            return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         self.model.eval()
         rank = self.target_ranks(eval_data, show_progress, self.model.exclude_history)
         most = max(self.config["topk"])
@@ -268,9 +266,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
 
     # ----------------------------------------------------------------------------------------- structural prior
     def _fit_and_keep_prior(self, valid_data: Any, saved: bool) -> tuple[float, Any]:
-        checkpoint = checkpoint_io.load_checkpoint(self.saved_model_file) if saved else None
-        if checkpoint:
-            self.model.load_state_dict(checkpoint["state_dict"])
+        checkpoint = checkpoint_io.load_into(self.model, self.saved_model_file) if saved else None
         choice = self.fit_prior(valid_data)
         self.logger.info(f"structural prior fitted on validation: {choice}")
         self.best_valid_result = self.evaluate(valid_data, load_best_model=False)

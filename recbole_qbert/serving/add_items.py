@@ -15,6 +15,7 @@ from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.quantization.tokenizer import Tokenizer
 from recbole_qbert.serving import cold_start
+from recbole_qbert.utils.io import sha256
 
 log = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
@@ -63,9 +64,14 @@ def add_items(
     _require_unchanged(ids, target)
     described = [item for item in listed if item in trained]
     neighbors = _neighbors(dataset, folder, replace(loaded, items=new), described, earlier)
-    if neighbors is not None:
-        neighbors.save(cold_start.neighbors_path(target))
-    ids.save(target)
+    near_file = cold_start.neighbors_path(target)
+    semantic_ids.details_path(target).unlink(missing_ok=True)  # written last, so that it never describes other files
+    if neighbors is None:
+        near_file.unlink(missing_ok=True)
+        ids.save(target)
+    else:
+        neighbors.save(near_file)
+        ids.save(target, **{cold_start.DIGEST: sha256(near_file)})
     first = {item: ids.text(ids.items.index(item)) for item in new[:5]}
     return {
         "dataset": dataset,
@@ -94,8 +100,7 @@ def _neighbors(
     dataset: str, folder: Path, new: ItemFeatures, described: Sequence[str], earlier: PathLike | None
 ) -> cold_start.Neighbors | None:
     """Return the neighbors of new items among ``described`` ones of the training, after those of an earlier call."""
-    earlier_file = cold_start.neighbors_path(Path(earlier)) if earlier else None
-    before = cold_start.load(earlier_file) if earlier_file and earlier_file.exists() else None
+    before = cold_start.load_beside(Path(earlier)) if earlier else None
     if not described:
         log.warning(
             "%s lists none of the existing items: new items are ranked by their codes alone, which is coarser", folder

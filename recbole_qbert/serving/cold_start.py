@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from recbole_qbert.data.item_features import ItemFeatures
-from recbole_qbert.utils.io import atomic_write
+from recbole_qbert.quantization import semantic_ids
+from recbole_qbert.utils.io import atomic_write, sha256
 
 COUNT = 20  # chosen, with TEMPERATURE, on held-out items of Amazon_Scientific that no reported result uses
 TEMPERATURE = 0.1
+DIGEST = "neighbours_sha256"  # in the .sid.json file
 HEADER = "item_id:token\tneighbours:token_seq\tweights:float_seq"
 
 
@@ -79,11 +81,33 @@ def load(path: Path) -> Neighbors:
                 raise ValueError(
                     f"{path}:{number}: expected an item, its neighbors and as many weights; write the file again with add"
                 )
+            try:
+                weights.append([float(w) for w in weight])
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}; write the file again with add") from None
+            if not np.isfinite(weights[-1]).all():
+                raise ValueError(f"{path}:{number}: the weights {fields[2]!r} are not all numbers; write it again with add")
             items.append(fields[0])
             nearest.append(near)
-            weights.append([float(w) for w in weight])
     shape = len(items), len(nearest[0]) if nearest else 0
     return Neighbors(tuple(items), np.array(nearest).reshape(shape), np.array(weights, dtype=np.float32).reshape(shape))
+
+
+def load_beside(sid_file: Path) -> Neighbors | None:
+    """Read the neighbors of the new items of a ``.sid`` file; ``None`` if it has none.
+
+    Raises:
+        FileNotFoundError: ``add`` wrote the file, and it is missing.
+        ValueError: the file is not the one that ``add`` wrote, or a row is bad.
+    """
+    path = neighbors_path(sid_file)
+    expected = semantic_ids.read_details(sid_file).get(DIGEST)
+    if expected is None and not path.exists():  # no digest: before version 0.2, or an .sid file of other software
+        return None
+    neighbors = load(path)
+    if expected not in (None, sha256(path)):
+        raise ValueError(f"{path} is not the file that 'run_recbole_qbert.py add' wrote with {sid_file}; write both again")
+    return neighbors
 
 
 def nearest_neighbors(

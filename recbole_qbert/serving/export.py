@@ -1,6 +1,6 @@
 """Export of a trained model to a folder of tensors and text that is read without pickle and without RecBole.
 
-The folder holds ``config.json`` (format, data set, settings of the network, structural prior, hashes of other files),
+The folder holds ``config.json`` (format, data set, settings of the network, structural prior, hashes of all files),
 ``model.safetensors`` (weights, and the pairs of the prior), ``items.sid`` (items in the order of their rows, with their
 semantic IDs) beside ``items.sid.json`` (names and size of the levels, vocabulary), and ``titles.tsv``.
 """
@@ -31,14 +31,18 @@ from recbole_qbert.quantization.tokenizer import save_weights
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from recbole_qbert.serving.cold_start import Neighbors
-from recbole_qbert.utils.io import atomic_write, read_json, sha256, write_json
+from recbole_qbert.utils.atomic import run_lock
+from recbole_qbert.utils.io import atomic_write, digest, read_json, sha256, write_json
+from recbole_qbert.utils.tensor_file import load_weights
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
+CONFIG_DIGEST = "config_sha256"  # of the rest of config.json
 CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
-_HASHED = (WEIGHTS, IDS, f"{IDS}.json")
-_PAIR_BUFFERS = ("pair", "value", "size")  # buffers of the prior that are not in its state_dict
+_HASHED = (WEIGHTS, IDS, f"{IDS}.json", TITLES)
+_PAIR_BUFFERS = ("pair", "value", "size", "likeness")  # buffers of the prior that are not in its state_dict
+_NO_CONTENT = {"prior.content_weight": torch.zeros(())}  # of a prior of before version 0.3
 _WAY_OUT = "export the model again with 'run_recbole_qbert.py export'"
 
 
@@ -128,24 +132,30 @@ def from_checkpoint(
             f"{path} is a checkpoint, and reading it requires RecBole, which is not installed here (pip install "
             "recbole==1.2.1); or export it where RecBole is, and load the folder"
         )
-    from recbole_qbert.recbole_integration import checkpoint_io, experiment, identifiers, patches
+    from recbole_qbert.recbole_integration import checkpoint_io, experiment, file_settings, identifiers, patches
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; finetune and train write a checkpoint, <output>/<dataset>/finetune.pth")
-    checkpoint = checkpoint_io.load_checkpoint(path)
-    settings = {key: value for key, value in _settings(checkpoint, path).items() if key not in patches.PICKLED_CACHES}
-    dataset = checkpoint["config"]["dataset"]
-    for file in config_files:
-        settings |= with_current_names(read_yaml(Path(file), "property") or {})
-    settings |= with_current_names(properties or {})
-    config = experiment.configure(MODEL, dataset, data_path or settings.get("data_path", "dataset"), settings)
-    catalog = experiment.load_catalog(config)
-    state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("network.")}
+    contents = checkpoint_io.Contents.of(checkpoint_io.load_checkpoint(path), path)
+    _require_one_data_set(contents.model, contents.settings, path)
+    settings = file_settings.settings_from_file(MODEL, contents.settings, str(path))
+    settings |= _user_settings(properties, config_files)
+    dataset = contents.dataset
+    try:
+        config = experiment.configure(MODEL, dataset, data_path or settings.get("data_path") or "dataset", settings)
+        catalog = experiment.load_catalog(config)
+        sequence = read(SequenceConfig, patches.ConfigValues(config) | {"max_length": config["MAX_ITEM_LIST_LENGTH"]})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its config['external'] holds settings of another form: {error!r}") from error
+    state = {name: value for name, value in contents.weights.items() if name.startswith("network.")}
     state = {name.removeprefix("network."): value for name, value in state.items()}
-    if "codes" not in state:
-        raise ValueError(f"{path} holds no weights of {MODEL}: its state_dict has no network.codes")
-    codes = state.pop("codes")[1:].numpy()
-    if ItemVocabulary(catalog.items).digest != (checkpoint.get("other_parameter") or {}).get("catalog"):
+    for name in ("codes", "codebook"):
+        if name not in state or state[name].dim() < 2:
+            raise ValueError(
+                f"{path} holds no weights of {MODEL}: its state_dict has no network.{name}, or of another shape"
+            )
+    codes = state["codes"][1:].numpy()
+    if ItemVocabulary(catalog.items).digest != contents.other.get("catalog"):
         raise ValueError(
             f"{path} was trained on other items than those of {catalog.folder}: {len(codes)} there, "
             f"{len(catalog.items)} here; pass the data_path it was trained with"
@@ -164,32 +174,38 @@ def from_checkpoint(
     if ids.codes.shape[1] != codes.shape[1] or (ids.aligned(catalog.items, str(sid)) != codes).any():
         raise ValueError(f"{sid} holds other semantic IDs than {path} was trained with; pass the right file (--sid FILE)")
     ids = replace(ids, items=catalog.items, codes=codes, size=state["codebook"].shape[1])
-    sequence = read(SequenceConfig, patches.ConfigValues(config) | {"max_length": config["MAX_ITEM_LIST_LENGTH"]})
     prior = None
-    if float(checkpoint["state_dict"].get("prior.weight", 0)) > 0:
-        prior = CooccurrencePrior([ItemVocabulary.to_recbole(history) for history in catalog.histories], len(ids.items) + 1)
-        fitted = {name: checkpoint["state_dict"].get(f"prior.{name}") for name in prior.state_dict()}
-        if any(value is None for value in fitted.values()):
+    fitted = {name: value for name, value in contents.weights.items() if name.startswith("prior.")}
+    if "prior.weight" in fitted and bool((fitted["prior.weight"] > 0).any()):
+        fitted = _NO_CONTENT | fitted
+        content = identifiers.content_likeness(config, catalog) if (fitted["prior.content_weight"] > 0).any() else None
+        histories = [ItemVocabulary.to_recbole(history) for history in catalog.histories]
+        prior = CooccurrencePrior(histories, len(ids.items) + 1, content=content)
+        if {f"prior.{name}" for name in prior.state_dict()} > fitted.keys():
             raise ValueError(f"{path} was written by another version, whose prior had other parts; train it again")
-        prior.load_state_dict(fitted)
+        load_weights(prior, {name: fitted[f"prior.{name}"] for name in prior.state_dict()}, str(path))
     fields = read(IdentifierConfig, patches.ConfigValues(config)).text_fields
     titles = _titles_of(catalog.folder / f"{dataset}.item", catalog.items, fields, catalog.form)
-    return TrainedModel(dataset, ids, _network(sequence, ids, state), prior, titles, catalog.form)
+    return TrainedModel(dataset, ids, _network(sequence, ids, state, str(path)), prior, titles, catalog.form)
 
 
-def _settings(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Read the properties that the user set for the training."""
-    stored = checkpoint.get("config")
-    if not isinstance(stored, dict) or stored.get("model") != MODEL or "external" not in stored:
-        model = stored.get("model", "something else") if isinstance(stored, dict) else "something else"
+def _user_settings(properties: Mapping[str, Any] | None, config_files: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
+    """Read the property files and properties that a user names; properties override files."""
+    settings: dict[str, Any] = {}
+    for file in config_files:
+        settings |= with_current_names(read_yaml(Path(file), "property") or {})
+    return settings | with_current_names(properties or {})
+
+
+def _require_one_data_set(model: str, settings: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another model, or of a pretraining on several data sets."""
+    if model != MODEL:
         raise ValueError(f"{path} is not a checkpoint of {MODEL} but of {model}")
-    settings: dict[str, Any] = stored["external"]
     if settings.get("domains"):
         raise ValueError(
-            f"{path} is pretrained on several data sets ({', '.join(settings['domains'])}); fine-tune it on one "
+            f"{path} is pretrained on several data sets ({', '.join(map(str, settings['domains']))}); fine-tune it on one "
             "('run_recbole_qbert.py finetune --vocabulary DIR'), and export that"
         )
-    return settings
 
 
 def _titles_of(path: Path, items: Sequence[str], fields: Sequence[str], form: AtomicFormat) -> dict[str, str]:
@@ -243,15 +259,23 @@ def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
     """Write a model to a folder, replacing an earlier export, and return its ``config.json``.
 
     Raises:
-        ValueError: ``folder`` is a file, or holds a ``config.json`` of other software.
+        ValueError: ``folder`` is a file, or holds a ``config.json`` of other software, or another export writes to it.
     """
-    from recbole_qbert.version import __version__
-
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; an export is a folder")
     if (folder / CONFIG).exists():
-        _read_config(folder, any_format=True)
-    folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _read_config(folder, any_format=True)
+        except ValueError:
+            if not (folder / IDS).exists():  # a damaged file of an export is replaced, as its error says
+                raise
+    with run_lock(folder, "export"):
+        return _write(model, folder)
+
+
+def _write(model: TrainedModel, folder: Path) -> dict[str, Any]:
+    from recbole_qbert.version import __version__
+
     # Removed first and written last, so that an interruption leaves a folder that is visibly incomplete.
     (folder / CONFIG).unlink(missing_ok=True)
     tensors: dict[str, Tensor] = {name: value for name, value in model.network.state_dict().items() if name != "codes"}
@@ -276,7 +300,7 @@ def write(model: TrainedModel, folder: Path) -> dict[str, Any]:
         "atomic_files": model.form.properties,
         "sha256": {name: sha256(folder / name) for name in _HASHED},
     }
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config | {CONFIG_DIGEST: digest(config)})
     return config
 
 
@@ -303,34 +327,49 @@ def load(
         raise FileNotFoundError(f"{folder} is missing; make it with 'run_recbole_qbert.py export'")
     config = _read_config(folder)
     for name in _HASHED:
+        if name == TITLES and name not in config["sha256"]:  # before version 0.2
+            continue
         path = folder / name
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing; {_WAY_OUT}")
         if sha256(path) != config["sha256"].get(name):
             raise ValueError(f"{path} is damaged, or of another export; {_WAY_OUT}")
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / WEIGHTS)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}; {_WAY_OUT}") from error
     pairs = {name: tensors.pop(f"prior.{name}") for name in _PAIR_BUFFERS if f"prior.{name}" in tensors}
     ids = semantic_ids.load(folder / IDS)
     try:
-        network = _network(read(SequenceConfig, with_current_names(config["sequence"])), ids, tensors)
-    except RuntimeError as error:
+        settings = read(SequenceConfig, with_current_names(config["sequence"]))
+        network = _network(settings, ids, tensors, str(folder / WEIGHTS))
+        prior = _read_prior(config["cooccurrence_prior"], pairs, len(ids.items), folder)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder / CONFIG} does not describe the network of {WEIGHTS} beside it; {_WAY_OUT} ({error})"
         ) from error
-    prior = None
-    if config["cooccurrence_prior"]:
-        if len(pairs) < len(_PAIR_BUFFERS):
-            raise ValueError(f"{folder / WEIGHTS} lacks parts of the structural prior; {_WAY_OUT}")
-        prior = CooccurrencePrior([], len(ids.items) + 1)
-        prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
-        prior.load_state_dict({name: torch.tensor(value) for name, value in config["cooccurrence_prior"].items()})
-    settings = dict(config.get("atomic_files") or {})  # absent in exports of earlier versions
-    for file in config_files:
-        settings |= read_yaml(Path(file), "property") or {}
-    form = AtomicFormat.from_config(settings | dict(properties or {}))
+    # The format of the data set is absent in exports of earlier versions.
+    form = AtomicFormat.from_config(dict(config.get("atomic_files") or {}) | _user_settings(properties, config_files))
     return TrainedModel(config["dataset"], ids, network, prior, _read_titles(folder / TITLES), form)
+
+
+def _read_prior(
+    values: Mapping[str, float] | None, pairs: Mapping[str, Tensor], items: int, folder: Path
+) -> CooccurrencePrior | None:
+    """Build the structural prior from its values in ``config.json`` and its pairs among the weights."""
+    if not values:
+        return None
+    if not {"pair", "value", "size"} <= pairs.keys():
+        raise ValueError(f"{folder / WEIGHTS} lacks parts of the structural prior; {_WAY_OUT}")
+    prior = CooccurrencePrior([], items + 1)
+    prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
+    prior.likeness = pairs.get("likeness", torch.zeros_like(prior.value))  # absent before version 0.3
+    values = {"content_weight": 0.0, **values}
+    load_weights(prior, {name: torch.tensor(float(value)) for name, value in values.items()}, str(folder / CONFIG))
+    return prior
 
 
 def _read_config(folder: Path, any_format: bool = False) -> dict[str, Any]:
@@ -347,9 +386,17 @@ def _read_config(folder: Path, any_format: bool = False) -> dict[str, Any]:
             f"{path} has format {config.get('format')!r}, made by recbole_qbert {config['recbole_qbert']}; this version "
             f"reads format {FORMAT}: export the model again, or use that version"
         )
-    missing = [key for key in ("dataset", "sequence", "cooccurrence_prior", "sha256") if key not in config]
-    if missing and not any_format:
-        raise ValueError(f"{path} has no {', '.join(missing)}; {_WAY_OUT}")
+    if any_format:
+        return config
+    kinds = {"dataset": (str,), "sequence": (dict,), "cooccurrence_prior": (dict, type(None)), "sha256": (dict,)}
+    wrong = [key for key, kind in kinds.items() if not isinstance(config.get(key, ...), kind)]
+    if wrong:
+        raise ValueError(f"{path} has no {', '.join(wrong)}, or of another type; {_WAY_OUT}")
+    expected = config.pop(CONFIG_DIGEST, None)
+    if expected is None:
+        log.info("%s holds no digest of itself; it was written by an earlier version", path)
+    elif expected != digest(config):
+        raise ValueError(f"{path} is not what was written: it was changed, or is damaged; {_WAY_OUT}")
     return config
 
 
@@ -386,7 +433,9 @@ def _codes(ids: SemanticIDs) -> Tensor:
     return torch.cat([torch.full((1, ids.codes.shape[1]), -1), torch.from_numpy(ids.codes.astype("int64"))])
 
 
-def _network(settings: SequenceConfig, ids: SemanticIDs, weights: Mapping[str, Tensor]) -> SemanticSequenceModel:
+def _network(
+    settings: SequenceConfig, ids: SemanticIDs, weights: Mapping[str, Tensor], source: str
+) -> SemanticSequenceModel:
     network = SemanticSequenceModel(settings, _codes(ids), ids.size)
-    network.load_state_dict({**weights, "codes": network.codes})
+    load_weights(network, {**weights, "codes": network.codes}, source)
     return network.eval()

@@ -144,8 +144,7 @@ class Recommender:
             model = export.load(source, properties, config_files)
         if semantic_ids is not None:
             sid_file = Path(semantic_ids)
-            near = cold_start.neighbors_path(sid_file)
-            model = model.with_items(id_files.load(sid_file), cold_start.load(near) if near.exists() else None)
+            model = model.with_items(id_files.load(sid_file), cold_start.load_beside(sid_file))
         return cls(model, device)
 
     def recommend(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_qbert.utils.io import sha256, write_json
+from recbole_qbert.utils.io import digest, sha256, write_json
+
+DIGEST = "manifest_sha256"
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -17,16 +19,43 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or is no manifest.
     """
+    manifest = _read(path)
+    return manifest["inputs"], manifest["outputs"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a manifest: ``inputs``, ``outputs`` and ``report``, and check it by its digest if it has one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # or not UTF-8
+    except (ValueError, RecursionError) as error:  # or not UTF-8
         raise ValueError(f"{path} is not JSON") from error
     manifest = content if isinstance(content, dict) else {}
-    inputs = manifest.get("inputs", manifest.get("made_from"))  # made_from: before version 0.2
-    outputs = manifest.get("outputs")
-    if not isinstance(inputs, dict) or not isinstance(outputs, dict):
+    expected = manifest.pop(DIGEST, None)  # none: before version 0.2
+    if expected is not None and expected != digest(manifest):
+        raise ValueError(f"{path} is not what was written")
+    if "made_from" in manifest:  # before version 0.2
+        manifest["inputs"] = manifest.pop("made_from")
+    if not all(isinstance(manifest.get(key), dict) for key in ("inputs", "outputs", "report")):
         raise ValueError(f"{path} is no manifest of a step")
-    return inputs, outputs
+    return manifest
+
+
+def require_outputs(manifest: Path, files: Iterable[Path], way_out: str) -> None:
+    """Refuse files that are not those that a step wrote.
+
+    Args:
+        manifest: manifest of the step.
+        files: files that the step wrote.
+        way_out: what the user can do, for the error.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is not what was written; names it.
+    """
+    outputs = read_manifest(manifest)[1]
+    for file in files:
+        if outputs.get(file.name) != sha256(file):
+            raise ValueError(f"{file} is not the file that {manifest.name} beside it describes; {way_out}")
 
 
 class CachedStep:
@@ -67,7 +96,8 @@ class CachedStep:
 
     def report(self) -> dict[str, Any]:
         """Return the figures that are stored with the output."""
-        return json.loads(self.manifest.read_text(encoding="utf-8"))["report"]
+        report: dict[str, Any] = _read(self.manifest)["report"]
+        return report
 
     def run(self, build: Callable[[], dict[str, Any]], rebuild: bool = False) -> tuple[dict[str, Any], str | None]:
         """Run ``build`` unless its output can be reused.
@@ -86,5 +116,6 @@ class CachedStep:
         self.manifest.unlink(missing_ok=True)
         report = build()
         written = {path.name: sha256(path) for path in self.outputs}
-        write_json(self.manifest, {"inputs": self.inputs, "outputs": written, "report": report})
+        content = {"inputs": self.inputs, "outputs": written, "report": report}
+        write_json(self.manifest, content | {DIGEST: digest(json.loads(json.dumps(content)))})
         return report, reason
