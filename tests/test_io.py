@@ -275,6 +275,19 @@ def test_an_output_that_changed_or_vanished_runs_it_again(tmp_path):
     assert step.run()[1] is None
 
 
+def test_a_manifest_that_is_not_what_was_written_runs_it_again(tmp_path):
+    Step(tmp_path, SETTINGS).run()
+    manifest = Step(tmp_path, SETTINGS).stage.manifest
+    content = json.loads(manifest.read_text())
+    content["report"]["more"] = 1
+    manifest.write_text(json.dumps(content))
+    assert Step(tmp_path, SETTINGS).run()[1] == f"{manifest} is not what was written"
+    content = json.loads(manifest.read_text())
+    del content["manifest_sha256"]  # before version 0.2
+    manifest.write_text(json.dumps(content))
+    assert Step(tmp_path, SETTINGS).run()[1] is None
+
+
 def test_another_output_file_runs_it_again(tmp_path):
     Step(tmp_path, SETTINGS).run()
     (tmp_path / "second.txt").write_text("there by chance")

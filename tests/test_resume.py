@@ -16,6 +16,7 @@ from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
 from recbole_qbert.injection import training as injection_training
 from recbole_qbert.quantization import rqvae
 from recbole_qbert.utils.resumable_epochs import Epochs
+from recbole_qbert.utils.resume_file import ResumeFile
 
 INJECTION = InjectionConfig(
     modalities=("text", "image"), query="random", dim=8, layers=3, heads=2, dropout=0.1, gate="dynamic", temperature=0.1,
@@ -113,6 +114,19 @@ def test_a_damaged_file_is_logged_and_replaced(tmp_path: Path, caplog, content: 
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert str(path) in record.getMessage()
     assert all(torch.equal(weights[name], value) for name, value in quantize(None)[0].items())
+
+
+def test_a_changed_weight_of_a_state_is_noticed(tmp_path: Path, caplog) -> None:
+    file = ResumeFile(tmp_path / "x.progress", "run")
+    weights = torch.arange(100.0)
+    file.save({"weights": weights})
+    state = file.load()
+    assert state is not None and torch.equal(state["weights"], weights)
+    content = file.path.read_bytes()
+    place = content.find(weights.numpy().tobytes()) + 47
+    file.path.write_bytes(content[:place] + bytes([content[place] ^ 128]) + content[place + 1 :])
+    assert file.load() is None
+    assert str(file.path) in caplog.text
 
 
 def test_short_work_writes_nothing(tmp_path: Path) -> None:

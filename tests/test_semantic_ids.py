@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.quantization.semantic_ids import SemanticIDs, health, load, prefixes_of, require_unique
 
 HEADER = "item_id:token\tsemantic_id:token_seq\n"
@@ -35,6 +36,28 @@ def test_the_file_is_the_atomic_file_of_the_design(tmp_path):
     wanted = HEADER + "B002SQJL9U\t<a_170> <b_224> <c_251> <d_151>\na b\t<a_0> <b_1> <c_2> <d_3>\n"
     assert path.read_bytes() == wanted.encode()
     assert {p.name for p in tmp_path.iterdir()} == {"X.sid", "X.sid.json"}
+
+
+def test_a_file_that_is_not_the_one_that_was_written_is_refused(tmp_path):
+    path = tmp_path / "X.sid"
+    ids_of([[0, 1], [2, 3]]).save(path)
+    content = path.read_text()
+    for changed in (content.replace("<a_2>", "<a_1>"), content[: content.index("i1")]):
+        path.write_text(changed)
+        with pytest.raises(ValueError, match=r"X\.sid.*X\.sid\.json"):
+            load(path)
+    (tmp_path / "X.sid.json").unlink()  # changed on purpose
+    assert load(path).items
+
+
+def test_an_interrupted_write_leaves_no_details_of_another_file(tmp_path, monkeypatch):
+    path = tmp_path / "X.sid"
+    ids_of([[0, 1], [2, 3]]).save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(semantic_ids, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ids_of([[0, 1], [3, 3]]).save(path)
+    assert load(path).codes.tolist() == [[0, 1], [3, 3]]
 
 
 def test_levels_an_item_lacks_are_left_out_and_come_back(tmp_path):

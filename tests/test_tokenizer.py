@@ -1,7 +1,10 @@
 """IDs for new items: frozen weights, nothing that exists moves, all unique; the same item gets the ID it would have had."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from recbole_qbert.data.item_features import ItemFeatures
 from recbole_qbert.quantization import collision_resolution, semantic_ids
 from recbole_qbert.quantization.tokenizer import Tokenizer
 from recbole_qbert.serving import cold_start
+from recbole_qbert.serving.add_items import add_items
 from tests.helpers_recbole import QUICK, write_dataset
 
 SMALL = [
@@ -104,6 +108,38 @@ def test_the_command_writes_an_extended_file(made, tmp_path, capsys):
     features.save(tmp_path, "X", items, loaded, {})
     assert cli.main(["add", "--dataset=X", *options]) == 2
     assert "nothing to add" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["X.quantizer.safetensors", "X.injection.safetensors", "X.sid", "X.sid.manifest.json"])
+def test_a_damaged_vocabulary_is_refused(made, tmp_path, name):
+    folder = Path(shutil.copytree(made[1], tmp_path / "copy"))
+    if not (folder / name).exists():
+        pytest.skip("stage 1 has not run")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        Tokenizer.load(folder)
+
+
+def test_changed_neighbors_are_refused(made, tmp_path):
+    data, folder = made
+    items = list(features.read_item_list(data / "X.items.txt"))
+    loaded = {name: np.load(data / f"X.{name}.npy") for name in ("text", "image")}
+    described(tmp_path, items, loaded, {"late": 4})
+    add_items("X", folder, tmp_path, tmp_path / "more.sid")
+    near = tmp_path / "more.neighbours"
+    assert cold_start.load_beside(tmp_path / "more.sid").items == ("late",)
+    content = near.read_text()
+    near.write_text(content.replace(content[-5:-1], "0.5"))
+    with pytest.raises(ValueError, match=r"more\.neighbours"):
+        cold_start.load_beside(tmp_path / "more.sid")
+    near.write_text(content.rpartition("\t")[0] + "\tx\n")
+    with pytest.raises(ValueError, match=r"more\.neighbours"):
+        cold_start.load_beside(tmp_path / "more.sid")
+    near.unlink()
+    with pytest.raises(FileNotFoundError, match=r"more\.neighbours"):
+        cold_start.load_beside(tmp_path / "more.sid")
 
 
 def described(folder, items, loaded, late):
