@@ -155,9 +155,9 @@ def test_broken_images_are_missing_with_a_reason(tmp_path: Path, weights: Path) 
     reasons = dict(line.split(": ", 1) for line in record["problems"])
     assert list(reasons) == [f"i{number}/000.png" for number in range(1, 9)]
     assert "cannot identify" in reasons["i2/000.png"] and "cannot identify" in reasons["i6/000.png"]
-    assert "9000 x 9000 pixels are too many" in reasons["i4/000.png"] and "Bomb" in reasons["i8/000.png"]
+    assert "9000 x 9000" in reasons["i4/000.png"] and "too large" in reasons["i8/000.png"]
     assert "2 x 400 pixels are too narrow" in reasons["i5/000.png"]
-    assert "FileNotFoundError" in reasons["i7/000.png"]
+    assert "No such file" in reasons["i7/000.png"]
     assert str(tmp_path) not in json.dumps(record["problems"])
 
 

@@ -23,17 +23,10 @@ from dataset_prep.encoders.sharded_encoding import Encoder, Job, encode
 from dataset_prep.encoders.shards import Shard, computed
 from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.data.builtin_encoders import find_images
+from recbole_qbert.data.pictures import open_picture
 from recbole_qbert.utils.io import digest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-)  # detected by content; others may start programs (PostScript)
-MAX_PIXELS = 64_000_000  # larger pictures are not decoded: some kilobytes can decode to gigabytes
 MAX_RATIO = 64  # longer to shorter side; the shorter is enlarged to the model's size before the picture is cropped
 
 
@@ -185,20 +178,14 @@ class ImageEncoder:
                     yield chunks[number - 1], [future.result() for future in waiting.pop(0)]
 
     def _picture(self, path: Path) -> torch.Tensor | str:
-        from PIL import Image
-
         try:
-            with Image.open(path, formats=FORMATS) as image:  # reads only the header of the file
+            with open_picture(path) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
-                    return f"{width} x {height} pixels are too many to decode (at most {MAX_PIXELS})"
                 if max(width, height) > MAX_RATIO * min(width, height):
                     return f"{width} x {height} pixels are too narrow (at most {MAX_RATIO} to 1)"
                 return self.preprocess(image)
-        except MemoryError:
-            raise
-        except Exception as error:  # for damaged files Pillow raises nearly any exception
-            return f"{type(error).__name__}: {str(error).replace(str(path), path.name)}"
+        except (ValueError, OSError) as error:
+            return str(error).replace(str(path), path.name)
 
     @torch.inference_mode()
     def _encode(self, pictures: torch.Tensor) -> np.ndarray:

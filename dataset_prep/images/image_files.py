@@ -17,10 +17,10 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from dataset_prep.images.rate_limits import FetchError
+from recbole_qbert.data.pictures import FORMATS
 
-# Pillow's name of a format -> ending. No other format is opened: for EPS Pillow would run a PostScript interpreter.
+# Pillow's name of a format -> ending, of formats whose bytes can be stored unchanged.
 ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
-READABLE = (*ENDINGS, "MPO", "AVIF")  # MPO: a JPEG followed by further pictures, written by cameras
 PORTABLE_MODES = frozenset({"RGB", "L", "P", "1"})  # modes that every reader converts to the same RGB
 MIN_SIDE = 8  # pixels; some shops send a picture of one pixel in place of one that they no longer have
 QUALITY = 95
@@ -72,7 +72,7 @@ def examine(body: bytes, *, max_pixels: int, max_side: int | None = None) -> Pic
         FetchError: ``not_an_image``, ``too_many_pixels``, ``too_small``, ``broken_image``.
     """
     try:
-        with Image.open(io.BytesIO(body), formats=READABLE) as image:  # reads no more than the header
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:  # reads no more than the header
             width, height = image.size
     except Image.DecompressionBombError:
         raise FetchError("too_many_pixels") from None
@@ -83,9 +83,9 @@ def examine(body: bytes, *, max_pixels: int, max_side: int | None = None) -> Pic
     if min(width, height) < MIN_SIDE:
         raise FetchError("too_small")
     try:
-        with Image.open(io.BytesIO(body), formats=READABLE) as image:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             image.verify()  # checksums
-        with Image.open(io.BytesIO(body), formats=READABLE) as image:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             if not _storable_unchanged(image, max_side):
                 return _redrawn(image, max_side)
             image.load()  # to the last pixel

@@ -18,6 +18,8 @@ from recbole_qbert.data.text_columns import AUTO, plain_text, say_text_columns, 
 
 log = logging.getLogger(__name__)
 
+from recbole_qbert.data.pictures import shrunk_rgb
+
 TEXT_ENCODER = "built-in TF-IDF (words 1-2, characters 3-5) + truncated SVD; not a language model"
 IMAGE_ENCODER = "built-in colour, layout and edge descriptor + PCA; not a neural network"
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -131,10 +133,8 @@ def encode_images(
         for number, path in enumerate(files[:per_item]):
             try:
                 described[row, number] = describe_image(path)
-            except MemoryError:
-                raise
-            except Exception as error:  # damaged files make Pillow's readers raise nearly any exception
-                errors.append(f"{path}: {error}")
+            except (ValueError, OSError) as error:
+                errors.append(str(error))
     if not described:
         return np.full((len(images), 1, 1), np.nan, dtype=np.float32), errors
     raw = np.stack(list(described.values()))
@@ -151,12 +151,10 @@ def describe_image(path: Path) -> np.ndarray:
     """Describe one image by colour layout, hue / saturation / value and edge-direction histograms; ``[D]`` float32.
 
     Raises:
-        Exception: the file cannot be read as an image; Pillow's readers raise nearly any type.
+        ValueError: the file is no picture, is damaged, or is too large (``pictures.open_picture``).
+        OSError: the file cannot be opened.
     """
-    from PIL import Image
-
-    with Image.open(path) as image:
-        small = image.convert("RGB").resize((64, 64))
+    small = shrunk_rgb(path, 64)
     pixels = np.asarray(small.resize((THUMBNAIL, THUMBNAIL)), dtype=np.float32) / 255.0
     colours = np.asarray(small.convert("HSV"), dtype=np.float32)
     histograms = [np.histogram(colours[..., c], BINS, (0, 256))[0] / colours[..., c].size for c in range(3)]

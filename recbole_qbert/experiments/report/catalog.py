@@ -10,6 +10,7 @@ from pathlib import Path
 
 from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.data.builtin_encoders import find_images
+from recbole_qbert.data.pictures import open_picture
 from recbole_qbert.data.text_columns import AUTO, read_titles
 
 TITLE_LENGTH = 120  # characters
@@ -103,7 +104,7 @@ def _thumbnail(path: Path) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image.draft("RGB", (SIDE * 2, SIDE * 2))
             small = image.convert("RGBA")
         small.thumbnail((SIDE, SIDE))
@@ -111,6 +112,6 @@ def _thumbnail(path: Path) -> str | None:
         white.paste(small, mask=small)
         stream = io.BytesIO()
         white.save(stream, "JPEG", quality=70, optimize=True)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError):
         return None
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
