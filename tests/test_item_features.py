@@ -319,3 +319,73 @@ def test_a_byte_order_mark_belongs_to_no_item(folder):
     before = load(folder, "toy", ITEMS, ["text"]).vectors["text"]
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert np.array_equal(load(folder, "toy", ITEMS, ["text"]).vectors["text"], before)
+
+
+# ------------------------------------------------------------------------------------------------ scale of the vectors
+def _plain(rows=60, columns=16):
+    return np.random.default_rng(0).normal(size=(rows, columns)).astype(np.float32)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_flipped_bit_is_named_by_file_and_item(tmp_path, several):
+    """0.05 becomes 1.6e37 by one bit of its exponent; all items would fall onto one code."""
+    matrix = _plain()
+    matrix[7, 3] = 0.05
+    matrix.view(np.uint32)[7, 3] ^= 1 << 30
+    matrix[9] = np.nan
+    matrix = np.stack([matrix, np.full_like(matrix, np.nan)], 1) if several else matrix
+    assert features.scale_outliers(matrix).tolist() == [7]
+    items = [f"i{number}" for number in range(60)]
+    features.save(tmp_path, "X", items, {"text": matrix}, {})
+    with pytest.raises(ValueError, match=r"X\.text\.npy: 1 of 60 items .*first: i7;"):
+        features.load(tmp_path, "X", items, ["text"])
+
+
+def test_several_damaged_rows_are_found_and_all_blocks_are_read(monkeypatch):
+    matrix = _plain()
+    matrix[[5, 40]] *= 1e6
+    assert features.scale_outliers(matrix).tolist() == [5, 40]
+    monkeypatch.setattr(features, "BLOCK", 100)
+    assert features.scale_outliers(matrix).tolist() == [5, 40]
+    assert features.scale_outliers(matrix.astype(np.float64) * 1e200).tolist() == [5, 40]
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        _plain() * np.geomspace(1, 1e4, 60)[:, None],  # a continuous tail
+        _plain() * 1e-30,
+        _plain() * 1e30,
+        np.r_[np.zeros((50, 16)), _plain(10)],
+        np.full((60, 16), np.nan),
+        np.r_[_plain(), np.full((1, 16), np.inf)],
+        np.array([[1.0], [1e9]]),  # of two rows none is usual
+        np.empty((0, 4)),
+    ],
+)
+def test_other_scales_are_no_outliers(matrix):
+    assert features.scale_outliers(matrix).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("matrix", "said"),
+    [
+        (_plain(), []),
+        (_plain() * 1e-35, ["e-3"]),
+        (np.ones((60, 16)), ["equal"]),
+        (_plain() * np.r_[1e5, np.ones(15)], ["column 0"]),
+        (_plain() * np.geomspace(1, 1e7, 60)[:, None], ["longest vector"]),
+        (np.full((60, 16), np.nan), []),
+    ],
+)
+def test_suspicious_scales_are_described(matrix, said):
+    warnings = features.scale_warnings(matrix)
+    assert len(warnings) >= len(said) and all(any(part in line for line in warnings) for part in said)
+    assert bool(warnings) == bool(said)
+
+
+def test_real_features_have_a_sound_scale(shared_data):
+    for path in sorted(shared_data.glob("*/*.npy")):
+        if "codes" not in path.name:
+            matrix = features.open_matrix(path)
+            assert features.scale_outliers(matrix).tolist() == [] and features.scale_warnings(matrix) == []

@@ -7,7 +7,8 @@ were made).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ import numpy as np
 
 from recbole_qbert.data.item_vocabulary import ItemVocabulary
 from recbole_qbert.utils.io import atomic_write, sha256, write_array, write_json
+
+log = logging.getLogger(__name__)
+OUTLIER = 1000  # times the median norm
+GAP = 10  # times the largest norm that is no outlier
+LEAST_ROWS = 3  # of fewer, none can be called usual
+SMALLEST = 1e-30  # norm; float32 has all its digits down to 1e-38
+BLOCK = 1 << 22  # numbers in memory at a time
 
 # Words that pandas, and so RecBole, silently reads as 'no value': an item of that name would vanish from the data.
 READ_AS_MISSING = frozenset(
@@ -76,7 +84,8 @@ def load(
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: an item token twice or unreadable, a matrix with the wrong number of rows, dimensions or type, partly
-            NaN or infinite rows, or items without a row while ``missing`` is ``error``.
+            NaN or infinite rows, rows of an absurd scale (``scale_outliers``), or items without a row while ``missing`` is
+            ``error``.
     """
     if missing not in ("error", "mask"):
         raise ValueError(f"missing_features is {missing!r}; it must be error or mask")
@@ -104,12 +113,111 @@ def load(
                 f"{path}: row {row} (item {items[bad[0, 0]]}) holds NaN or infinite values ({len(bad)} vectors in all); "
                 "a vector must be finite, or NaN throughout if the item does not have the modality"
             )
+        _check_scale(selected, items, path)
         selected[empty] = 0.0
         vectors[modality], present[modality], inputs[modality] = selected, ~empty, sha256(path)
     manifest = folder / f"{dataset}.features.json"
     if manifest.exists():
         inputs["manifest"] = sha256(manifest)
     return ItemFeatures(tuple(items), vectors, present, inputs)
+
+
+def scale_outliers(matrix: np.ndarray) -> np.ndarray:
+    """Find rows so much longer than the others that something must have damaged them, such as a flipped bit.
+
+    Outliers are rows with a norm more than ``OUTLIER`` times the median, from the first on that is more than ``GAP`` times
+    as long as the next shorter one. So rows of a long but continuous tail, such as raw counts, are none. One outlier takes
+    the scale away from all others: they all fall onto the same codes.
+
+    Args:
+        matrix: ``[N, D]`` or ``[N, J, D]``, perhaps memory-mapped. Vectors with NaN or infinite numbers, and those of zeros,
+            do not count.
+
+    Returns:
+        Numbers of the rows, ascending.
+    """
+    norms = _norms(matrix)
+    usual = np.sort(norms[np.isfinite(norms) & (norms > 0)])
+    if len(usual) < LEAST_ROWS:
+        return np.empty(0, dtype=np.int64)
+    far = (usual[1:] > OUTLIER * usual[(len(usual) - 1) // 2]) & (usual[1:] > GAP * usual[:-1])
+    if not far.any():
+        return np.empty(0, dtype=np.int64)
+    longest = np.where(np.isfinite(norms), norms, 0.0).reshape(len(norms), -1).max(1)
+    return np.flatnonzero(longest >= usual[1:][far][0])
+
+
+def scale_warnings(matrix: np.ndarray) -> list[str]:
+    """Describe what is suspicious, though not wrong, about the scale of features; empty for sound ones.
+
+    Args:
+        matrix: ``[N, D]`` or ``[N, J, D]``, as of ``scale_outliers``.
+    """
+    norms = _norms(matrix)
+    usual = norms[np.isfinite(norms) & (norms > 0)]
+    if len(usual) < LEAST_ROWS:
+        return []
+    low = np.full(matrix.shape[-1], np.inf)
+    high = -low
+    for _, block in _blocks(matrix):
+        finite = block[np.isfinite(block).all(1)]
+        if len(finite):
+            low, high = np.minimum(low, finite.min(0)), np.maximum(high, finite.max(0))
+    spread = high - low
+    if not spread.any():
+        return ["all vectors are equal: they say nothing about the items"]
+    warnings = []
+    median = np.median(usual)
+    if median < SMALLEST:
+        warnings.append(f"the median vector has length {median:.1e}: most of its digits are lost in float32")
+    if usual.max() > OUTLIER * median:
+        warnings.append(f"the longest vector is {usual.max() / median:.1e} times as long as the median one, and rules them")
+    middle = np.median(spread[spread > 0])
+    if spread.max() > OUTLIER * middle:
+        column = int(spread.argmax())
+        warnings.append(
+            f"column {column} ranges {spread.max() / middle:.0f} times as far as the median column, and rules them"
+        )
+    return warnings
+
+
+def _blocks(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the vectors of some rows at a time, ``[n * J, D]`` float64, with the number of the first row."""
+    step = max(1, BLOCK // max(1, int(np.prod(matrix.shape[1:]))))
+    for start in range(0, len(matrix), step):
+        yield start, np.asarray(matrix[start : start + step], dtype=np.float64).reshape(-1, matrix.shape[-1])
+
+
+def _norms(matrix: np.ndarray) -> np.ndarray:
+    """Compute the length of every vector, ``[N]`` or ``[N, J]``, a block of rows at a time."""
+    norms = np.empty(matrix.shape[:-1])
+    flat = norms.reshape(-1)
+    each = int(np.prod(matrix.shape[1:-1]))
+    for start, block in _blocks(matrix):
+        largest = np.abs(block).max(1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):  # rows of zeros, NaN or infinite numbers
+            scaled = np.where(largest > 0, block / largest, block)  # squares of float64 would overflow
+        flat[start * each : start * each + len(block)] = largest[:, 0] * np.sqrt(np.square(scaled).sum(1))
+    return norms
+
+
+def _check_scale(vectors: np.ndarray, items: Sequence[str], path: Path) -> None:
+    """Refuse rows of an absurd scale, and log what is suspicious.
+
+    Raises:
+        ValueError: names the file, the items and how far they are out.
+    """
+    outliers = scale_outliers(vectors)
+    if len(outliers):
+        norms = _norms(vectors)
+        times = np.nanmax(norms[outliers[0]]) / np.nanmedian(norms)
+        named = ", ".join(items[row] for row in outliers[:3])
+        raise ValueError(
+            f"{path}: {len(outliers)} of {len(items)} items have vectors of an absurd scale (first: {named}; {times:.1e} "
+            "times the median length): they would put all other items onto the same codes; make the rows again, or write NaN"
+        )
+    for warning in scale_warnings(vectors):
+        log.warning("%s: %s", path, warning)
 
 
 def save(
