@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
 from benchmarks import facts
-from recbole_qbert.config.property_files import property_file, read_yaml
+from recbole_qbert.config.property_files import property_file, read_properties
 from recbole_qbert.config.schema import SequenceConfig
 from recbole_qbert.recbole_integration.trainer import WarmupAdamW
 from recbole_qbert.sequence.kernels.dispatch import without_kernels
@@ -40,7 +40,7 @@ def config(name: str, max_length: int) -> tuple[SequenceConfig, int]:
     """A named configuration of the property files, and its codes an item."""
     values: dict[str, Any] = {}
     for file in ["model/QBERT4Rec.yaml", *FILES[name]]:
-        values |= read_yaml(property_file(file), "property")
+        values |= read_properties(property_file(file))
     known = SequenceConfig.__dataclass_fields__
     given = {key: value for key, value in values.items() if key in known} | {"max_length": max_length}
     return SequenceConfig(**given), LEVELS[values["semantic_ids"]]

@@ -39,6 +39,7 @@ if find_spec("recbole") is None:
 
 else:
     from recbole_qbert.config.property_files import property_file
+    from recbole_qbert.config.schema import check_all
     from recbole_qbert.recbole_integration import checkpoint_io, patches, registry
 
     patches.apply()
@@ -59,6 +60,7 @@ else:
         trainer=QBERT4RecTrainer,
         properties=property_file("model/QBERT4Rec.yaml"),
         reset_on_load={"pretrained": None, "rebuild": False},
+        check_values=check_all,
     )
     registry.register(
         CooccurrenceKNN,

@@ -20,10 +20,10 @@ torch.set_num_threads(1)
 DEFAULTS = yaml.safe_load(property_file("model/QBERT4Rec.yaml").read_text(encoding="utf-8"))
 
 
-def _read(kind: Any, changes: dict[str, Any], prefix: str = "", **also: Any) -> Any:
+def _read(kind: Any, changes: dict[str, Any], **also: Any) -> Any:
     values = defaultdict(lambda: None, DEFAULTS, **also)
-    values.update({prefix + key: value for key, value in changes.items()})
-    return schema.read(kind, values, prefix)
+    values.update({kind.prefix + key: value for key, value in changes.items()})
+    return schema.read(kind, values)
 
 
 def sequence_config(**changes: Any) -> schema.SequenceConfig:
@@ -33,7 +33,7 @@ def sequence_config(**changes: Any) -> schema.SequenceConfig:
 
 def injection_config(**changes: Any) -> schema.InjectionConfig:
     small = {"modalities": ("text", "image"), "dim": 16, "heads": 2, "epochs": 3, "batch_size": 16}
-    return _read(schema.InjectionConfig, {**small, **changes}, "injection_")
+    return _read(schema.InjectionConfig, {**small, **changes})
 
 
 def quantizer_config(**changes: Any) -> schema.QuantizerConfig:
@@ -47,7 +47,7 @@ def quantizer_config(**changes: Any) -> schema.QuantizerConfig:
         "warmup_epochs": 2,
         "epochs": 3,
     }
-    return _read(schema.QuantizerConfig, {**small, **changes}, "rq_")
+    return _read(schema.QuantizerConfig, {**small, **changes})
 
 
 def identifier_config(**changes: Any) -> schema.IdentifierConfig:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from recbole_qbert.utils.spelling import did_you_mean
+import numpy as np
+
+from recbole_qbert.config.property_values import OF_OUR_MODELS, check_value
 
 MODEL = "QBERT4Rec"
 
@@ -24,22 +26,32 @@ RUNTIME_PROPERTIES = frozenset(
 #: Properties that had another name before version 0.2: old name, which still works -> new name.
 RENAMED_PROPERTIES = {"item_rows": "use_item_embedding"}
 
-Config = TypeVar("Config")
 
+@dataclass(frozen=True)
+class _Settings:
+    """Settings whose values are checked one by one; lists become tuples, numbers of numpy become Python's.
 
-def _choice(key: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key} is {value!r}{did_you_mean(str(value), allowed)}; it must be one of {', '.join(allowed)}")
+    Attributes:
+        prefix: prefix of the property keys before the field names.
+        keys: field names whose property key is another one, for errors.
+    """
 
+    prefix: ClassVar[str] = ""
+    keys: ClassVar[Mapping[str, str]] = {}
 
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{key} is {value}; it must lie between {low} and {high}")
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            value = value.item() if isinstance(value, np.generic) else value
+            check_value(self.keys.get(field.name, self.prefix + field.name), value)
+            object.__setattr__(self, field.name, tuple(value) if isinstance(value, list) else value)
 
 
 @dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(_Settings):
     """Stage 3: the sequence model. Fields are named as the property keys; the property file documents them."""
+
+    keys: ClassVar[Mapping[str, str]] = {"max_length": "MAX_ITEM_LIST_LENGTH"}
 
     hidden_size: int
     n_layers: int
@@ -56,26 +68,14 @@ class SequenceConfig:
     score_views: tuple[str, ...] | None = None  # all views, as before version 0.3; the property file says auto
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "views", tuple(self.views))
-        if not self.views:
-            raise ValueError("views is empty; it must name causal, masked or both")
-        for view in self.views:
-            _choice("views", view, ("causal", "masked"))
-        if len(set(self.views)) < len(self.views):
-            raise ValueError(f"views is {', '.join(self.views)}; name each once")
-        if isinstance(self.score_views, (list, str)):
-            given = (self.score_views,) if isinstance(self.score_views, str) else tuple(self.score_views)
-            object.__setattr__(self, "score_views", given)
-        if self.score_views is not None and self.score_views != ("auto",):
-            for view in self.score_views:
-                _choice("score_views", view, ("auto", *self.views))
-            if not self.score_views or len(set(self.score_views)) < len(self.score_views) or "auto" in self.score_views:
-                named = ", ".join(self.score_views) or "empty"
-                raise ValueError(f"score_views is {named}; it must name trained views once each, or auto")
-        _choice("loss", self.loss, ("item", "code"))
-        _choice("repeat_penalty", self.repeat_penalty, ("learned", "exclude", "none"))
-        _within("hidden_dropout_prob", self.hidden_dropout_prob, 0, 0.95)
-        _within("attn_dropout_prob", self.attn_dropout_prob, 0, 0.95)
+        if isinstance(self.score_views, str):
+            object.__setattr__(self, "score_views", (self.score_views,))
+        super().__post_init__()
+        if self.score_views not in (None, ("auto",)) and not set(self.score_views) <= set(self.views):
+            raise ValueError(
+                f"score_views is {', '.join(self.score_views)}; it must be auto, or name views that are trained "
+                f"({', '.join(self.views)})"
+            )
         if self.hidden_size % self.n_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of n_heads {self.n_heads}")
         if self.loss == "code" and self.repeat_penalty == "learned":
@@ -93,8 +93,10 @@ class SequenceConfig:
 
 
 @dataclass(frozen=True)
-class InjectionConfig:
+class InjectionConfig(_Settings):
     """Stage 1: dynamic cross-modal injection. Property keys carry the prefix ``injection_``."""
+
+    prefix: ClassVar[str] = "injection_"
 
     modalities: tuple[str, ...]
     query: str
@@ -116,21 +118,17 @@ class InjectionConfig:
     holdout: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "modalities", tuple(self.modalities))
-        _choice("injection_query", self.query, ("random", "structural"))
-        _choice("injection_gate", self.gate, ("dynamic", "none"))
-        _within("injection_layers", self.layers, 1, 100)
-        _within("injection_id_dropout", self.id_dropout, 0, 1)
-        _within("injection_holdout", self.holdout, 0, 0.5)
+        super().__post_init__()
         if self.dim % self.heads:
             raise ValueError(f"injection_dim {self.dim} is not a multiple of injection_heads {self.heads}")
-        if self.temperature <= 0 or self.contrast_temperature <= 0:
-            raise ValueError("injection_temperature and injection_contrast_temperature must be above 0")
 
 
 @dataclass(frozen=True)
-class QuantizerConfig:
+class QuantizerConfig(_Settings):
     """Stage 2: residual quantization. Property keys carry the prefix ``rq_``; that of ``method`` is ``quantizer``."""
+
+    prefix: ClassVar[str] = "rq_"
+    keys: ClassVar[Mapping[str, str]] = {"method": "quantizer"}
 
     method: str
     levels: int
@@ -149,17 +147,9 @@ class QuantizerConfig:
     warmup_epochs: int | None = None
     epochs: int | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        _choice("quantizer", self.method, ("residual_kmeans", "rqvae"))
-        _within("rq_levels", self.levels, 1, 26)
-        _within("rq_codes", self.codes, 2, 32_000)
-        for key in ("dim", "batch_size", "axes", "kmeans_sample"):
-            _within(f"rq_{key}", getattr(self, key), 1, 1_000_000)
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Settings):
     """Stage 3: how the sequence model is trained."""
 
     train_stage: str
@@ -180,22 +170,8 @@ class TrainConfig:
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("adam_betas", "pretrain_masks", "freeze"):
-            object.__setattr__(self, key, tuple(getattr(self, key)))
+        super().__post_init__()
         object.__setattr__(self, "freeze", tuple("item_embedding" if part == "rows" else part for part in self.freeze))
-        for mask in self.pretrain_masks:
-            _choice("pretrain_masks", mask, ("random", "span", "multi_region", "tail"))
-        for part in self.freeze:
-            _choice("freeze", part, ("encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"))
-        _within("teachers", self.teachers, 0, 64)
-        _within("teacher_weight", self.teacher_weight, 0, 1000)
-        _choice("domain_sampling", self.domain_sampling, ("proportional", "balanced"))
-        _choice("train_stage", self.train_stage, ("pretrain", "finetune"))
-        _choice("view_schedule", self.view_schedule, ("alternate", "joint"))
-        _choice("matmul_precision", self.matmul_precision, ("highest", "high", "medium"))
-        _choice("structural_prior", self.structural_prior, ("none", "cooccurrence"))
-        for key in ("mask_ratio", "span_ratio", "multi_region_ratio", "tail_ratio"):
-            _within(key, getattr(self, key), 0, 0.99)
         if not self.mask_ratios:
             raise ValueError(f"every mask ratio of train_stage {self.train_stage} is 0; at least one must be above 0")
 
@@ -208,7 +184,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class IdentifierConfig:
+class IdentifierConfig(_Settings):
     """What is quantized into an item's semantic ID, and from which features (keys as in the property file)."""
 
     semantic_ids: str
@@ -218,14 +194,11 @@ class IdentifierConfig:
     text_fields: tuple[str, ...] = ("auto",)
 
     def __post_init__(self) -> None:
-        _choice("fusion", self.fusion, ("concatenation", "injection"))
-        fields: Any = self.text_fields  # one name alone is a string
-        fields = (fields,) if isinstance(fields, str) else fields
-        object.__setattr__(self, "text_fields", tuple(map(str, fields)))
+        if isinstance(self.text_fields, str):  # one name alone
+            object.__setattr__(self, "text_fields", (self.text_fields,))
+        super().__post_init__()
         if "auto" in self.text_fields and len(self.text_fields) > 1:
             raise ValueError(f"text_fields is {', '.join(self.text_fields)}; give either auto, or names of columns")
-        _choice("semantic_ids", self.semantic_ids, ("fused", "per_modality", "both", "none"))
-        _choice("missing_features", self.missing_features, ("error", "mask"))
 
     def code_sets(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Name the code sets in the order of their levels; without modalities, only ``fused`` remains."""
@@ -233,6 +206,9 @@ class IdentifierConfig:
             return ()
         fused = ("fused",) if self.semantic_ids != "per_modality" or not modalities else ()
         return (*fused, *(modalities if self.semantic_ids != "fused" else ()))
+
+
+Config = TypeVar("Config", bound=_Settings)
 
 
 def with_current_names(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,22 +220,40 @@ def with_current_names(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {RENAMED_PROPERTIES.get(name, name): value for name, value in properties.items()}
 
 
-def read(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
+def read(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """Build a configuration dataclass from a mapping that may hold other keys too.
 
     Args:
-        kind: a frozen dataclass.
+        kind: a frozen dataclass of this module.
         values: property keys and values.
-        prefix: prefix of the property keys before the field names.
 
     Raises:
         ValueError: a key has no value, or the dataclass refuses a value.
     """
     arguments = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        value = values.get(prefix + field.name)
+    for field in dataclasses.fields(kind):
+        key = kind.prefix + field.name
+        value = values.get(key)
+        value = values.get(kind.keys.get(field.name, key)) if value is None else value
         if value is not None:
             arguments[field.name] = value
         elif field.default is dataclasses.MISSING:
-            raise ValueError(f"property {prefix + field.name!r} has no value; give it one, or leave it out for its default")
+            raise ValueError(f"property {key!r} has no value; give it one, or leave it out for its default")
     return kind(**arguments)
+
+
+def check_all(values: Mapping[str, Any]) -> None:
+    """Read the settings of all stages once, so that invalid values are refused before any stage spends time.
+
+    Args:
+        values: all properties of QBERT4Rec.
+
+    Raises:
+        ValueError: names the key and the value.
+    """
+    values = {**values, "max_length": values.get("MAX_ITEM_LIST_LENGTH")}
+    for kind in (SequenceConfig, InjectionConfig, QuantizerConfig, TrainConfig, IdentifierConfig):
+        read(kind, values)
+    for key in OF_OUR_MODELS:
+        if key in values:
+            check_value(key, values[key])

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
+from recbole_qbert.data.pictures import shrunk_rgb
 from recbole_qbert.data.text_columns import AUTO, plain_text, say_text_columns, text_columns
 
 log = logging.getLogger(__name__)
-
-from recbole_qbert.data.pictures import shrunk_rgb
 
 TEXT_ENCODER = "built-in TF-IDF (words 1-2, characters 3-5) + truncated SVD; not a language model"
 IMAGE_ENCODER = "built-in colour, layout and edge descriptor + PCA; not a neural network"

@@ -43,10 +43,10 @@ class StageSettings:
 
 
 def stage_settings(values: Mapping[str, Any]) -> StageSettings:
-    """Read the settings of stages 1 and 2 from properties (prefixes ``injection_`` and ``rq_``)."""
+    """Read the settings of stages 1 and 2 from properties."""
     return StageSettings(
         identifiers=read(IdentifierConfig, values),
-        injection=read(InjectionConfig, values, prefix="injection_"),
-        quantizer=read(QuantizerConfig, {**values, "rq_method": values.get("quantizer")}, prefix="rq_"),
+        injection=read(InjectionConfig, values),
+        quantizer=read(QuantizerConfig, values),
         seed=int(values["seed"]),
     )

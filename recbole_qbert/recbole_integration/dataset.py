@@ -21,14 +21,12 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource
 from torch import Tensor
 
-from recbole_qbert.config.schema import IdentifierConfig, SequenceConfig, TrainConfig, read
 from recbole_qbert.data.atomic_files import AtomicFormat, Header
 from recbole_qbert.data.interactions import check_interactions
 from recbole_qbert.data.item_vocabulary import ItemVocabulary
 from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.recbole_integration import identifiers
-from recbole_qbert.recbole_integration.patches import ConfigValues
 
 
 @dataclass(frozen=True)
@@ -269,9 +267,10 @@ class QBERT4RecDataset(HistoryDataset):
         """Split the data and load or build the semantic IDs.
 
         Raises:
-            ValueError: a setting of any stage is refused, or the IDs do not fit the data.
+            FileNotFoundError: ``pretrained`` is missing.
+            ValueError: the IDs do not fit the data.
         """
-        _check_settings(self.config)  # before stages 1 and 2 spend their time
+        _require_pretrained(self.config)
         parts = super().build()
         self.set_semantic_ids([self, *parts])
         return parts
@@ -293,18 +292,20 @@ class QBERT4RecDataset(HistoryDataset):
         Raises:
             ValueError: as of ``build``.
         """
-        _check_settings(config)
+        _require_pretrained(config)
         for part in parts:
             part.config = config
         parts[0].set_semantic_ids(parts)
 
 
-def _check_settings(config: Any) -> None:
-    """Read the settings of all stages once, so that invalid values are refused."""
-    values = ConfigValues(config)
-    for kind in (TrainConfig, IdentifierConfig):
-        read(kind, values)
-    read(SequenceConfig, values | {"max_length": values["MAX_ITEM_LIST_LENGTH"]})
+def _require_pretrained(config: Any) -> None:
+    """Refuse a missing checkpoint of ``pretrained`` before stages 1 and 2 spend their time.
+
+    Raises:
+        FileNotFoundError: names the property and the file.
+    """
+    if (path := config["pretrained"]) and not Path(path).is_file():
+        raise FileNotFoundError(f"pretrained is {str(path)!r}, which is no file; it must name a checkpoint (.pth)")
 
 
 def _refuse_other_rows(config: Any) -> None:

@@ -6,7 +6,8 @@ from a YAML file inside its own package, and looks for its Dataset and Trainer c
 outside the package, and makes the child processes of ``run(nproc=2)`` import this plugin. Both may be called any number of
 times. RecBole's own models work as before, in the same process.
 
-Changed in RecBole: ``Config._load_internal_config_dict``, ``quick_start.run_recboles`` and the name
+Changed in RecBole: ``Config._load_internal_config_dict``, ``_load_config_files``, ``_convert_config_dict`` and
+``_load_cmd_line``, ``quick_start.run_recboles`` and the name
 ``get_model`` inside ``recbole.config.configurator``. ``tests/test_registry.py`` fails when one of them changes.
 """
 
@@ -28,9 +29,12 @@ import recbole.config.configurator as configurator
 import recbole.data.dataset
 import recbole.trainer
 import recbole.utils.argument_list as argument_list
+from recbole.evaluator.register import metric_types
 
-from recbole_qbert.config.property_files import parse_yaml
+from recbole_qbert.config.property_files import read_properties
+from recbole_qbert.config.property_values import OF_RECBOLE, check_evaluation
 from recbole_qbert.config.schema import with_current_names
+from recbole_qbert.config.value_checks import check, shown
 from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.recbole_integration.patches import quick_start, replace
 from recbole_qbert.utils.spelling import did_you_mean
@@ -45,6 +49,8 @@ _UNLISTED = frozenset(
     local_rank world_size nproc ip port offset group_offset
     params_file output_file display_file tool model_ours model_baseline st_seed run_times""".split()
 )
+#: Metrics that are not cut at ``topk``.
+_NOT_CUT = ("gauc", "auc", "mae", "rmse", "logloss")
 #: Options of RecBole's built-in ``transform`` (data/transform.py). Without that key they have no effect.
 _TRANSFORM_OPTIONS = frozenset({"mask_ratio", "ft_ratio", "eta", "beta"})
 
@@ -59,6 +65,7 @@ class _Registration:
     properties: Path
     dataset_arguments: tuple[str, ...]
     reset_on_load: Mapping[str, Any]
+    check_values: Callable[[Mapping[str, Any]], None] | None
 
 
 # A reload, as in notebooks, runs this module again in the same namespace: registered models stay registered.
@@ -76,6 +83,7 @@ def register(
     properties: Path,
     dataset_arguments: Sequence[str] = (),
     reset_on_load: Mapping[str, Any] | None = None,
+    check_values: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> None:
     """Make RecBole find ``model`` by its class name, like one of its own models.
 
@@ -89,6 +97,8 @@ def register(
             a cache file (data/utils.py:63), so that stale caches are not used.
         reset_on_load: properties that matter in training only, with the values that they get when a model is loaded from
             a checkpoint.
+        check_values: function that is called with all properties when a configuration is made; it raises ValueError for what
+            the model cannot have. Values of RecBole's own properties are checked for every model.
 
     Registering a class again (the same module and name, as after a reload) replaces its earlier registration.
 
@@ -97,9 +107,11 @@ def register(
             class.
         FileNotFoundError: ``properties`` is no file.
     """
-    entry = _Registration(model, dataset, trainer, Path(properties), tuple(dataset_arguments), dict(reset_on_load or {}))
+    entry = _Registration(
+        model, dataset, trainer, Path(properties), tuple(dataset_arguments), dict(reset_on_load or {}), check_values
+    )
     name, alias = model.__name__, f"recbole.model.sequential_recommender.{model.__name__.lower()}"
-    _read_properties(entry.properties)  # a broken file is reported here, not at the first run
+    read_properties(entry.properties)  # a broken file is reported here, not at the first run
     _recbole_properties()  # cached before dataset_arguments grows by what only our models know
     earlier = _registered.get(name)
     _refuse_taken_model(model, alias)
@@ -224,16 +236,16 @@ def known_properties(model: str) -> frozenset[str]:
         KeyError: no such model is registered.
     """
     entry = _registered[model]
-    return _recbole_properties().union(_read_properties(entry.properties), entry.dataset_arguments)
+    return _recbole_properties().union(read_properties(entry.properties), entry.dataset_arguments)
 
 
 def own_properties(model: str) -> frozenset[str]:
     """Return the properties in a model's YAML file, and of data set classes of this package; of RecBole's models, too."""
     if model in _registered:
         entry = _registered[model]
-        return frozenset(_read_properties(entry.properties)).union(entry.dataset_arguments)
+        return frozenset(read_properties(entry.properties)).union(entry.dataset_arguments)
     file = _RECBOLE / "properties" / "model" / f"{model}.yaml"
-    return frozenset(_dataset_properties).union(_read_properties(file) if file.is_file() else ())
+    return frozenset(_dataset_properties).union(read_properties(file) if file.is_file() else ())
 
 
 def common_properties() -> frozenset[str]:
@@ -250,16 +262,8 @@ def _recbole_properties() -> frozenset[str]:
     keys = set(_UNLISTED).union(*(getattr(argument_list, name) for name in lists))
     for file in files:
         if not file.name.endswith("url.yaml"):  # those map data set names to addresses
-            keys.update(_read_properties(file))
+            keys.update(read_properties(file))
     return frozenset(keys - _dataset_properties)  # which dataset_arguments has if the module was reloaded
-
-
-def _read_properties(file: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; an empty file is an empty mapping."""
-    content = parse_yaml(file.read_text(encoding="utf-8"))
-    if content is not None and not isinstance(content, dict):
-        raise ValueError(f"{file} must hold 'property: value' lines, not a {type(content).__name__}")
-    return content or {}
 
 
 def _add_defaults(config: Any, entry: _Registration, dataset: str) -> None:
@@ -268,8 +272,8 @@ def _add_defaults(config: Any, entry: _Registration, dataset: str) -> None:
     The default columns have the names that the user gives the fields.
     """
     own = _RECBOLE / "properties" / "dataset" / f"{dataset}.yaml"
-    of_dataset = _read_properties(own) if own.is_file() else {}
-    defaults = _read_properties(entry.properties)
+    of_dataset = read_properties(own) if own.is_file() else {}
+    defaults = read_properties(entry.properties)
     config.internal_config_dict.update({key: value for key, value in defaults.items() if key not in of_dataset})
     if "load_col" in defaults and "load_col" not in of_dataset:
         form = AtomicFormat.from_config(config.internal_config_dict | config.external_config_dict)
@@ -308,6 +312,21 @@ def _check_properties(config: Any, model: str) -> None:
     config.unused_properties = [key for key in config.external_config_dict if key not in own]
 
 
+def _check_values(config: Any, entry: _Registration | None) -> None:
+    """Refuse values that no model can have; of a registered model also those that only it cannot have.
+
+    For RecBole's own models only what the user has set is looked at.
+    """
+    values = {**config.internal_config_dict, **config.external_config_dict}
+    for key, must_be in OF_RECBOLE.items():
+        if key in (values if entry else config.external_config_dict):
+            check(key, values[key], must_be)
+    if entry:
+        check_evaluation(values, metric_types, _NOT_CUT)
+    if entry and entry.check_values:
+        entry.check_values(values)
+
+
 def _properties_of_all_models() -> frozenset[str]:
     """Return the properties that RecBole, one of its models or a registered model knows."""
     return _properties_of_recbole_models().union(_dataset_properties, *(known_properties(model) for model in _registered))
@@ -316,13 +335,16 @@ def _properties_of_all_models() -> frozenset[str]:
 @functools.lru_cache(maxsize=1)
 def _properties_of_recbole_models() -> frozenset[str]:
     files = (_RECBOLE / "properties" / "model").glob("*.yaml")
-    return _recbole_properties().union(_TRANSFORM_OPTIONS, *(_read_properties(file) for file in files))
+    return _recbole_properties().union(_TRANSFORM_OPTIONS, *(read_properties(file) for file in files))
 
 
 # ------------------------------------------------------------------------------------------------- installing
 def install() -> None:
     """Connect registered models to RecBole's ``Config`` and its child processes; a second call changes nothing."""
     replace(configurator.Config, "_load_internal_config_dict", _hook_config)
+    replace(configurator.Config, "_load_config_files", lambda _: _load_config_files)
+    replace(configurator.Config, "_convert_config_dict", _hook_convert)
+    replace(configurator.Config, "_load_cmd_line", _hook_cmd_line)
     replace(configurator, "get_model", _hook_get_model)
     for module in (importlib.import_module("recbole.quick_start"), quick_start):
         module.run_recboles = run_recboles  # type: ignore[attr-defined]
@@ -338,6 +360,41 @@ def _hook_config(original: Callable[..., None]) -> Callable[..., None]:
             _rename_properties(self)
             _add_defaults(self, entry, dataset)
             _check_properties(self, model)
+        _check_values(self, entry)
+
+    return load
+
+
+def _load_config_files(self: Any, files: Sequence[str | Path] | None) -> dict[str, Any]:
+    """Read property files as ``Config._load_config_files`` (configurator.py:142) does, with errors that name the file."""
+    properties: dict[str, Any] = {}
+    for file in files or ():
+        properties |= read_properties(Path(file), loader=self.yaml_loader)
+    return properties
+
+
+def _hook_convert(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Name the property whose text ``Config._convert_config_dict`` (configurator.py:119) fails to evaluate: ``1/0``."""
+
+    def convert(self: Any, properties: dict[str, Any]) -> dict[str, Any]:
+        for key, value in properties.items():
+            try:
+                properties[key] = original(self, {key: value})[key]
+            except Exception as error:  # text is evaluated as Python, which may raise anything
+                raise ValueError(f"{key} is {shown(value)}, which cannot be evaluated ({error})") from error
+        return properties
+
+    return convert
+
+
+def _hook_cmd_line(original: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """Refuse a property that stands twice on the command line by a ValueError (configurator.py:176)."""
+
+    def load(self: Any) -> dict[str, Any]:
+        try:
+            return original(self)
+        except SyntaxError as error:
+            raise ValueError(str(error)) from error
 
     return load
 
@@ -384,7 +441,7 @@ def require_dataset(model: str, dataset: str, config_files: Sequence[str] = ()) 
     """
     config = configurator.Config(model=model, dataset=dataset, config_file_list=list(config_files) or None)
     folder = Path(config["data_path"])
-    addresses = _read_properties(_RECBOLE / "properties" / "dataset" / "url.yaml")
+    addresses = read_properties(_RECBOLE / "properties" / "dataset" / "url.yaml")
     if folder.is_dir() or dataset in addresses:
         return
     existing = [path.name for path in folder.parent.glob("*") if path.is_dir()]

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from recbole_qbert.config.property_files import property_file, read_yaml
+from recbole_qbert.config.property_files import property_file, read_properties
 from recbole_qbert.config.schema import IdentifierConfig, QuantizerConfig, SequenceConfig, TrainConfig, read
 from recbole_qbert.recbole_integration import experiment, patches
 from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
@@ -153,12 +153,12 @@ def build(name: str, sizes: Sizes) -> Subject:
 def _ours(name: str, sizes: Sizes) -> Subject:
     files, changes = OURS[name]
     own = {"hidden_size": sizes.width, "n_layers": sizes.layers, "n_heads": sizes.heads, "inner_size": sizes.inner}
-    values = read_yaml(property_file("model/QBERT4Rec.yaml"), "property") | own
+    values = read_properties(property_file("model/QBERT4Rec.yaml")) | own
     for file in files:
-        values |= read_yaml(property_file(file), "property")
+        values |= read_properties(property_file(file))
     values |= {**changes, "max_length": sizes.max_length}
     config, training = read(SequenceConfig, values), read(TrainConfig, values)
-    quantizer = read(QuantizerConfig, values, "rq_")
+    quantizer = read(QuantizerConfig, values)
     levels = quantizer.levels * len(read(IdentifierConfig, values).code_sets(("text", "image")))
     drawn = torch.randint(quantizer.codes, (sizes.items, levels), generator=torch.Generator().manual_seed(0))
     network = SemanticSequenceModel(config, torch.cat([torch.full((1, levels), -1), drawn]), quantizer.codes)
@@ -384,7 +384,7 @@ def measure(
 
 def published() -> list[dict[str, Any]]:
     """Return the paper's own figures as rows (``copied`` is true), measured on an RTX 4090."""
-    known = read_yaml(property_file("benchmark/published.yaml"), "property")
+    known = read_properties(property_file("benchmark/published.yaml"))
     return [
         {
             "model": f"Q-BERT4Rec as published, {data.removeprefix('Amazon_')}", "copied": True,

@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from recbole_qbert.config.property_files import read_yaml
+from recbole_qbert.config.property_files import read_properties
 from recbole_qbert.experiments.suites.trials import RunPlan, Trial, folder_name
 from recbole_qbert.utils.console import say
 from recbole_qbert.utils.io import atomic_write, file_lock, read_json, write_json
@@ -117,7 +117,7 @@ def store(cache: Path, output: Path, trials: Iterable[Trial], tuned: Iterable[Pa
     for file in sorted(settings):
         target = cache / file.relative_to(output)
         if file not in new_settings and target.exists():
-            if read_yaml(target, "property") != read_yaml(file, "property"):
+            if read_properties(target) != read_properties(file):
                 say(f"{target} stays as it is, and trials were run with other settings: those of {file}")
             continue
         for part in filter(Path.exists, (file, file.with_suffix(".json"))):

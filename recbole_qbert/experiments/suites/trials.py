@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from recbole_qbert.config.property_files import property_file as properties
-from recbole_qbert.config.property_files import read_yaml
+from recbole_qbert.config.property_files import read_properties
 from recbole_qbert.config.schema import MODEL, RENAMED_PROPERTIES, RUNTIME_PROPERTIES
 from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.experiments.suites.suite_spec import RENAMED, ModelSpec, Suite, are_seeds
@@ -305,7 +305,7 @@ def _request(
         "settings": settings,
         "stages": [dict(stage) for stage in spec.stages],
         "tuned": str(tuned.relative_to(output)) if tunes else None,
-        "overridden": [k for k, v in read_yaml(tuned, "property").items() if settings.get(k, v) != v] if tunes else [],
+        "overridden": [k for k, v in read_properties(tuned).items() if settings.get(k, v) != v] if tunes else [],
         "validated": validation_protocol(config),
         "prior_inside": config["structural_prior"] == "cooccurrence",
         "most_epochs": (spec.stages[-1] if spec.stages else {}).get("epochs", config["epochs"]),
@@ -331,7 +331,7 @@ def _known_properties(spec: ModelSpec, suite: Suite, dataset: str, data_path: Pa
         own = experiment.configure(
             spec.model, dataset, data_path, {**suite.shared, **spec.settings}, files
         ).final_config_dict
-        ours = read_yaml(properties(f"model/{MODEL}.yaml"), "property")
+        ours = read_properties(properties(f"model/{MODEL}.yaml"))
         return registry.known_properties(MODEL).difference(ours).union(own)
 
 
