@@ -7,7 +7,9 @@ options it is RecBole's ``run_recbole.py``; without any argument, the demo.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,31 +21,76 @@ from recbole_qbert.cli.common import Figures
 from recbole_qbert.config.property_files import parse_yaml
 from recbole_qbert.utils.console import limit_threads, log_to_console
 from recbole_qbert.utils.distributed import rank
+from recbole_qbert.utils.failures import describe, require_writable
 from recbole_qbert.utils.io import write_json
+
+DEBUG = "RECBOLE_QBERT_DEBUG"  # environment variable
+INTERRUPTED = 130
+_WRITE_DATA = ("prepare", "import", "images", "encode")  # commands that write into --data_path
+_WRITE_FILE = ("add", "recommend")  # commands whose --output is a file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    A failure of an input or of the system ends in ``error: …`` on stderr, a bug in a traceback. With the environment
+    variable ``RECBOLE_QBERT_DEBUG`` a failure shows its traceback, too.
+
     Returns:
-        0; 1 when the doctor found something wrong; 2 when an input was refused (the message is on stderr).
+        0; 1 when the doctor found something wrong; 2 when an input was refused or the system failed; 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv) or ["demo"]
     limit_threads()
     try:
-        if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
-            recbole_style.run(arguments)
-            return 0
-        args, rest = build_parser().parse_known_args(arguments)
-        log_to_console()
-        args.properties = parse_properties(rest)
-        figures = args.run(args)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        try:
+            return _run(arguments)
+        finally:  # now, or the interpreter fails at its end, where nobody can catch it
+            if sys.stdout:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        message = describe(error)
+        if message is None:
+            raise
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        if isinstance(error, OSError) and error.filename is None:
+            _discard_output()
+        print(f"error: {message}", file=sys.stderr)
         return 2
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        recbole_style.run(arguments)
+        return 0
+    args, rest = build_parser().parse_known_args(arguments)
+    log_to_console()
+    args.properties = parse_properties(rest)
+    _require_writable(args)
+    figures = args.run(args)
     if args.json and rank() == 0:
         write_json(Path(args.json), figures)
     return int(figures.get("exit_code", 0))
+
+
+def _require_writable(args: argparse.Namespace) -> None:
+    """Refuse places that cannot be written to before the work, not after it."""
+    for option in ("json", "output", "results_cache", *(["data_path"] if args.command in _WRITE_DATA else [])):
+        place = getattr(args, option, None)
+        if place and (option, args.command) != ("output", "doctor"):  # which reads there
+            folder = option != "json" and args.command not in _WRITE_FILE
+            require_writable(Path(place), f"--{option}", folder=folder)
+
+
+def _discard_output() -> None:
+    """Throw away what is still to be printed if nobody can receive it: a closed pipe, a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,15 +145,17 @@ def parse_properties(rest: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: an argument of another form, or a value that is not YAML.
     """
-    properties = {}
+    properties: dict[str, Any] = {}
     for argument in rest:
         key, equals, value = argument.partition("=")
         if not key.startswith("--") or not equals or len(key) < 3:
             raise ValueError(f"argument {argument!r} is neither an option nor --property=value")
         try:
-            properties[key[2:]] = value if is_sign(value) else parse_yaml(value)
+            read = value if is_sign(value) else parse_yaml(value)
         except yaml.YAMLError as error:
             raise ValueError(f"{argument!r} is not YAML after the '=': {error}") from None
+        if properties.setdefault(key[2:], read) != read:
+            raise ValueError(f"{key} is given twice, with {properties[key[2:]]!r} and {read!r}; give it once")
     return properties
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch.multiprocessing import ProcessRaisedException
@@ -50,13 +50,12 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     for argument in rest:
         if not argument.startswith("--") or "=" not in argument:
             raise ValueError(f"argument {argument!r} is neither an option nor --property=value")
+        if argument.count("=") > 1:
+            raise ValueError(f"argument {argument!r} has a second '=', for which RecBole ignores it; use a property file")
     torchrun = torchrun_settings()
     if torchrun and args.nproc > 1:
         raise ValueError(f"--nproc={args.nproc}: torchrun has started the processes; leave the option out")
     files = args.config_files.split() if args.config_files else []
-    for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"property file {file} is missing (--config_files)")
     require_model(args.model)
     # RecBole reads properties from sys.argv, here and in the processes that it starts; the options are no properties.
     before, sys.argv = sys.argv, [sys.argv[0], *rest]
@@ -76,7 +75,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     except ProcessRaisedException as error:
         message = str(error).strip().splitlines()[-1]
         kind = message.partition(":")[0]
-        if kind in ("ValueError", "FileNotFoundError", "ImportError", "ModuleNotFoundError"):
+        if issubclass(getattr(builtins, kind, Warning), ValueError | OSError | ImportError | MemoryError):
             raise ValueError(message) from error
         raise
     finally:

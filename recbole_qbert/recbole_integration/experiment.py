@@ -28,6 +28,7 @@ from recbole_qbert.recbole_integration.resume import TrainingState, hash_rows, h
 from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.scoring import rank_of
+from recbole_qbert.utils.failures import require_writable
 from recbole_qbert.utils.io import digest
 
 #: Properties that name a file or folder of the user.
@@ -78,9 +79,6 @@ def configure(
         FileNotFoundError: a property file or the data set's ``.inter`` is missing.
         ValueError: an unknown property.
     """
-    for file in files:
-        if not Path(file).exists():
-            raise FileNotFoundError(f"property file {file} is missing")
     properties = {**settings, "data_path": str(Path(data_path).resolve())}
     with patches.clean_argv():
         config = Config(
@@ -153,6 +151,9 @@ def train(
         ValueError: a setting, the data or the semantic IDs are refused.
     """
     seconds = {}
+    require_writable(Path(config["checkpoint_dir"]), "checkpoint_dir", folder=True)
+    if file := checkpoint_file or config["checkpoint_file"]:
+        require_writable(Path(file), "checkpoint_file")
     patches.fresh_logging()
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)

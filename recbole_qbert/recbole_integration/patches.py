@@ -29,6 +29,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -166,12 +167,22 @@ def _init_logger(original: Callable[[Any], None]) -> Callable[[Any], None]:
                     root.removeHandler(handler)  # the program decides what the console shows
                 else:
                     _handlers.add(handler)
+                    if isinstance(handler, logging.FileHandler):
+                        handler.handleError = partial(_fail_to_log, handler)  # type: ignore[method-assign]
             for handler in others:
                 root.addHandler(handler)
         if unused := vars(config).get("unused_properties"):
             log.info("%s does not use the properties %s", config["model"], ", ".join(unused))
 
     return init_logger
+
+
+def _fail_to_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Raise what happened while a record was written; ``logging`` would print a traceback a line and go on."""
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        raise OSError(error.errno, error.strerror, handler.baseFilename) from error
+    logging.Handler.handleError(handler, record)
 
 
 def no_anomaly_detection() -> None:

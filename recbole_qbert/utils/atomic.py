@@ -14,6 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from recbole_qbert.utils.failures import as_write_failure
+
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None  # Windows has none
 _PART = re.compile(r"\.(?P<name>.+?)\.(?P<process>\d+)(-\d+)?\.part")
 _RUN = ".lock"
@@ -30,6 +32,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     The temporary file is ``.<name>.<process>.part``, locked while it is written. A killed process leaves it behind without
     the lock, and the next process that writes ``path`` removes it.
+
+    Raises:
+        OSError: the file cannot be written; names ``path``.
     """
     folder = path.parent.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +46,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        if (failure := as_write_failure(error, temporary, path)) is not None:
+            raise failure from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
         if handle is not None:

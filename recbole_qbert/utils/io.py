@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,12 @@ def read_json(path: Path, way_out: str) -> dict[str, Any]:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write one ``.npy`` atomically."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-        np.save(handle, array)
+    with atomic_write(path) as temporary:
+        with open(temporary, "wb") as handle:
+            np.save(handle, array)
+            end = handle.tell()
+        if temporary.stat().st_size != end:  # numpy does not notice a full disk in what C buffers at the end
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sha256(path: Path) -> str:
