@@ -145,17 +145,15 @@ def parse_properties(rest: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: an argument of another form, or a value that is not YAML.
     """
-    properties: dict[str, Any] = {}
+    properties = {}
     for argument in rest:
         key, equals, value = argument.partition("=")
         if not key.startswith("--") or not equals or len(key) < 3:
             raise ValueError(f"argument {argument!r} is neither an option nor --property=value")
         try:
-            read = value if is_sign(value) else parse_yaml(value)
+            properties[key[2:]] = value if is_sign(value) else parse_yaml(value)
         except yaml.YAMLError as error:
             raise ValueError(f"{argument!r} is not YAML after the '=': {error}") from None
-        if properties.setdefault(key[2:], read) != read:
-            raise ValueError(f"{key} is given twice, with {properties[key[2:]]!r} and {read!r}; give it once")
     return properties
 
 
