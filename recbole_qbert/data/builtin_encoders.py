@@ -132,8 +132,10 @@ def encode_images(
         for number, path in enumerate(files[:per_item]):
             try:
                 described[row, number] = describe_image(path)
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 errors.append(str(error))
+            except OSError as error:
+                errors.append(f"{path}: {error.strerror}")
     if not described:
         return np.full((len(images), 1, 1), np.nan, dtype=np.float32), errors
     raw = np.stack(list(described.values()))

@@ -32,25 +32,25 @@ def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> It
     from PIL import Image
 
     name = source if isinstance(source, Path) else "the picture"
-    too_many = f"is too large to decode (at most {max_pixels:,} pixels)"
+    too_many = f"too large to decode (at most {max_pixels:,} pixels)"
     try:
         opened = Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError:
-        raise ValueError(f"{name} {too_many}") from None
+        raise ValueError(f"{name}: {too_many}") from None
     except (MemoryError, FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # for hostile bytes Pillow raises nearly any exception
-        raise ValueError(f"{name} cannot be read: cannot identify a picture ({', '.join(FORMATS)}) in it") from error
+        raise ValueError(f"{name}: cannot identify a picture ({', '.join(FORMATS)}) in it") from error
     with opened as image:
         width, height = image.size
         if width * height > max_pixels:
-            raise ValueError(f"{name} has {width} x {height} pixels and {too_many}")
+            raise ValueError(f"{name}: {width} x {height} pixels are {too_many}")
         try:
             yield image
         except MemoryError:
             raise
         except Exception as error:
-            raise ValueError(f"{name} is damaged ({error})") from error
+            raise ValueError(f"{name}: damaged ({error})") from error
 
 
 def shrunk_rgb(path: Path, side: int) -> Image.Image:
