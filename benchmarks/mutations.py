@@ -146,6 +146,7 @@ def make_world(folder: Path) -> None:
 
     from recbole_qbert import cli
     from recbole_qbert.data import item_features
+    from recbole_qbert.recbole_integration.experiment import working_directory
 
     rng = np.random.default_rng(0)
     rows = [(f"u{u}", f"i{(u + 3 * n) % 20}", n) for u in range(30) for n in range(6)]
@@ -171,7 +172,7 @@ def make_world(folder: Path) -> None:
     shutil.copy(stored, folder / "cache" / "T.parquet")
     _make_histories(folder, inter)
     _make_raw(folder, vectors)
-    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+    with working_directory(folder), contextlib.redirect_stdout(io.StringIO()):
         for command in (
             ["train", "--dataset=T", "--data_path=data", "--output=runs", *SMALL],
             ["export", "--checkpoint=runs/T/finetune.pth", "--output=model"],
@@ -232,11 +233,12 @@ def work(channel: Connection) -> None:
 def run(folder: Path, kind: str) -> tuple[str, str]:
     """Run the command of a kind in a folder and say how it ended."""
     from recbole_qbert import cli
+    from recbole_qbert.recbole_integration.experiment import working_directory
 
     file, command = KINDS[kind]
     errors = io.StringIO()
     try:
-        with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        with working_directory(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
             status = cli.main(command)
     except (Exception, SystemExit) as error:
         return "traceback", f"{type(error).__name__}: {error}"
@@ -253,7 +255,8 @@ class Worker:
     """A process that runs commands, started again after a hang."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.process = seconds, None
+        self.seconds = seconds
+        self.process: Any = None
         self.start()
 
     def start(self) -> None:
@@ -261,7 +264,7 @@ class Worker:
         self.stop()
         context = multiprocessing.get_context("spawn")
         self.channel, theirs = context.Pipe()
-        self.process: Any = context.Process(target=work, args=(theirs,), daemon=True)
+        self.process = context.Process(target=work, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
         self.channel.recv()  # that all is imported

@@ -104,7 +104,7 @@ def test_a_part_with_other_rows_tells_of_these(data: Path) -> None:
     [
         ({"benchmark_filename": ["train", "valid", "test"]}, r"benchmark_filename.*Tiny\.inter"),
         ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO"}}, r"eval_args\.split.*RS.*LS"),
-        ({"eval_args": {"split": {"TS": [8, 1, 1]}, "order": "TO"}}, r"eval_args\.split.*TS.*LS"),
+        ({"eval_args": {"split": {"TS": [8, 1, 1]}, "order": "TO"}}, r"eval_args.*TS.*LS"),
         ({"eval_args": {"split": {"LS": "valid_only"}, "order": "TO"}}, r"eval_args\.split.*valid_only.*valid_and_test"),
         ({"eval_args": {"split": {"LS": "test_only"}, "order": "TO"}}, r"eval_args\.split.*test_only.*valid_and_test"),
         ({"eval_args": {"split": {"LS": "valid_and_test"}, "order": "RO"}}, r"eval_args\.order.*'RO'.*TO"),

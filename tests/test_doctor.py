@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dataset_prep import checks
-from dataset_prep.checks import atomic_lines, interactions, vectors
+from dataset_prep.checks import atomic_lines, interactions
 from dataset_prep.checks.findings import Finding
 from recbole_qbert import cli
 from recbole_qbert.data import item_features as features
@@ -443,19 +443,6 @@ def with_row(value):
 def test_matrices(toy, matrix, level, words):
     put(toy, matrix)
     is_only(toy, level, "data/toy/toy.text.npy", *words)
-
-
-@pytest.mark.parametrize("modality", ["text", "image"])
-@pytest.mark.parametrize("name", ["Amazon_Arts", "Amazon_Games", "Amazon_Instruments", "Amazon_Scientific"])
-def test_the_scale_of_real_features_is_none_to_complain_of(shared_data, name, modality):
-    matrix = np.load(shared_data / name / f"{name}.{modality}.npy").astype(np.float64)
-    norms = np.linalg.norm(matrix, axis=-1)
-    assert len(vectors.scale_outliers(norms)) == 0
-    norms[3] = np.nan
-    norms[7] *= 2.0**16  # a flipped bit of the exponent
-    norms[9] = 1e300
-    assert vectors.scale_outliers(norms).tolist() == [7, 9]
-    assert len(vectors.scale_outliers(np.zeros((4, 2)))) == len(vectors.scale_outliers(np.full((4, 2), np.nan))) == 0
 
 
 def test_lists_of_items(toy):

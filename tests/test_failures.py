@@ -25,7 +25,7 @@ from recbole_qbert import cli
 from recbole_qbert.recbole_integration import experiment, patches
 from recbole_qbert.utils.failures import describe, reading, require_writable
 from recbole_qbert.utils.io import atomic_write, read_json, write_array
-from recbole_qbert.utils.resume_file import save_tensors
+from recbole_qbert.utils.tensor_file import save_tensors
 from tests.helpers_recbole import QUICK, write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]

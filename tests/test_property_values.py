@@ -31,16 +31,20 @@ BAD = {
     "too long": 10**5000, "object": object(), "bytes": b"x",
 }  # fmt: skip
 # What a bad value means for some keys; every other pair must be refused.
-FREE_TEXT = {"pretrained", "checkpoint_file", "semantic_id_file", "semantic_id_dir", "checkpoint_dir"}
+FREE_TEXT = {"text_fields", "pretrained", "checkpoint_file", "semantic_id_file", "semantic_id_dir", "checkpoint_dir"}
 MAPPINGS = {"load_col", "eval_args", "clip_grad_norm", "train_neg_sample_args"}
 NUMBERS = {key for key, value in DEFAULTS.items() if type(value) is float} | {"weight_decay"}
 ABOVE_ZERO = {"injection_temperature", "injection_contrast_temperature"}
-NOTHING = FREE_TEXT - {"checkpoint_dir"} | {"domains", "clip_grad_norm", "load_col", "state", "train_neg_sample_args"}
+NOTHING = (
+    FREE_TEXT - {"checkpoint_dir", "text_fields"}
+    | {"rq_epochs", "rq_warmup_epochs", "score_views"}
+    | {"domains", "clip_grad_norm", "load_col", "state", "train_neg_sample_args"}
+)
 SIZES = {key for key in KEYS if key.endswith(("batch_size", "width", "_dim"))}
 SIZES |= {"hidden_size", "n_layers", "n_heads", "inner_size", "MAX_ITEM_LIST_LENGTH", "rq_levels", "rq_codes"}
 SIZES |= {"injection_layers", "injection_heads", "topk"}
 WHOLE = {key for key, value in DEFAULTS.items() if type(value) is int} | {
-    "seed", "worker", "eval_step", "loss_decimal_place", "stopping_step",
+    "seed", "worker", "eval_step", "loss_decimal_place", "stopping_step", "rq_epochs", "rq_warmup_epochs",
 }  # fmt: skip
 FLAGS = {key for key, value in DEFAULTS.items() if type(value) is bool} | {
     "use_gpu", "reproducibility", "show_progress", "enable_amp", "enable_scaler", "repeatable", "shuffle", "log_wandb",
@@ -60,7 +64,7 @@ def means_something(key: str, kind: str) -> bool:
         "text": key in FREE_TEXT,
         "empty text": key == "gpu_id",
         "empty list": key in ("freeze", "injection_modalities", "rq_hidden"),
-        "list of text": key in ("injection_modalities", "domains"),
+        "list of text": key in ("injection_modalities", "domains", "text_fields"),
         "empty mapping": key in MAPPINGS,
     }.get(kind, False)
 
@@ -112,7 +116,7 @@ def test_values_are_refused_wherever_they_are_set(key: str, kind: str, make: Any
 def test_every_default_is_accepted_and_every_property_has_a_kind(data: Any) -> None:
     kinds = {**property_values.OF_RECBOLE, **property_values.OF_OUR_MODELS}
     assert set(DEFAULTS) <= set(kinds)
-    assert set(kinds) - {"shrink", "decay"} <= known_properties("QBERT4Rec")
+    assert set(kinds) - {"shrink", "decay", "content_weight"} <= known_properties("QBERT4Rec")
     for path in sorted(property_file("paper").parent.glob("**/QBERT4Rec.yaml")):
         if path.parent.name != "tuning":
             schema.check_all({**DEFAULTS, **read_properties(path)})

@@ -24,8 +24,8 @@ INJECTION = InjectionConfig(
     batch_size=16, epochs=6, patience=2, holdout=0.2,
 )  # fmt: skip
 QUANTIZER = QuantizerConfig(
-    levels=3, codes=8, dim=4, hidden=(16,), learning_rate=0.01, weight_decay=0.0, batch_size=16, warmup_epochs=2, epochs=5,
-    beta=0.25, kmeans_iterations=5,
+    method="rqvae", levels=3, codes=8, dim=4, hidden=(16,), learning_rate=0.01, weight_decay=0.0, batch_size=16,
+    warmup_steps=0, steps=0, beta=0.25, kmeans_iterations=5, kmeans_sample=1000, axes=100, warmup_epochs=2, epochs=5,
 )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_a_state_of_other_inputs_is_ignored(tmp_path: Path) -> None:
         quantize(Epochs(path, "this", killed_after(4), seconds=0))
     done: list[int] = []
     quantize(Epochs(path, "other", counting(done), seconds=0))
-    assert len(done) == QUANTIZER.warmup_epochs + QUANTIZER.epochs
+    assert len(done) == 2 + 5  # epochs of warm-up and of training
 
 
 @pytest.mark.parametrize("content", [b"PK nothing", b"", b"\x80\x02.", b"\x80\x02}q\x00(a."])

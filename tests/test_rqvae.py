@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from recbole_qbert.quantization import rqvae
 from recbole_qbert.quantization.kmeans import kmeans
-from recbole_qbert.quantization.rqvae import RQVAE, fit, init_codebooks, reset_dead_codes
+from recbole_qbert.quantization.residual_quantizer import init_codebooks
+from recbole_qbert.quantization.rqvae import RQVAE, fit, reset_dead_codes
 from tests.helpers import linear_is_identity, quantizer_config
 
 LEVELS, CODES, WIDTH = 3, 4, 6

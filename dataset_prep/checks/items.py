@@ -9,8 +9,9 @@ from dataset_prep.checks.atomic_lines import LINE_FAULTS, Header, number_in, rea
 from dataset_prep.checks.findings import FaultCounter, Finding
 from dataset_prep.checks.interactions import InteractionSummary
 from recbole_qbert.data import item_features as features
-from recbole_qbert.data.atomic_files import AtomicFormat
-from recbole_qbert.data.builtin_encoders import TEXT_FIELDS
+from recbole_qbert.data import text_columns
+from recbole_qbert.data.atomic_files import AtomicFormat, Column
+from recbole_qbert.data.atomic_files import Header as AtomicHeader
 from recbole_qbert.data.item_features import READ_AS_MISSING
 
 _FAULTS = LINE_FAULTS | {
@@ -86,12 +87,16 @@ def check(
 
 def _texts(path: Path, header: Header, form: AtomicFormat, fields: Sequence[str]) -> Iterator[Finding]:
     """Warn if the built-in encoder, which data without features go to, would find no text in the columns that there are."""
-    known = fields if fields and "auto" not in fields else TEXT_FIELDS
-    if features.available(path.parent, path.stem) or any(name in header.positions for name in known):
+    if features.available(path.parent, path.stem):
         return
-    columns = [name for name, kind in header.types.items() if kind.startswith("token") and name != form.item_field]
-    if columns:
-        problem = f"no text column is known ({', '.join(known)}), and items get no text features; there are "
-        problem += ", ".join(columns)
-        way_out = f"name the column of the text {known[0]}, or bring features of your own"
+    columns = AtomicHeader(path, tuple(Column(name, kind) for name, kind in header.types.items()))
+    wanted = tuple(fields) or text_columns.AUTO
+    problem, way_out = "", "name columns of text with text_fields, or bring features of your own"
+    try:
+        if not text_columns.text_columns(columns, wanted, form):
+            there = [name for name in columns.names if name != form.item_field]
+            problem = f"no column is known for text, and items get no text features; there are {', '.join(there) or 'none'}"
+    except ValueError as error:
+        problem = str(error)
+    if problem:
         yield Finding("warning", f"{path}:1", problem, way_out)

@@ -14,7 +14,6 @@ from recbole_qbert.data import item_features as features
 from recbole_qbert.data.item_features import open_matrix
 
 BLOCK = 1 << 23  # numbers in memory at a time
-MAX_RATIO = 10_000  # of a row's length to the median
 
 
 def check(folder: Path, dataset: str, items: Sequence[str]) -> list[Finding]:
@@ -75,21 +74,6 @@ def check(folder: Path, dataset: str, items: Sequence[str]) -> list[Finding]:
     return findings
 
 
-def scale_outliers(norms: np.ndarray) -> np.ndarray:
-    """Find rows of an absurd scale, such as one flipped bit of an exponent makes.
-
-    Args:
-        norms: length of each vector, ``[N]`` or ``[N, J]``; NaN or infinite ones are left out, zeros do not count.
-
-    Returns:
-        Indices of the rows with a vector more than `MAX_RATIO` times as long as the median.
-    """
-    lengths = norms.reshape(len(norms), -1)
-    usual = lengths[np.isfinite(lengths) & (lengths > 0)]
-    limit = MAX_RATIO * np.median(usual) if len(usual) else np.inf
-    return np.flatnonzero((np.isfinite(lengths) & (lengths > limit)).any(1))
-
-
 def _read_manifest(path: Path, findings: list[Finding]) -> dict[str, Any]:
     if not path.exists():
         return {}
@@ -106,7 +90,6 @@ def _matrix(path: Path, matrix: np.ndarray, names: list[str], used: np.ndarray, 
     present = np.zeros(len(matrix), dtype=bool)
     invalid_rows: list[int] = []
     zero_rows: list[int] = []
-    norms = list[np.ndarray]()
     step = max(1, BLOCK // int(np.prod(matrix.shape[1:])))
     for start in range(0, len(matrix), step):
         block = np.asarray(matrix[start : start + step])
@@ -117,7 +100,6 @@ def _matrix(path: Path, matrix: np.ndarray, names: list[str], used: np.ndarray, 
         invalid_rows += (start + np.flatnonzero(invalid.reshape(each).any(1))).tolist()
         zero_rows += (start + np.flatnonzero(zero.reshape(each).all(1))).tolist()
         present[start : start + step] = ~empty.reshape(each).all(1)
-        norms.append(np.linalg.norm(block.astype(np.float64), axis=-1))
     findings = []
     if invalid_rows:
         findings.append(
@@ -129,13 +111,13 @@ def _matrix(path: Path, matrix: np.ndarray, names: list[str], used: np.ndarray, 
                 "make these rows again; a row must be finite, or NaN throughout if the item has no vector",
             )
         )
-    outliers = scale_outliers(np.concatenate(norms)) if norms else np.empty(0, int)
+    outliers = features.scale_outliers(matrix)
     if len(outliers):
         findings.append(
             Finding(
                 "error",
                 str(path),
-                f"{len(outliers):,} rows are more than {MAX_RATIO:,} times as long as the median (first: row {outliers[0]}, "
+                f"{len(outliers):,} rows are of an absurd scale, far longer than all others (first: row {outliers[0]}, "
                 f"item {names[outliers[0]]}): all other items become alike beside them",
                 "make these rows again; a damaged disk or copy turns single numbers into such",
             )

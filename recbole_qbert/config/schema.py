@@ -47,6 +47,13 @@ class _Settings:
             object.__setattr__(self, field.name, tuple(value) if isinstance(value, list) else value)
 
 
+def _one_name_as_tuple(settings: _Settings, name: str) -> None:
+    """Put a field's one name, which a property file may give without brackets, into a tuple."""
+    value: Any = getattr(settings, name)
+    if isinstance(value, str):
+        object.__setattr__(settings, name, (value,))
+
+
 @dataclass(frozen=True)
 class SequenceConfig(_Settings):
     """Stage 3: the sequence model. Fields are named as the property keys; the property file documents them."""
@@ -68,10 +75,9 @@ class SequenceConfig(_Settings):
     score_views: tuple[str, ...] | None = None  # all views, as before version 0.3; the property file says auto
 
     def __post_init__(self) -> None:
-        if isinstance(self.score_views, str):
-            object.__setattr__(self, "score_views", (self.score_views,))
+        _one_name_as_tuple(self, "score_views")
         super().__post_init__()
-        if self.score_views not in (None, ("auto",)) and not set(self.score_views) <= set(self.views):
+        if self.score_views is not None and self.score_views != ("auto",) and not set(self.score_views) <= set(self.views):
             raise ValueError(
                 f"score_views is {', '.join(self.score_views)}; it must be auto, or name views that are trained "
                 f"({', '.join(self.views)})"
@@ -194,8 +200,7 @@ class IdentifierConfig(_Settings):
     text_fields: tuple[str, ...] = ("auto",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.text_fields, str):  # one name alone
-            object.__setattr__(self, "text_fields", (self.text_fields,))
+        _one_name_as_tuple(self, "text_fields")
         super().__post_init__()
         if "auto" in self.text_fields and len(self.text_fields) > 1:
             raise ValueError(f"text_fields is {', '.join(self.text_fields)}; give either auto, or names of columns")

@@ -177,13 +177,14 @@ class Tokenizer:
 
     def _vectors(self, code_set: str, new: ItemFeatures, mean: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Vectors to quantize, ``[N, D]``, and which items have one, ``[N]`` bool."""
-        if code_set == "fused" and isinstance(self.fusion, Concatenation):
-            return self.fusion(new.vectors, new.present), np.ones(len(new.items), dtype=bool)
-        if code_set == "fused" and self.fusion is not None:
-            rows = torch.full((len(new.items),), self.fusion.no_id)
-            vectors = {name: torch.from_numpy(new.vectors[name]) for name in self.fusion.project}
-            present = {name: torch.from_numpy(new.present[name]) for name in self.fusion.project}
-            return self.fusion(rows, vectors, present).vector.numpy(), np.ones(len(new.items), dtype=bool)
+        fusion, every = self.fusion, np.ones(len(new.items), dtype=bool)
+        if code_set == "fused" and isinstance(fusion, Concatenation):
+            return fusion(new.vectors, new.present), every
+        if code_set == "fused" and isinstance(fusion, DynamicInjection):
+            rows = torch.full((len(new.items),), fusion.no_id)
+            vectors = {name: torch.from_numpy(new.vectors[name]) for name in fusion.project}
+            present = {name: torch.from_numpy(new.present[name]) for name in fusion.project}
+            return fusion(rows, vectors, present).vector.numpy(), every
         has_vector = new.present[code_set].any(1)
         vector = one_vector(new.vectors[code_set], new.present[code_set])
         if code_set == next(iter(self.quantizers)):  # an item without any modality gets the mean vector

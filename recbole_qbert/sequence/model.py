@@ -213,7 +213,7 @@ class SemanticSequenceModel(nn.Module):
         items = torch.cat([bucket.items.flatten()[bucket.packed.position] for bucket in buckets])
         vectors = self.item_vectors(items) if table is None else F.embedding(items, table)
         targets = [
-            causal_targets(buckets, lengths, soft and soft.start)
+            causal_targets(buckets, lengths, None if soft is None else soft.start)
             if hidden is None or view == "causal"
             else masked_targets(buckets, hidden)
             for view in views

@@ -63,7 +63,9 @@ def of_ensemble(
     for batch in (count > 0).nonzero()[:, 0].split(rows_at_once):
         visible = count[batch]
         history = sequences[batch, : int(visible.max())]
-        expected = sum(_softmax(n, table, history, visible) for n, table in zip(networks, tables, strict=True))
+        expected = torch.zeros((), device=history.device)
+        for network, table in zip(networks, tables, strict=True):
+            expected = expected + _softmax(network, table, history, visible)
         top = expected.topk(min(TOP, expected.shape[1]), 1)
         # An item without a share (padding, in a small catalog) must not enter a loss, where it would be 0 times infinity.
         items.append(torch.where(top.values > 0, top.indices, top.indices[:, :1]).int())
