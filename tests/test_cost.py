@@ -39,10 +39,10 @@ def product(rows: int, sizes: cost.Sizes = SMALL) -> int:
 
 
 # -------------------------------------------------------------------------------------------------- operations
-def test_scoring_of_the_default_is_both_views_the_products_and_the_composition() -> None:
+def test_scoring_of_the_default_is_the_causal_view_its_product_and_the_composition() -> None:
     found = cost.scoring(cost.build("QBERT4Rec", SMALL))
-    assert found.row == blocks(SMALL, 10, 1) + blocks(SMALL, 11, 1) + 2 * product(1)
-    assert found.batch == TABLE * 12 * SMALL.width  # three code sets of four levels, one addition each
+    assert found.row == blocks(SMALL, 10, 1) + product(1)
+    assert found.batch == TABLE * 8 * SMALL.width  # one code set of eight levels, one addition each
     assert found.a_row(4) == found.row + found.batch / 4
 
 
@@ -61,7 +61,7 @@ def test_training_of_the_default_is_three_times_its_products() -> None:
     hidden = 3  # of 11 positions, the share 0.3
     # Both views read all 11 items, in one batch; the last of them predicts nothing in the causal view.
     assert found.row == 3 * (blocks(SMALL, 11, 10) + blocks(SMALL, 11, hidden) + product(10) + product(hidden))
-    assert found.batch == 2 * TABLE * 12 * SMALL.width  # composed once for both views, and differentiated
+    assert found.batch == 2 * TABLE * 8 * SMALL.width  # composed once for both views, and differentiated
 
 
 @pytest.mark.parametrize("name", ["SASRec", "BERT4Rec"])

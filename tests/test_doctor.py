@@ -403,8 +403,11 @@ def test_texts_that_the_encoder_would_not_find(toy):
     for modality in ("text", "image"):
         (toy / f"toy.{modality}.npy").unlink()
     (toy / "toy.items.txt").unlink()
-    is_only(toy, "warning", "data/toy/toy.item:1", "movie_title")
-    assert trouble(toy, text_fields=["movie_title"]) == []
+    assert trouble(toy) == []  # named as titles are
+    change_items(toy, ITEM_ROWS, "item_id:token\tlabel_no:token\tprice:float\n")
+    is_only(toy, "warning", "data/toy/toy.item:1", "label_no")
+    assert trouble(toy, text_fields=["label_no"]) == []
+    is_only(toy, "warning", "data/toy/toy.item:1", "title", "label_no", text_fields=["title"])
 
 
 def test_an_item_file_without_items(toy):
@@ -493,11 +496,20 @@ SID = "item_id:token\tsemantic_id:token_seq\n"
 )
 def test_semantic_ids(toy, text, level, line, words):
     (toy / "toy.sid").write_text(text)
+    (toy / "toy.sid.json").unlink()  # which tells of the file as it was
     is_only(toy, level, f"data/toy/toy.sid{line}", *words)
 
 
+def test_semantic_ids_that_are_not_those_of_the_file_beside_them(toy):
+    with (toy / "toy.sid").open("a") as file:
+        file.write("more\t<a_1>\n")
+    is_only(toy, "error", "data/toy/toy.sid", "toy.sid.json")
+
+
 def test_a_code_beyond_the_codebook(toy):
-    (toy / "toy.sid.manifest.json").write_text(json.dumps({"inputs": {"settings": {"codes": 3}}, "outputs": {}}))
+    (toy / "toy.sid.manifest.json").write_text(
+        json.dumps({"inputs": {"settings": {"codes": 3}}, "outputs": {}, "report": {}})
+    )
     is_only(toy, "error", "data/toy/toy.sid:2", "code 3 ", "the 3 codes")
 
 

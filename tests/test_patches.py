@@ -261,7 +261,8 @@ def test_no_property_that_names_a_file_or_code_is_taken_from_a_checkpoint() -> N
         "config",
     )
     telling = {name for name in every_property() if any(word in name for word in words)}
-    telling -= {"warm_up_step", "direct", "benchmark_filename"}  # numbers, and a part of the name of an atomic file
+    # Numbers, and a part of the name of an atomic file.
+    telling -= {"warm_up_step", "direct", "benchmark_filename", "teachers", "teacher_weight"}
     models = [file.stem for file in (Path(recbole.__file__).parent / "properties" / "model").glob("*.yaml")]
     for model in [*models, "QBERT4Rec", "CooccurrenceKNN"]:
         assert file_settings.taken_settings(model) & telling <= file_settings.PLACES, model
@@ -322,9 +323,9 @@ def test_pickled_caches_are_read_only_for_a_user_who_asks() -> None:
     plant("saved/toy-SequentialDataset.pth", "saved/toy-for-SASRec-dataloader.pth")
     make_trainer(**SEQUENTIAL, **SMALL)
     assert not Path("was_executed").exists()
-    for key in ("save_dataset", "dataset_save_path"):
+    for key, value in (("save_dataset", True), ("dataset_save_path", "saved/toy-SequentialDataset.pth")):
         with contextlib.suppress(AttributeError):  # what the file holds is no data set
-            make_trainer(**SEQUENTIAL, **SMALL, **{key: "saved/toy-SequentialDataset.pth"})
+            make_trainer(**SEQUENTIAL, **SMALL, **{key: value})
         assert Path("was_executed").exists(), key
         Path("was_executed").rmdir()
 

@@ -237,9 +237,9 @@ def read(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """
     arguments = {}
     for field in dataclasses.fields(kind):
-        key = kind.prefix + field.name
-        value = values.get(key)
-        value = values.get(kind.keys.get(field.name, key)) if value is None else value
+        key = kind.keys.get(field.name, kind.prefix + field.name)
+        value = values.get(kind.prefix + field.name)
+        value = values.get(key) if value is None else value
         if value is not None:
             arguments[field.name] = value
         elif field.default is dataclasses.MISSING:

@@ -393,6 +393,8 @@ def _refusing_settings(path: str) -> Iterator[None]:
     """Name the checkpoint in the errors that RecBole ends in on settings of another form, which it does not check."""
     try:
         yield
+    except ValueError as error:
+        raise ValueError(f"{path}: the settings in its config['external'] are refused: {error}") from error
     except (AttributeError, AssertionError, IndexError, KeyError, NotImplementedError, TypeError) as error:
         raise ValueError(f"{path}: RecBole cannot use the settings in its config['external']: {error!r}") from error
 
