@@ -1,6 +1,8 @@
 """The command line as a user types it: stages alone and together, caches, figures, refusals."""
 
 import json
+import os
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,7 @@ from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.recbole_integration import workflows
 from recbole_qbert.serving import recommend_file
 from recbole_qbert.serving.recommender import Recommendation, Skipped
+from recbole_qbert.utils.atomic import run_lock
 from tests.helpers_recbole import QUICK, write_dataset
 
 NAME = "Tiny"
@@ -234,3 +237,42 @@ def test_the_demo_goes_from_raw_data_to_a_table(tmp_path, capsys):
     assert figures["semantic_ids"]["unique"] == figures["semantic_ids"]["items"] > 400
     assert set(figures["baselines"]) == {"Pop", "SASRec"}
     assert figures["test"]["ndcg@10"] > 0
+
+
+class Planted:
+    """Unpickling an instance creates a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("command", ["features", pytest.param("finetune", marks=pytest.mark.pipeline)])
+def test_no_command_unpickles_what_lies_about(tmp_path, capsys, command):
+    data, executed = write_dataset(tmp_path / "data", "X"), tmp_path / "was_executed"
+    bomb = pickle.dumps(Planted(executed))
+    for name in ("X-QBERT4RecDataset.pth", "X-for-QBERT4Rec-dataloader.pth"):
+        for folder in (tmp_path / "out" / "X" / "checkpoints", tmp_path / "out" / "X", data / "X"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(bomb)
+    (tmp_path / "bomb.pth").write_bytes(bomb)
+    base = [command, "--dataset=X", "--data_path", str(data), "--output", str(tmp_path / "out"), "--state=ERROR"]
+    if command == "features":
+        assert cli.main(base) == 0
+    else:
+        small = [f"--{key}={json.dumps(value)}" for key, value in QUICK["QBERT4Rec"].items() if key != "state"]
+        assert cli.main([*base, *small, f"--pretrained={tmp_path / 'bomb.pth'}"]) == 2
+        assert "bomb.pth" in capsys.readouterr().err
+    assert not executed.exists()
+
+
+@pytest.mark.parametrize("command", ["features", "inject", "quantize", "pretrain", "finetune", "train"])
+def test_a_second_command_on_one_output_is_refused(tmp_path, capsys, command):
+    data, folder = write_dataset(tmp_path / "data", "X"), tmp_path / "out" / "X"
+    with run_lock(folder, "command"):
+        assert cli.main([command, "--dataset=X", "--data_path", str(data), "--output", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert str(folder) in said and f"process {os.getpid()} " in said
+        assert [path.name for path in folder.iterdir()] == [".lock"]
