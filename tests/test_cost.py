@@ -140,7 +140,7 @@ def test_measure_gives_a_row_for_each_model_and_batch() -> None:
     ours, theirs = rows[0], rows[2]
     assert ours["flops_training_user"] == ours["flops_training_row"]
     assert theirs["flops_training_user"] == 10 * theirs["flops_training_row"]
-    assert ours["flops_composition"] == TABLE * 12 * 16 and theirs["flops_composition"] == 0
+    assert ours["flops_composition"] == TABLE * 8 * 16 and theirs["flops_composition"] == 0
     assert set(ratios) == {
         "ms_a_user: SASRec/QBERT4Rec, items 37, batch 1",
         "ms_a_user: SASRec/QBERT4Rec, items 37, batch 3",

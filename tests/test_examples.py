@@ -34,7 +34,7 @@ def test_every_example_is_tested():
 def test_minimal_qbert4rec():
     shown = run("minimal_qbert4rec.py")
     assert shown.count("<a_") == 5
-    assert number("untrained NUMBER", shown) < 0.3 < number(r"\ntest NDCG@10 NUMBER", shown)
+    assert number("untrained NUMBER", shown) < 0.4 < number(r"\ntest NDCG@10 NUMBER", shown)
 
 
 def test_own_features(tmp_path):

@@ -88,7 +88,6 @@ def apply() -> None:
     byte_order_marks()
     flops_of_one_row()
     pickled_caches_only_when_asked()
-    arrays_without_pickle()
 
 
 def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -381,11 +380,14 @@ def _no_file_exists(module: Any) -> Iterator[None]:
         module.os = original
 
 
-def arrays_without_pickle() -> None:
-    """Make LDiffRec read its item vectors without unpickling (ldiffrec.py:232 passes ``allow_pickle=True``)."""
-    from recbole.model.general_recommender.ldiffrec import LDiffRec
+def arrays_without_pickle(model: type) -> None:
+    """Make LDiffRec read its item vectors without unpickling (ldiffrec.py:232 passes ``allow_pickle=True``).
 
-    replace(LDiffRec, "__init__", _without_pickle)
+    Args:
+        model: class of a model, as RecBole finds it by name; importing LDiffRec for a patch would import scikit-learn.
+    """
+    if model.__module__ == "recbole.model.general_recommender.ldiffrec":
+        replace(model, "__init__", _without_pickle)
 
 
 def _without_pickle(original: Callable[..., None]) -> Callable[..., None]:

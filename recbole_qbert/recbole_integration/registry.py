@@ -36,7 +36,7 @@ from recbole_qbert.config.property_values import OF_RECBOLE, check_evaluation
 from recbole_qbert.config.schema import with_current_names
 from recbole_qbert.config.value_checks import check, shown
 from recbole_qbert.data.atomic_files import AtomicFormat
-from recbole_qbert.recbole_integration.patches import quick_start, replace
+from recbole_qbert.recbole_integration.patches import arrays_without_pickle, quick_start, replace
 from recbole_qbert.utils.spelling import did_you_mean
 
 _RECBOLE = Path(recbole.__file__).parent
@@ -408,13 +408,15 @@ def _hook_get_model(original: Callable[[str], type]) -> Callable[[str], type]:
 
     def get_model(model_name: str) -> type:
         try:
-            return original(model_name)
+            model = original(model_name)
         except (ImportError, AttributeError, ValueError) as error:
             names = {file.stem for file in _RECBOLE.glob("properties/model/*.yaml")} | set(_registered)
             if model_name in names:  # it exists, and failed for another reason, such as a missing library
                 raise
             hint = did_you_mean(model_name, names)
             raise ValueError(f"no model named {model_name!r} in RecBole or recbole_qbert{hint}") from error
+        arrays_without_pickle(model)
+        return model
 
     return get_model
 
