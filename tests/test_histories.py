@@ -146,3 +146,14 @@ def test_an_inter_file_of_ones_own_names_separator_and_encoding(tmp_path):
     assert list(Histories(tmp_path / "x.tsv", form)) == [("u", ["a"])]
     with pytest.raises(ValueError, match=r"y\.csv:1: .*user, item.*reader and book"):
         Histories(write(tmp_path / "y.csv", names=("user", "item")), AtomicFormat(user_field="reader", item_field="book"))
+
+
+def test_damage_within_a_parquet_file_names_the_file(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    path = tmp_path / "h.parquet"
+    pq.write_table(pa.table({"user_id": ["a"] * 50, "item_id": [f"i{n}" for n in range(50)]}), path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # every page lies elsewhere than the end of the file says
+    with pytest.raises(ValueError, match=r"h\.parquet"):
+        list(Histories(path))

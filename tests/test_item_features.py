@@ -389,3 +389,9 @@ def test_real_features_have_a_sound_scale(shared_data):
         if "codes" not in path.name:
             matrix = features.open_matrix(path)
             assert features.scale_outliers(matrix).tolist() == [] and features.scale_warnings(matrix) == []
+
+
+def test_an_item_list_in_another_encoding_names_the_file(tmp_path):
+    (tmp_path / "X.items.txt").write_bytes("caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"X\.items\.txt.*UTF-8"):
+        features.read_item_list(tmp_path / "X.items.txt")

@@ -210,3 +210,9 @@ def test_levels_that_an_item_lacks_are_no_codes():
 def test_perplexity_is_the_number_of_codes_when_all_are_used_alike():
     codes = np.array([[a, b] for a in range(4) for b in range(8)])
     assert health(codes, codes, 8, "ab")["perplexity_per_level"] == pytest.approx([4, 8])
+
+
+def test_ids_in_another_encoding_name_the_file(tmp_path):
+    (tmp_path / "X.sid").write_bytes(f"{semantic_ids.HEADER}\ncaf\xe9\t<a_1>\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"X\.sid.*UTF-8"):
+        semantic_ids.load(tmp_path / "X.sid")

@@ -165,12 +165,18 @@ class Histories:
         names = file.schema_arrow.names
         columns = [names[column] for column in self._column_numbers if column is not None]
         number = 0
-        for batch in file.iter_batches(BATCH, columns=columns):
+        for batch in self._batches(file, columns):
             lists = {name: batch.column(name).to_pylist() for name in columns}
             empty = [None] * batch.num_rows
             for values in zip(*(empty if c is None else lists[names[c]] for c in self._column_numbers), strict=True):
                 number += 1
                 yield f"{self.path}, row {number}", list(values)
+
+    def _batches(self, file: Any, columns: list[str]) -> Iterator[Any]:
+        try:
+            yield from file.iter_batches(BATCH, columns=columns)
+        except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
+            raise ValueError(f"{self.path} is damaged: {error}; make or fetch it again") from error
 
 
 def _parquet(path: Path) -> Any:

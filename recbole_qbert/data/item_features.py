@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from recbole_qbert.data.item_vocabulary import ItemVocabulary
+from recbole_qbert.utils.failures import reading
 from recbole_qbert.utils.io import atomic_write, sha256, write_array, write_json
 
 log = logging.getLogger(__name__)
@@ -263,7 +264,7 @@ def read_item_list(path: Path) -> dict[str, int]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; it lists the item token of each feature row, one a line")
     row_of: dict[str, int] = {}
-    with open(path, encoding="utf-8-sig") as handle:
+    with reading(path), open(path, encoding="utf-8-sig") as handle:
         for number, line in enumerate(handle):
             item = line.rstrip("\r\n")
             check_token(item, f"{path}:{number + 1}")

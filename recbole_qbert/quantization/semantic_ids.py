@@ -14,6 +14,7 @@ import numpy as np
 
 from recbole_qbert.data.item_features import check_token
 from recbole_qbert.data.item_vocabulary import ItemVocabulary
+from recbole_qbert.utils.failures import reading
 from recbole_qbert.utils.io import atomic_write, read_json, sha256, write_json
 
 HEADER = "item_id:token\tsemantic_id:token_seq"
@@ -130,7 +131,7 @@ def load(path: Path, size: int | None = None) -> SemanticIDs:
         raise FileNotFoundError(f"{path} is missing; build it with 'run_recbole_qbert.py quantize'")
     rows: dict[str, dict[str, int]] = {}
     levels: dict[str, None] = {}
-    with open(path, encoding="utf-8") as handle:
+    with reading(path), open(path, encoding="utf-8") as handle:
         header = handle.readline().rstrip("\r\n")
         if header != HEADER:
             raise ValueError(f"{path}:1: header is {header!r}; it must be {HEADER!r}")
