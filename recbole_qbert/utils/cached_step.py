@@ -35,6 +35,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not what was written")
     if "made_from" in manifest:  # before version 0.2
         manifest["inputs"] = manifest.pop("made_from")
+    manifest.setdefault("report", {})
     if not all(isinstance(manifest.get(key), dict) for key in ("inputs", "outputs", "report")):
         raise ValueError(f"{path} is no manifest of a step")
     return manifest
