@@ -146,8 +146,9 @@ def test_a_byte_order_mark_is_said_and_no_fault(toy):
 def test_a_byte_order_mark_of_another_encoding(toy):
     (toy / "toy.inter").write_text(HEADER + lines(ROWS), encoding="utf-16")
     is_only(toy, "error", "data/toy/toy.inter:1", "utf-16")
-    assert trouble(toy, form=AtomicFormat(encoding="utf-16")) == [
-        ("error", "data/toy/toy.item:1", "the file is not in utf-16 (UTF-16 stream does not start with BOM)")
+    found = trouble(toy, form=AtomicFormat(encoding="utf-16"))
+    assert [(level, where, what.partition(" (")[0]) for level, where, what in found] == [
+        ("error", "data/toy/toy.item:1", "the file is not in utf-16")
     ]
 
 

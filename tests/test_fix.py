@@ -10,7 +10,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dataset_prep import checks
@@ -130,8 +130,12 @@ def damages(kinds):
 
 
 @settings(max_examples=60, deadline=None)
+@example([], [("padded", 25, 0), ("quote", 1, 0)])
+@example([], [("quote", 1, 0), ("padded", 25, 0)])
 @given(damages(BOTH | INTER_ONLY), damages(BOTH | ITEM_ONLY))
 def test_any_mechanical_damages_are_undone(inter_damages, item_damages):
+    # A quote that opens before a carriage return may mean a text of two lines: that is left to the user.
+    assume(not {"quote", "return"} <= {kind for kind, *_ in item_damages})
     texts = []
     for sound, drawn, kinds in ((INTER, inter_damages, BOTH | INTER_ONLY), (ITEM, item_damages, BOTH | ITEM_ONLY)):
         text = sound

@@ -105,7 +105,7 @@ def _trims(sources: Sources) -> dict[str, str]:
     Args:
         sources: ending of a file -> its ids.
     """
-    padded = {token: token.strip() for ids in sources.values() for token in ids() if token != token.strip()}
+    padded = {token: _bare(token) for ids in sources.values() for token in ids() if token != token.strip()}
     padded = {token: bare for token, bare in padded.items() if bare not in READ_AS_MISSING}
     if not padded:
         return {}
@@ -122,6 +122,12 @@ def _trims(sources: Sources) -> dict[str, str]:
         if len(each & tokens) > 1 and not (ending != ".item" and each & listed == {bare})
     }
     return {token: bare for token, bare in padded.items() if bare not in clashing}
+
+
+def _bare(token: str) -> str:
+    """Strip white space, and a stray quote behind it, which csv takes for a part of the id."""
+    bare = token.strip()
+    return bare[1:].strip() if bare.startswith('"') and bare.count('"') == 1 else bare
 
 
 def _ids(file: AtomicFile, name: str) -> Iterator[str]:
