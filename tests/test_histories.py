@@ -150,7 +150,7 @@ def test_an_inter_file_of_ones_own_names_separator_and_encoding(tmp_path):
 
 def test_damage_within_a_parquet_file_names_the_file(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
-    import pyarrow as pa
+    pa = pytest.importorskip("pyarrow")
 
     path = tmp_path / "h.parquet"
     pq.write_table(pa.table({"user_id": ["a"] * 50, "item_id": [f"i{n}" for n in range(50)]}), path)

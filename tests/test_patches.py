@@ -323,10 +323,11 @@ def test_pickled_caches_are_read_only_for_a_user_who_asks() -> None:
     plant("saved/toy-SequentialDataset.pth", "saved/toy-for-SASRec-dataloader.pth")
     make_trainer(**SEQUENTIAL, **SMALL)
     assert not Path("was_executed").exists()
-    for key, value in (("save_dataset", True), ("dataset_save_path", "saved/toy-SequentialDataset.pth")):
+    asks: list[dict[str, Any]] = [{"save_dataset": True}, {"dataset_save_path": "saved/toy-SequentialDataset.pth"}]
+    for ask in asks:
         with contextlib.suppress(AttributeError):  # what the file holds is no data set
-            make_trainer(**SEQUENTIAL, **SMALL, **{key: value})
-        assert Path("was_executed").exists(), key
+            make_trainer(**SEQUENTIAL, **SMALL, **ask)
+        assert Path("was_executed").exists(), ask
         Path("was_executed").rmdir()
 
 
