@@ -216,3 +216,9 @@ def test_ids_in_another_encoding_name_the_file(tmp_path):
     (tmp_path / "X.sid").write_bytes(f"{semantic_ids.HEADER}\ncaf\xe9\t<a_1>\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"X\.sid.*UTF-8"):
         semantic_ids.load(tmp_path / "X.sid")
+
+
+def test_a_code_of_thousands_of_digits_is_named_by_its_line(tmp_path):
+    (tmp_path / "X.sid").write_text(f"{semantic_ids.HEADER}\ni0\t<a_{'9' * 5000}>\n")
+    with pytest.raises(ValueError, match=r"X\.sid:2"):
+        semantic_ids.load(tmp_path / "X.sid")

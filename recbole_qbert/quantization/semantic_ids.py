@@ -19,7 +19,7 @@ from recbole_qbert.utils.io import atomic_write, read_json, sha256, write_json
 
 HEADER = "item_id:token\tsemantic_id:token_seq"
 LARGEST = int(np.iinfo(np.int16).max)
-_TOKEN = re.compile(r"<([A-Za-z]+)_(\d+)>")
+_TOKEN = re.compile(r"<([A-Za-z]+)_(\d{1,9})>")
 
 
 @dataclass(frozen=True)
