@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -62,3 +63,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         (pytest.fail if in_ci() else pytest.skip)("the real data are not there: ../shared/data")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _level_of_the_log() -> Iterator[None]:
+    """Set the level of the log back, which RecBole sets for the whole process: tests read what is logged."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
