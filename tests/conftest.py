@@ -66,8 +66,6 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _level_of_the_log() -> Iterator[None]:
-    """Set the level of the log back, which RecBole sets for the whole process: tests read what is logged."""
-    level = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(level)
+def _level_of_the_log() -> None:
+    """Set the level of the log to Python's, since RecBole sets it for the whole process and tests read what is logged."""
+    logging.getLogger().setLevel("WARNING")
