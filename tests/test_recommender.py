@@ -659,3 +659,18 @@ def test_a_checkpoint_is_exported_from_data_that_were_written_anew(call, checkpo
     assert export.load(tmp_path / "model").form.item_field == "book"
     status, _, _, err = call("export", "--checkpoint", checkpoint, *given, "--ITEM_ID_FIELT=book")
     assert status == 2 and "'ITEM_ID_FIELD'" in err
+
+
+@pytest.mark.parametrize("command", ["export", "recommend"])
+def test_a_property_file_that_is_a_list_is_refused_by_name_and_an_empty_one_says_nothing(
+    call, checkpoint, kept, tmp_path, command
+):
+    """The same reader as in training, for a checkpoint and for an exported model."""
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    (tmp_path / "empty.yaml").write_text("")
+    out = tmp_path / ("folder" if command == "export" else "out.tsv")
+    given = ["--checkpoint", checkpoint] if command == "export" else ["--model", kept, "--items", "i1"]
+    status, _, _, err = call(command, *given, "--output", out, "--config_files", tmp_path / "list.yaml")
+    assert status == 2 and "list.yaml" in err and not out.exists()
+    status, *_ = call(command, *given, "--output", out, "--config_files", tmp_path / "empty.yaml")
+    assert status == 0 and out.exists()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from recbole_qbert.config.property_files import read_yaml
+from recbole_qbert.config.property_files import read_properties
 from recbole_qbert.data.atomic_files import FORMAT_PROPERTIES
 from recbole_qbert.utils.spelling import did_you_mean
 
@@ -42,7 +42,7 @@ def file_properties(args: argparse.Namespace, *more: str) -> dict[str, Any]:
         raise ValueError(f"{args.command} reads the properties {', '.join(known)}; found {', '.join(other)}{hint}")
     values: dict[str, Any] = {}
     for file in getattr(args, "config_files", ()):
-        values |= read_yaml(Path(file), "property") or {}
+        values |= read_properties(Path(file))
     return {name: value for name, value in {**values, **args.properties}.items() if name in known}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from recbole_qbert.config.property_files import property_file, read_yaml
+from recbole_qbert.config.property_files import property_file, read_properties
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.data import content_neighbors
 from recbole_qbert.injection.concatenation import Concatenation
@@ -85,7 +85,7 @@ def content_likeness(config: Any, catalog: Catalog) -> sp.csr_matrix | None:
     """
     if config["domains"]:
         return None
-    defaults = read_yaml(property_file(f"model/{MODEL}.yaml"), "property")  # other models have no keys of features
+    defaults = read_properties(property_file(f"model/{MODEL}.yaml"))  # other models have no keys of features
     settings = stage_settings({**defaults, **ConfigValues(config)})
     settings = replace(settings, identifiers=replace(settings.identifiers, missing_features="mask"))
     with first_before_others():

@@ -17,7 +17,7 @@ import numpy as np
 from recbole.config import Config
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_qbert.config.property_files import property_file, read_yaml
+from recbole_qbert.config.property_files import property_file, read_properties
 from recbole_qbert.pipeline.builder import SemanticIDBuilder
 from recbole_qbert.recbole_integration import experiment
 from recbole_qbert.recbole_integration.identifiers import builder_for
@@ -331,7 +331,7 @@ def _columns_of_baseline(files: Sequence[str], inter: Any) -> Figures:
     """
     load: Figures = {}
     for file in files:
-        load = read_yaml(Path(file), "property").get("load_col", load)
+        load = read_properties(Path(file)).get("load_col", load)
     return load | {"inter": inter if isinstance(inter, str) else list(dict.fromkeys([*inter, *load.get("inter", ())]))}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_qbert.config.property_files import read_yaml
+from recbole_qbert.config.property_files import read_properties
 from recbole_qbert.config.schema import MODEL, IdentifierConfig, SequenceConfig, read, with_current_names
 from recbole_qbert.data.atomic_files import FORMAT_PROPERTIES, RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.data.item_vocabulary import ItemVocabulary
@@ -193,7 +193,7 @@ def _user_settings(properties: Mapping[str, Any] | None, config_files: Sequence[
     """Read the property files and properties that a user names; properties override files."""
     settings: dict[str, Any] = {}
     for file in config_files:
-        settings |= with_current_names(read_yaml(Path(file), "property") or {})
+        settings |= with_current_names(read_properties(Path(file)))
     return settings | with_current_names(properties or {})
 
 
