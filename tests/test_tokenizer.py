@@ -230,3 +230,19 @@ def test_taken_ids_stay_taken():
     full = np.array([[a, b] for a in range(4) for b in range(4)][:12])
     with pytest.raises(ValueError, match="17"):
         collision_resolution.reallocate(codes, latents, books, list("abcde"), full)
+
+
+def test_a_vocabulary_of_an_earlier_version_loads(made, tmp_path):
+    """Its manifests know neither methods nor principal axes nor steps, and carry no digest."""
+    data, folder = made
+    old = tmp_path / "X"
+    shutil.copytree(folder, old)
+    for manifest in old.glob("*.manifest.json"):
+        content = json.loads(manifest.read_text())
+        del content["manifest_sha256"]
+        content["inputs"].pop("fusion", None)
+        for key in ("method", "axes", "warmup_steps", "steps", "kmeans_sample"):
+            content["inputs"].get("settings", {}).pop(key, None)
+        manifest.write_text(json.dumps(content))
+    new = renamed(data, [0, 3, 20])
+    assert np.array_equal(Tokenizer.load(old).add(new).codes, Tokenizer.load(folder).add(new).codes)

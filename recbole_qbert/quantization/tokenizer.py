@@ -200,8 +200,8 @@ def new_quantizer(inputs: int, config: QuantizerConfig) -> ResidualQuantizer:
 
 
 def _quantizer_config(settings: Mapping[str, Any]) -> QuantizerConfig:
-    """Read the settings of a vocabulary; before version 0.3 all were of an RQ-VAE without principal axes."""
-    before = {"method": "rqvae", "axes": 1_000_000, "warmup_steps": 0, "steps": 0, "kmeans_sample": 1_000_000}
+    """Read the settings of a vocabulary; before version 0.3 all were of an RQ-VAE, and four settings of training are new."""
+    before = {"method": "rqvae", "warmup_steps": 0, "steps": 0, "kmeans_sample": 1, "axes": 1}
     return QuantizerConfig(**{**before, **settings})
 
 
