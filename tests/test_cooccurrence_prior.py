@@ -266,6 +266,12 @@ def test_a_state_of_a_prior_without_content_loads():
     assert prior.content_weight == 0 and prior.shrink == 3
 
 
+def test_a_state_with_content_is_refused_where_there_is_none():
+    state = CooccurrencePrior(HISTORIES, 5, content=likeness(1, 5), content_weight=0.5).state_dict()
+    with pytest.raises(ValueError, match=r"content_weight 0\.5.*features"):
+        CooccurrencePrior(HISTORIES, 5).load_state_dict(state)
+
+
 def test_nearest_equals_brute_force_and_leaves_the_featureless_alone():
     random = np.random.default_rng(0)
     vectors = random.normal(size=(60, 5)).astype(np.float32)

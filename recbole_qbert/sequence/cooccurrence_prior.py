@@ -102,8 +102,16 @@ class CooccurrencePrior(nn.Module):
         self.register_buffer("content_weight", torch.tensor(float(content_weight)))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        """Load as torch does; a state of before version 0.3 knows no content, which is weight 0."""
-        state_dict.setdefault(f"{prefix}content_weight", torch.zeros(()))
+        """Load as torch does, but refuse a weight of content that is not there: ranking would differ without a word.
+
+        A state of before version 0.3 knows no content, which is weight 0.
+        """
+        weight = state_dict.setdefault(f"{prefix}content_weight", torch.zeros(()))
+        if float(weight) > 0 and not self.likeness.any():
+            raise ValueError(
+                f"the prior was fitted with likeness of content (content_weight {float(weight)}), and the data set has no "
+                "features of its items here; bring the features of the training"
+            )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def drop_unused_pairs(self) -> None:

@@ -42,7 +42,6 @@ CONFIG_DIGEST = "config_sha256"  # of the rest of config.json
 CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
 _HASHED = (WEIGHTS, IDS, f"{IDS}.json", TITLES)
 _PAIR_BUFFERS = ("pair", "value", "size", "likeness")  # buffers of the prior that are not in its state_dict
-_NO_CONTENT = {"prior.content_weight": torch.zeros(())}  # of a prior of before version 0.3
 _WAY_OUT = "export the model again with 'run_recbole_qbert.py export'"
 
 
@@ -177,13 +176,11 @@ def from_checkpoint(
     prior = None
     fitted = {name: value for name, value in contents.weights.items() if name.startswith("prior.")}
     if "prior.weight" in fitted and bool((fitted["prior.weight"] > 0).any()):
-        fitted = _NO_CONTENT | fitted
-        content = identifiers.content_likeness(config, catalog) if (fitted["prior.content_weight"] > 0).any() else None
+        has_content = "prior.content_weight" in fitted and bool((fitted["prior.content_weight"] > 0).any())
+        content = identifiers.content_likeness(config, catalog) if has_content else None
         histories = [ItemVocabulary.to_recbole(history) for history in catalog.histories]
         prior = CooccurrencePrior(histories, len(ids.items) + 1, content=content)
-        if {f"prior.{name}" for name in prior.state_dict()} > fitted.keys():
-            raise ValueError(f"{path} was written by another version, whose prior had other parts; train it again")
-        load_weights(prior, {name: fitted[f"prior.{name}"] for name in prior.state_dict()}, str(path))
+        load_weights(prior, {name.removeprefix("prior."): value for name, value in fitted.items()}, str(path))
     fields = read(IdentifierConfig, patches.ConfigValues(config)).text_fields
     titles = _titles_of(catalog.folder / f"{dataset}.item", catalog.items, fields, catalog.form)
     return TrainedModel(dataset, ids, _network(sequence, ids, state, str(path)), prior, titles, catalog.form)
@@ -367,7 +364,6 @@ def _read_prior(
     prior = CooccurrencePrior([], items + 1)
     prior.pair, prior.value, prior.size = pairs["pair"].long(), pairs["value"], pairs["size"]
     prior.likeness = pairs.get("likeness", torch.zeros_like(prior.value))  # absent before version 0.3
-    values = {"content_weight": 0.0, **values}
     load_weights(prior, {name: torch.tensor(float(value)) for name, value in values.items()}, str(folder / CONFIG))
     return prior
 
