@@ -45,8 +45,7 @@ def learn_from_teachers(student: Any, train_data: Any, valid_data: Any, show_pro
         student.logger.info(f"teacher {number} of {settings.teachers}: {trainer.saved_model_file}")
         trainer.fit(train_data, valid_data, verbose=False, saved=True, show_progress=show_progress)
         barrier()  # until the first process has written the best weights
-        checkpoint = checkpoint_io.load_checkpoint(trainer.saved_model_file)
-        model.load_state_dict(checkpoint["state_dict"])
+        checkpoint_io.load_into(model, trainer.saved_model_file)
         networks.append(model.eval().network)
     rows = train_data._dataset.inter_feat
     sequences, lengths = rows[student.model.ITEM_SEQ].to(student.device), rows[student.model.ITEM_SEQ_LEN].to(student.device)

@@ -7,6 +7,7 @@ network in use (Furlanello et al. 2018; Du et al. 2023 for recommendation).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -52,31 +53,23 @@ def of_ensemble(
     Args:
         networks: trained networks over the same catalog, in evaluation mode.
         sequences: ``[U, L]`` int64 training histories, left-aligned.
-        lengths: ``[U]`` int64.
+        lengths: ``[U]`` int64; at least one of them is above 1.
         weight: weight of the soft targets relative to the true item's.
         rows_at_once: rows that are computed together.
     """
     tables = [network.item_table() for network in networks]
     count = (lengths - 1).clamp(min=0)
-    empty = sequences.new_zeros(0, 1)
-    items, shares = [empty.int()], [empty.float()]
+    items, shares = [], []
     for batch in (count > 0).nonzero()[:, 0].split(rows_at_once):
         visible = count[batch]
         history = sequences[batch, : int(visible.max())]
-        expected = torch.zeros((), device=history.device)
-        for network, table in zip(networks, tables, strict=True):
-            expected = expected + _softmax(network, table, history, visible)
+        softmax = (_softmax(n, table, history, visible) for n, table in zip(networks, tables, strict=True))
+        expected = functools.reduce(torch.add, softmax)  # one at a time: a row has an entry for every item
         top = expected.topk(min(TOP, expected.shape[1]), 1)
         # An item without a share (padding, in a small catalog) must not enter a loss, where it would be 0 times infinity.
         items.append(torch.where(top.values > 0, top.indices, top.indices[:, :1]).int())
         shares.append(top.values / top.values.sum(1, keepdim=True))
-    width = max(part.shape[1] for part in items)
-    return SoftTargets(
-        count.cumsum(0) - count,
-        torch.cat([part.expand(-1, width) for part in items]),
-        torch.cat([part.expand(-1, width) for part in shares]),
-        weight,
-    )
+    return SoftTargets(count.cumsum(0) - count, torch.cat(items), torch.cat(shares), weight)
 
 
 def _softmax(network: SemanticSequenceModel, table: Tensor, history: Tensor, lengths: Tensor) -> Tensor:
