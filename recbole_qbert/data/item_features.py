@@ -137,7 +137,11 @@ def scale_outliers(matrix: np.ndarray) -> np.ndarray:
     Returns:
         Numbers of the rows, ascending.
     """
-    norms = _norms(matrix)
+    return _outliers(_norms(matrix))
+
+
+def _outliers(norms: np.ndarray) -> np.ndarray:
+    """Find the outliers among the lengths of vectors, ``[N]`` or ``[N, J]``."""
     usual = np.sort(norms[np.isfinite(norms) & (norms > 0)])
     if len(usual) < LEAST_ROWS:
         return np.empty(0, dtype=np.int64)
@@ -148,13 +152,14 @@ def scale_outliers(matrix: np.ndarray) -> np.ndarray:
     return np.flatnonzero(longest >= usual[1:][far][0])
 
 
-def scale_warnings(matrix: np.ndarray) -> list[str]:
+def scale_warnings(matrix: np.ndarray, norms: np.ndarray | None = None) -> list[str]:
     """Describe what is suspicious, though not wrong, about the scale of features; empty for sound ones.
 
     Args:
         matrix: ``[N, D]`` or ``[N, J, D]``, as of ``scale_outliers``.
+        norms: lengths of its vectors, if the caller has them.
     """
-    norms = _norms(matrix)
+    norms = _norms(matrix) if norms is None else norms
     usual = norms[np.isfinite(norms) & (norms > 0)]
     if len(usual) < LEAST_ROWS:
         return []
@@ -208,16 +213,16 @@ def _check_scale(vectors: np.ndarray, items: Sequence[str], path: Path) -> None:
     Raises:
         ValueError: names the file, the items and how far they are out.
     """
-    outliers = scale_outliers(vectors)
+    norms = _norms(vectors)
+    outliers = _outliers(norms)
     if len(outliers):
-        norms = _norms(vectors)
         times = np.nanmax(norms[outliers[0]]) / np.nanmedian(norms)
         named = ", ".join(items[row] for row in outliers[:3])
         raise ValueError(
             f"{path}: {len(outliers)} of {len(items)} items have vectors of an absurd scale (first: {named}; {times:.1e} "
             "times the median length): they would put all other items onto the same codes; make the rows again, or write NaN"
         )
-    for warning in scale_warnings(vectors):
+    for warning in scale_warnings(vectors, norms):
         log.warning("%s: %s", path, warning)
 
 
