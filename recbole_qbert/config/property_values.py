@@ -175,7 +175,7 @@ OF_OUR_MODELS: Mapping[str, Check] = {
     "multi_region_ratio": _SHARE,
     "tail_ratio": _SHARE,
     # semantic IDs
-    "semantic_ids": one_of("fused", "per_modality", "both", "none"),
+    "semantic_ids": one_of("auto", "fused", "per_modality", "both", "none"),
     "semantic_id_file": _FILE,
     "semantic_id_dir": _FILE,
     "rebuild": flag(),

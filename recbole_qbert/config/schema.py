@@ -202,6 +202,8 @@ class IdentifierConfig(_Settings):
     def __post_init__(self) -> None:
         _one_name_as_tuple(self, "text_fields")
         super().__post_init__()
+        if self.semantic_ids == "auto":  # training chooses; stages 1 and 2 make the kind that it tries first
+            object.__setattr__(self, "semantic_ids", "fused")
         if "auto" in self.text_fields and len(self.text_fields) > 1:
             raise ValueError(f"text_fields is {', '.join(self.text_fields)}; give either auto, or names of columns")
 

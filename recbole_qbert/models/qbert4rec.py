@@ -55,6 +55,11 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
                 f"teachers is {self.settings.teachers}: a network learns from teachers in the causal view, by a loss over "
                 "the items of one data set; set views to causal or both, loss to item and domains to nothing, or no teachers"
             )
+        if config["semantic_ids"] == "auto" and (self.settings.pretrained or self.settings.train_stage == "pretrain"):
+            raise ValueError(
+                "semantic_ids is auto, which compares trainings from the beginning; for pretraining, and for fine-tuning of "
+                "what was pretrained, name the kind: fused, per_modality, both or none"
+            )
         domains = None if config["domains"] is None else domains_of(tokens, config["domains"])
         self.network = SemanticSequenceModel(sequence, codes, self.ids.size, domains)
         self.prior = None
@@ -71,6 +76,11 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name.split(".")[0] not in self.settings.freeze)
+
+    def take_over(self, other: QBERT4Rec) -> None:
+        """Become another model of the same catalog and data, with its semantic IDs and its network; the prior stays."""
+        self.ids, self.identifier_figures, self.vocabulary = other.ids, other.identifier_figures, other.vocabulary
+        self.network = other.network
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Return the loss of a batch of whole training histories, ``[]``."""

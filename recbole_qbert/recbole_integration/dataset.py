@@ -281,6 +281,17 @@ class QBERT4RecDataset(HistoryDataset):
         for part in parts:
             part.semantic_ids, part.identifier_figures = ids, figures
 
+    def with_settings(self, config: Any) -> QBERT4RecDataset:
+        """Return this part with the semantic IDs of other settings.
+
+        Raises:
+            ValueError: as of ``build``.
+        """
+        part = copy.copy(self)
+        part.config = config
+        part.set_semantic_ids([part])
+        return part
+
     @classmethod
     def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
         """Update the semantic IDs of parts that RecBole has read from a file of loaders to the current settings.

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from recbole.trainer import Trainer
+from recbole.utils import init_seed
 from torch import Tensor, distributed
 from tqdm import tqdm
 
 from recbole_qbert.data.multi_domain import balanced_order
 from recbole_qbert.recbole_integration import checkpoint_io
+from recbole_qbert.recbole_integration.id_choice import train_best_kind
 from recbole_qbert.recbole_integration.resume import Callback, TrainingState
 from recbole_qbert.recbole_integration.teachers import learn_from_teachers
 from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
@@ -111,13 +113,39 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         Returns:
             Best score and metrics on validation.
         """
+        if self.config["semantic_ids"] == "auto" and valid_data:
+            trained = train_best_kind(self, train_data, valid_data, show_progress).trainer
+            self._choose_ids(trained, train_data._dataset)
+            if not self.model.settings.teachers:
+                return self._take_over(trained, valid_data, saved)
         self._teach = cache(partial(learn_from_teachers, self, train_data, valid_data, show_progress))
         fit = partial(super().fit, train_data, valid_data, verbose, saved, show_progress)
         result = self.progress.fit(self, fit, train_data, valid_data, callback_fn) if self.progress else fit(callback_fn)
-        barrier()  # until the first one has written the best weights
-        if self.model.prior is None or not valid_data:
-            return result
-        return self._fit_and_keep_prior(valid_data, saved)
+        return self._with_prior(valid_data, saved) if valid_data else result
+
+    def _choose_ids(self, trained: QBERT4RecTrainer, rows: Any) -> None:
+        """Take the semantic IDs of another training in place of ``auto``, with a network that is not trained."""
+        chosen = {key: trained.config[key] for key in ("semantic_ids", "semantic_id_dir", "rq_levels")}
+        self.config.final_config_dict.update(chosen)
+        self.config.external_config_dict.update(chosen)
+        built, figures = self.model.identifier_figures["seconds"], trained.model.identifier_figures
+        seconds = {name: max(value, built.get(name, 0.0)) for name, value in figures["seconds"].items()}  # not of loading
+        rows.semantic_ids, rows.identifier_figures = trained.model.ids, figures | {"seconds": seconds}  # of teachers, too
+        init_seed(self.config["seed"], self.config["reproducibility"])
+        self.model.take_over(type(self.model)(self.config, rows).to(self.device))
+        self.optimizer = self._build_optimizer()
+        if self.progress:
+            self.progress = TrainingState(Path(self.saved_model_file), self.config, self.model.fingerprint())
+
+    def _take_over(self, trained: QBERT4RecTrainer, valid_data: Any, saved: bool) -> tuple[float, Any]:
+        """End with the weights and the scores of another training; with ``saved``, write them."""
+        self.model.network = trained.model.network
+        self.optimizer = self._build_optimizer()
+        for name in ("best_valid_score", "best_valid_result", "train_loss_dict", "cur_step"):
+            setattr(self, name, getattr(trained, name))
+        if saved:
+            self._save_checkpoint(len(self.train_loss_dict) - 1, verbose=False)
+        return self._with_prior(valid_data, saved)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
         """Train on all users once; return the summed loss of the batches."""
@@ -265,7 +293,11 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         return ranks.cpu()
 
     # ----------------------------------------------------------------------------------------- structural prior
-    def _fit_and_keep_prior(self, valid_data: Any, saved: bool) -> tuple[float, Any]:
+    def _with_prior(self, valid_data: Any, saved: bool) -> tuple[float, Any]:
+        """Fit the prior of the model, if it has one, and write it; return best score and metrics on validation."""
+        barrier()  # until the first one has written the best weights
+        if self.model.prior is None:
+            return self.best_valid_score, self.best_valid_result
         checkpoint = checkpoint_io.load_into(self.model, self.saved_model_file) if saved else None
         choice = self.fit_prior(valid_data)
         self.logger.info(f"structural prior fitted on validation: {choice}")

@@ -225,7 +225,9 @@ def train(
     figures: Figures = {"dataset": dataset, "seconds": {}}
     with job.locked():
         config = job.configure()
-        if config["pretrain_epochs"] > 0 and not config["pretrained"]:
+        if config["semantic_ids"] == "auto":
+            log.info("semantic_ids is auto: kinds of IDs are compared without pretraining")
+        elif config["pretrain_epochs"] > 0 and not config["pretrained"]:
             # The property checkpoint_file, where it is set, names the checkpoint of fine-tuning.
             _train_stage(job.with_properties(checkpoint_file=None), "pretrain", figures)
             job = job.with_properties(pretrained=figures["checkpoints"]["pretrain"], rebuild=False)  # built just now

@@ -42,6 +42,10 @@ def show_stages(figures: dict[str, Any]) -> dict[str, Any]:
             kept = code_set["neighbors_kept"]
             neighbors = "" if kept is None else f", {kept:.0%} of the nearest neighbors kept"
             say(f"{'':<21}variance explained by the levels so far {explained}{neighbors}")
+    if "semantic_id_choice" in figures:
+        choice = figures["semantic_id_choice"]
+        tried = ", ".join(f"{kind} {one['score']:.4f} ({one['epochs']} epochs)" for kind, one in choice["tried"].items())
+        say(f"{'':<10} semantic_ids auto: {choice['chosen']}; on validation {tried}")
     if figures.get("seconds"):
         say("seconds    " + "  ".join(f"{name} {value:.1f}" for name, value in figures["seconds"].items()))
     return figures
