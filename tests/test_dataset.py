@@ -49,6 +49,22 @@ def rewrite(
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 
 
+# ----------------------------------------------------------------------------------------------- a share of the users
+def test_a_share_of_the_users_is_trained_on_and_all_are_tested(data: Path) -> None:
+    _, all_train, all_valid, all_test = parts_of(data, "QBERT4Rec")
+    learned = {}
+    for share in (0.05, 0.3, 1.0):
+        whole, train, valid, test = parts_of(data, "QBERT4Rec", train_users=share)
+        learned[share] = set(train.inter_feat["user_id"].tolist())
+        assert len(whole.histories) == round(share * 60)
+        for part, expected in ((valid, all_valid), (test, all_test)):
+            for field in expected.inter_feat:
+                assert torch.equal(part.inter_feat[field], expected.inter_feat[field])
+    assert learned[0.05] < learned[0.3] < learned[1.0] == set(all_train.inter_feat["user_id"].tolist())
+    other = parts_of(data, "QBERT4Rec", train_users=0.3, seed=1)[1]
+    assert set(other.inter_feat["user_id"].tolist()) != learned[0.3]
+
+
 # ------------------------------------------------------------------------------------------------- RecBole's figures
 FIGURES = {
     "inter_num": lambda d: d.inter_num,

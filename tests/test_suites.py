@@ -452,17 +452,29 @@ def test_general_models_are_evaluated_without_the_history_as_recbole_does(data, 
 
 
 def test_transfer_rows_share_one_vocabulary(data, tmp_path):
+    plain = OURS | {"pretrain_epochs": 1, "pretrain_masks": ["random"]}
     rows = {
         "none": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 0}},
-        "plain": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 1, "pretrain_masks": ["random"]}},
+        "plain": {"model": "QBERT4Rec", "settings": plain},
+        "few": {"model": "QBERT4Rec", "settings": plain | {"train_users": 0.2}},
+        "zero": {"model": "QBERT4Rec", "settings": plain | {"epochs": 0}},
+        "alone": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 0}, "sources": 0},
+        "kNN": {"model": "CooccurrenceKNN"},
     }
     plan = run_here(planned(tmp_path, data, rows, {"epochs": 1}, sources=["Other"], transfer=True))
-    none, plain = plan.trials
+    none, plain, few, zero, alone, knn = plan.trials
+    assert [epoch["stage"] for epoch in zero.result()["curve"]] == ["pretrain"]
+    assert few.result()["curve"][0] == plain.result()["curve"][0]  # the same pretraining, which was run once
+    assert len(list((tmp_path / "out" / "pretrained").rglob("stage.json"))) == 1
+    assert few.result()["test"] != plain.result()["test"] != zero.result()["test"]
+    assert alone.request["sources"] == knn.request["sources"] == []
+    untouched = planned(tmp_path, data, {"kNN": {"model": "CooccurrenceKNN"}}, {"epochs": 1}).trials[0]
+    assert knn.request["key"] == untouched.request["key"]
     assert [epoch["stage"] for epoch in none.result()["curve"]] == ["finetune"]
     assert [epoch["stage"] for epoch in plain.result()["curve"]] == ["pretrain", "finetune"]
-    files = {trial.result()["identifiers"]["semantic_ids"]["file"] for trial in plan.trials}
+    files = {trial.result()["identifiers"]["semantic_ids"]["file"] for trial in plan.trials[:4]}
     assert len(files) == 1 and files.pop().endswith(f"/{NAME}.sid")
-    assert len(list((tmp_path / "out" / "vocabularies" / NAME).iterdir())) == 1
+    assert len(list((tmp_path / "out" / "vocabularies" / NAME).iterdir())) == 2  # with the sources, and alone
     assert none.request["key"] != planned(tmp_path, data, rows, {"epochs": 1}, transfer=True).trials[0].request["key"]
     assert "Pretrained on Other" in suite_kinds.make(plan)
 

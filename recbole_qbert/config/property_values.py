@@ -140,6 +140,8 @@ OF_OUR_MODELS: Mapping[str, Check] = {
     # training
     "train_stage": one_of("pretrain", "finetune"),
     "pretrained": _FILE,
+    "pretrained_parts": list_of(one_of("encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"), least=1),
+    "train_users": number(0, 1, above=True),
     "teachers": whole(0, 64),
     "teacher_weight": number(0, 1000),
     "freeze": list_of(one_of("encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty", "rows")),

@@ -174,6 +174,7 @@ class TrainConfig(_Settings):
     teachers: int = 0
     teacher_weight: float = 2.0
     pretrained: str | None = None
+    pretrained_parts: tuple[str, ...] = ("encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -127,7 +127,10 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         return digest([self.catalog, self.histories, self.ids.codes.tobytes().hex(), start])
 
     def _start_from(self, path: str) -> None:
-        """Load pretrained weights: all but the item embedding of another catalog.
+        """Load pretrained weights of ``pretrained_parts``; the item embedding only if the catalog is the same.
+
+        Items of another catalog start as their codes say: an item embedding of random numbers beside pretrained codes would
+        only be noise, so it starts at 0 (paper silent).
 
         Raises:
             ValueError: the checkpoint is of another vocabulary or another shape.
@@ -149,12 +152,16 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             )
         loaded, untouched = {}, []
         for name, parameter in self.named_parameters():
-            per_item = name == "network.item_embedding"
-            if name in weights and weights[name].shape == parameter.shape and (same_items or not per_item):
+            part = name.split(".")[1]
+            per_item = part == "item_embedding"
+            if part not in self.settings.pretrained_parts:
+                untouched.append(name)
+            elif name in weights and weights[name].shape == parameter.shape and (same_items or not per_item):
                 loaded[name] = weights[name]
             else:
                 untouched.append(name)
-        misfits = [name for name in untouched if name.startswith(("network.encoder", "network.codebook"))]
+        needed = tuple(f"network.{part}" for part in ("encoder", "codebook") if part in self.settings.pretrained_parts)
+        misfits = [name for name in untouched if name.startswith(needed)] if needed else []
         if misfits:
             theirs = tuple(weights[misfits[0]].shape) if misfits[0] in weights else "nothing"
             raise ValueError(
@@ -163,6 +170,9 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
                 "codes; set them as they were"
             )
         load_weights(self, {**own, **loaded}, path)
+        embedding = self.network.item_embedding
+        if embedding is not None and "network.item_embedding" in untouched and "network.codebook" in loaded:
+            torch.nn.init.zeros_(embedding)
         anew = ", ".join(untouched) or "none"
         self.logger.info(f"pretrained: {len(loaded)} tensors taken from {path}; started anew: {anew}")
 

@@ -140,18 +140,27 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         held = (count - 2).clamp(min=0, max=2)
         train = count - held
         width = self.config["MAX_ITEM_LIST_LENGTH"]
-        use = count >= 2
         valid, test = held == 2, held >= 1
+        learned = self._trained_users(len(count))
+        use = (count >= 2) & learned
         parts = (
             self._rows(start[use], train[use], train[use] - 1, width + 1),
             self._rows(start[valid], count[valid] - 2, count[valid] - 2, width),
             self._rows(start[test], count[test] - 1, count[test] - 1, width),
         )
         items = self.inter_feat[self.iid_field].numpy()
-        self.histories = [items[s : s + n] for s, n in zip(start.tolist(), train.tolist(), strict=True)]
+        self.histories = [items[s : s + n] for s, n in zip(start[learned].tolist(), train[learned].tolist(), strict=True)]
         self._interactions = _Interactions(self.inter_feat, start, count)
         self._training = _Interactions(self.inter_feat, start, train)
         self.inter_feat, self._held_out = parts[0], parts[1:]
+
+    def _trained_users(self, users: int) -> Tensor:
+        """Mark the users whose histories are trained on, ``[U]`` bool: a share, which holds the users of a smaller share."""
+        share = self.config["train_users"]
+        if share is None or share == 1:
+            return torch.ones(users, dtype=torch.bool)
+        place = torch.randperm(users, generator=torch.Generator().manual_seed(int(self.config["seed"])))
+        return place < max(1, round(share * users))
 
     def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[HistoryDataset]:
         """Return the three parts that ``data_augmentation`` made."""

@@ -118,6 +118,7 @@ def pretraining_settings(config: Config) -> dict[str, Any]:
     return {
         "train_stage": "pretrain",
         "pretrained": None,
+        "freeze": [],
         "structural_prior": "none",
         "epochs": config["pretrain_epochs"],
         "learning_rate": config["pretrain_learning_rate"],

@@ -31,7 +31,7 @@ _SUITE: dict[str, _Types] = {
 }  # fmt: skip
 _MODEL: dict[str, _Types] = {
     "model": (str,), "files": (list,), "settings": (dict,), "stages": (list,), "seeds": (int,), "note": (str,),
-    "needs": (list,), "tuned": (bool, str), "prior": (bool,), "keep": (bool,),
+    "needs": (list,), "tuned": (bool, str), "prior": (bool,), "keep": (bool,), "sources": (int,),
 }  # fmt: skip
 _SWEEP: dict[str, _Types] = {"key": (str, list), "values": (list,), "label": (str,)}
 
@@ -54,6 +54,7 @@ class ModelSpec:
         tuned: whose settings of the ``tune`` command are used where they exist; empty for none.
         prior: adds a second table row with the co-occurrence prior.
         keep: keep the checkpoint.
+        sources: how many of the data sets of ``--sources`` it is pretrained on, the first ones; ``None`` for all.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelSpec:
     tuned: str = ""
     prior: bool = False
     keep: bool = False
+    sources: int | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ FORMAT = 1
 TITLE_WORDS = "baseline/title_words.yaml"  # item attributes where there are no categories
 _NOT_HASHED = RUNTIME_PROPERTIES | {"seed"}  # trials of one configuration lie together, whatever their seed
 _FILES = ("semantic_id_file", "pretrained", "pre_model_path")  # properties that name files: their content is hashed
+#: Properties of after the first published trials, with the value that those trials had without them. With that value a
+#: property does not enter the key: a new property makes no trial anew.
+LATER_PROPERTIES: Mapping[str, Any] = {
+    "train_users": 1.0,
+    "pretrained_parts": ["encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"],
+}
 _INTERACTION_FILES = (".inter", ".item")
 _DATA_FILES = (*_INTERACTION_FILES, ".items.txt", ".npy", ".sid")
 
@@ -238,7 +244,11 @@ def identity(config: Any) -> dict[str, Any]:
     """
     final = patches.ConfigValues(config)
     first_name = {now: before for before, now in RENAMED_PROPERTIES.items()}  # with which archived trials were hashed
-    resolved = {first_name.get(key, key): value for key, value in final.items() if key not in _NOT_HASHED}
+    resolved = {
+        first_name.get(key, key): value
+        for key, value in final.items()
+        if key not in _NOT_HASHED and not (key in LATER_PROPERTIES and value == LATER_PROPERTIES[key])
+    }
     return resolved | {key: sha256(Path(final[key])) for key in _FILES if final[key]}
 
 
@@ -276,8 +286,7 @@ def _request(
     tuned_settings: Path,
 ) -> dict[str, Any]:
     """Return ``config.json`` of a model's trials, without the seed."""
-    if sources and spec.model != MODEL:
-        raise ValueError(f"only {MODEL} is pretrained on --sources, not {spec.model}")
+    sources = sources[: spec.sources] if spec.model == MODEL else ()
     old_name = next((old for old, name in RENAMED.items() if name == spec.tuned), spec.tuned)
     candidates = [tuned_settings / f"{name}.yaml" for name in (spec.tuned, old_name)]
     tuned = next(filter(Path.exists, candidates), candidates[0])

@@ -27,6 +27,7 @@ from recbole_qbert.experiments.suites import learning_curve
 from recbole_qbert.experiments.suites.suite_spec import EVALUATIONS
 from recbole_qbert.experiments.suites.trials import (
     FORMAT,
+    LATER_PROPERTIES,
     fingerprint,
     identity,
     is_reusable,
@@ -125,10 +126,11 @@ def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarr
         config = experiment.configure(
             request["model"], stage.dataset, stage.data_path, base | stage.settings | carried, files
         )
-        if stage.checkpoint_as and request["model"] != MODEL:
+        # QBERT4Rec's pretraining on the data set itself is short; its trainer finds what it has done in the trial's folder.
+        if stage.checkpoint_as and (request["model"] != MODEL or request["sources"]):
             summary = _shared(request, stage, config)
             revision = _then(summary["revision"], revision)
-        else:  # QBERT4Rec's trainer itself checks whether it has ended and would start from the same
+        else:
             trained, summary = _train(work, stage, config)
         epochs += summary["epochs"]
         peak = max(peak, summary["peak_memory_mb"])
@@ -247,7 +249,8 @@ def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) ->
     if request["sources"]:
         union, ids = _vocabulary(request, config, base)
         before.dataset, before.data_path = union.dataset, str(union.data_path)
-        before.settings |= {key: union.properties[key] for key in ("semantic_id_file", "domains")}
+        # Whatever a trial varies of the target, its pretraining is that of the other trials, and shared with them.
+        before.settings |= {**LATER_PROPERTIES, **{key: union.properties[key] for key in ("semantic_id_file", "domains")}}
         last.settings["semantic_id_file"] = str(ids)
     pretrained = config["pretrain_epochs"] > 0 and not config["pretrained"]
     return [before, last] if pretrained else [last]
@@ -272,7 +275,7 @@ def _vocabulary(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]
     settings = asdict(stage_settings(patches.ConfigValues(config)))
     folder = Path(request["vocabularies"]) / digest([sources, data, settings])[:12]
     files = [resolve_property_file(file) for file in request["files"]]
-    job = Job.of("", request["data_path"], folder, base, files)
+    job = Job.of("", request["data_path"], folder, {**base, **LATER_PROPERTIES}, files)
     with file_lock(folder):
         vocabulary = build_vocabulary(job, sources, [target])
     return vocabulary.pretraining, vocabulary.folder / f"{target}.sid"
