@@ -364,6 +364,12 @@ def test_baseline_in_the_same_process(data, tmp_path, trained):
     assert run.test() == pytest.approx(plain, abs=1e-6)
     excluded = experiment.target_ranks(run, run.test_data, exclude_history=True)
     assert (excluded <= experiment.target_ranks(run, run.test_data, exclude_history=False)).mean() > 0.9
+    assert run.test(history_excluded=True) == pytest.approx(metrics_from_ranks(excluded), abs=1e-6)
+    assert run.test() == pytest.approx(plain, abs=1e-6)  # as before
+    before = trained.test()
+    by_hand = metrics_from_ranks(experiment.target_ranks(trained, trained.test_data, exclude_history=True))
+    assert trained.test(history_excluded=True) == pytest.approx(by_hand, abs=1e-6)
+    assert trained.test() == before
 
 
 # ------------------------------------------------------------------------------------------------------- pretraining

@@ -433,7 +433,7 @@ def test_the_prior_is_chosen_under_the_rule_of_validation(data, tmp_path):
 
 def test_baselines_that_know_no_penalty_are_stopped_with_the_history_left_out(data, tmp_path, monkeypatch):
     trial = run_here(planned(tmp_path, data, {"SASRec": BASELINE})).trials[0]
-    monkeypatch.setattr(worker, "exclude_history", lambda model, exclude=True: None)
+    monkeypatch.setattr(experiment, "exclude_history", lambda model, exclude=True: None)
     other = run_here(planned(tmp_path / "2", data, {"SASRec": BASELINE})).trials[0]
     better, worse = (max(e["valid_score"] for e in one.result()["curve"]) for one in (trial, other))
     assert better > worse

@@ -35,7 +35,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
-    exclude_history = False  # in evaluation; a comparison sets it for every model (experiments/suites/worker.py)
+    exclude_history = False  # in evaluation; a comparison sets it for every model (experiment.exclude_history)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -57,9 +57,20 @@ class Run:
     valid: dict[str, float]
     seconds: dict[str, float]
 
-    def test(self) -> dict[str, float]:
-        """Return the metrics on test by RecBole's evaluator, with the model as it is now."""
-        result = self.trainer.evaluate(self.test_data, load_best_model=False)
+    def test(self, history_excluded: bool = False) -> dict[str, float]:
+        """Return the metrics on test by RecBole's evaluator, with the model as it is now.
+
+        Args:
+            history_excluded: rank the items of each history last, the same rule for every model.
+        """
+        if history_excluded:
+            exclude_history(self.model)
+        try:
+            result = self.trainer.evaluate(self.test_data, load_best_model=False)
+        finally:
+            if history_excluded:
+                exclude_history(self.model, False)
+                self.model.exclude_history = False
         return {name: float(value) for name, value in result.items()}
 
 
@@ -215,6 +226,27 @@ def add_prior(run: Run) -> dict[str, float]:
     prior = CooccurrencePrior(data.histories, run.model.n_items, content=data.content_likeness())
     run.model.prior = prior.to(run.model.device)
     return run.trainer.fit_prior(run.valid_data)
+
+
+def exclude_history(model: Any, exclude: bool = True) -> None:
+    """Let a sequential model's ``full_sort_predict`` rank the items of the history last, or, without ``exclude``, as before.
+
+    ``model.exclude_history`` remains set: QBERT4RecTrainer ranks without ``full_sort_predict``, and fits the prior under it.
+    RecBole itself excludes the history of its general models.
+    """
+    if not exclude:
+        vars(model).pop("full_sort_predict", None)
+        return
+    model.exclude_history = True
+    if not hasattr(model, "ITEM_SEQ"):
+        return
+    plain = model.full_sort_predict
+
+    def excluded(interaction: Any) -> torch.Tensor:
+        scores = plain(interaction).view(len(interaction), -1).clone()
+        return scores.scatter(1, interaction[model.ITEM_SEQ], -torch.inf)
+
+    model.full_sort_predict = excluded
 
 
 @torch.no_grad()

@@ -24,7 +24,6 @@ from recbole_qbert.recbole_integration.identifiers import builder_for
 from recbole_qbert.recbole_integration.job import Job
 from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary, shared_name, vocabulary_properties
 from recbole_qbert.utils.atomic import run_lock
-from recbole_qbert.utils.metrics import metrics_from_ranks
 
 log = logging.getLogger(__name__)
 Figures = dict[str, Any]
@@ -289,12 +288,14 @@ def _finetune(job: Job, baselines: Sequence[str], figures: Figures) -> Figures:
     """Fine-tune and test, train the baselines, and complete the figures."""
     run = _train_stage(job, "finetune", figures)
     figures |= {"seed": run.config["seed"], "valid": run.valid, "test": run.test()}
+    figures["test_history_excluded"] = run.test(history_excluded=True)
     figures["parameters"] = sum(p.numel() for p in run.model.parameters())
     if run.model.network.repeat_penalty is not None:
         figures["repeat_penalty"] = run.model.network.penalty.item()
     if run.model.prior is None:
         figures["prior"] = experiment.add_prior(run)
         figures["test_with_prior"] = run.test()
+        figures["test_with_prior_history_excluded"] = run.test(history_excluded=True)
     for name in baselines:
         figures.setdefault("baselines", {})[name], seconds = _train_baseline(job, run.config, name)
         figures["seconds"][name] = seconds
@@ -319,9 +320,8 @@ def _train_baseline(job: Job, ours: Config, name: str) -> tuple[Figures, float]:
     config = experiment.configure(name, job.dataset, job.data_path, settings, files)
     with experiment.working_directory(job.folder):
         run = experiment.train(config, name)
-    ranks = experiment.target_ranks(run, run.test_data, exclude_history=True)
-    excluded = metrics_from_ranks(ranks)
-    return {"valid": run.valid, "test": run.test(), "test_history_excluded": excluded}, run.seconds["training"]
+    tested = {"test": run.test(), "test_history_excluded": run.test(history_excluded=True)}
+    return {"valid": run.valid, **tested}, run.seconds["training"]
 
 
 def _columns_of_baseline(files: Sequence[str], inter: Any) -> Figures:

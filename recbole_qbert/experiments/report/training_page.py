@@ -62,13 +62,14 @@ def write_training_page(figures: Mapping[str, Any], data_path: str | os.PathLike
 
 
 def metric_rows(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
-    """Return name and test metrics of every model of a training."""
-    rows: list[tuple[str, Mapping[str, float]]] = [(MODEL, figures["test"])]
+    """Return name and test metrics of every model of a training, as RecBole evaluates and with the history left out."""
+    tested = {MODEL: (figures["test"], figures["test_history_excluded"])}
     if "test_with_prior" in figures:
-        rows.append((f"{MODEL} + co-occurrence", figures["test_with_prior"]))
-    for name, metrics in figures.get("baselines", {}).items():
-        rows += [(name, metrics["test"]), (f"{name}, history left out", metrics["test_history_excluded"])]
-    return rows
+        tested[f"{MODEL} + co-occurrence"] = (figures["test_with_prior"], figures["test_with_prior_history_excluded"])
+    baselines = figures.get("baselines", {})
+    tested |= {name: (metrics["test"], metrics["test_history_excluded"]) for name, metrics in baselines.items()}
+    as_recbole = [(name, plain) for name, (plain, _) in tested.items()]
+    return as_recbole + [(f"{name}, history left out", excluded) for name, (_, excluded) in tested.items()]
 
 
 def _results(figures: Mapping[str, Any]) -> Html:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.experiments.suites import learning_curve
@@ -139,7 +138,7 @@ def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarr
         if identifiers is None or request["sources"]:  # later stages load what the first one has built
             identifiers = summary["identifiers"]
         carried = {stage.checkpoint_as: summary["checkpoint"]} if stage.checkpoint_as else {}
-    exclude_history(trained.model, False)  # target_ranks excludes by itself
+    experiment.exclude_history(trained.model, False)  # target_ranks excludes by itself
     started = time.perf_counter()
     ranks, test = tested(trained)
     seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
@@ -203,7 +202,7 @@ def _shared(request: Mapping[str, Any], stage: Stage, config: Any) -> dict[str, 
 def _train(folder: Path, stage: Stage, config: Any) -> tuple[experiment.Run, dict[str, Any]]:
     """Run a stage; return it and what the trial records of it."""
     with learning_curve.watched(stage.name) as curve:
-        prepare = exclude_history if validation_protocol(config) == "history_excluded" else None
+        prepare = experiment.exclude_history if validation_protocol(config) == "history_excluded" else None
         trained = experiment.train(config, prepare=prepare, checkpoint_file=folder / f"{stage.name}.pth")
     losses = trained.trainer.train_loss_dict
     return trained, {
@@ -288,27 +287,6 @@ def tested(trained: experiment.Run) -> tuple[dict[str, np.ndarray], dict[str, di
     }
     metrics = {name: metrics_from_ranks(values) for name, values in ranks.items()}
     return {name: values.astype(np.int32) for name, values in ranks.items()}, metrics
-
-
-def exclude_history(model: Any, exclude: bool = True) -> None:
-    """Let a sequential model's ``full_sort_predict`` rank the items of the history last, or, without ``exclude``, as before.
-
-    ``model.exclude_history`` remains set: QBERT4RecTrainer ranks without ``full_sort_predict``, and fits the prior under it.
-    RecBole itself excludes the history of its general models.
-    """
-    if not exclude:
-        vars(model).pop("full_sort_predict", None)
-        return
-    model.exclude_history = True
-    if not hasattr(model, "ITEM_SEQ"):
-        return
-    plain = model.full_sort_predict
-
-    def excluded(interaction: Any) -> torch.Tensor:
-        scores = plain(interaction).view(len(interaction), -1).clone()
-        return scores.scatter(1, interaction[model.ITEM_SEQ], -torch.inf)
-
-    model.full_sort_predict = excluded
 
 
 def _end_with_parent() -> None:
