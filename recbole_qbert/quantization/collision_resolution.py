@@ -42,29 +42,27 @@ def reallocate(
             f"{count} rows of codes, {len(latents)} latents, {len(items)} items and {codebooks.shape[0]} codebooks "
             f"for {levels} levels do not fit together"
         )
-    taken_ids = [] if taken is None else [tuple(row) for row in taken.tolist()]
-    if count + len(taken_ids) > size**levels:
+    taken = np.empty((0, levels), codes.dtype) if taken is None else taken
+    if count + len(taken) > size**levels:
         raise ValueError(
-            f"{count + len(taken_ids)} items cannot have different IDs of {levels} levels with {size} codes: there are "
+            f"{count + len(taken)} items cannot have different IDs of {levels} levels with {size} codes: there are "
             f"{size**levels}; raise rq_levels or rq_codes"
         )
     # float64 and row-wise sums: an item has the same distances to the last bit, whatever its row number.
-    latents, codebooks = latents.astype(np.float64), codebooks.astype(np.float64)
-    tree = _IDTree(levels, size)
-    for path in taken_ids:
-        tree.take(path)
+    codebooks = codebooks.astype(np.float64)
     collisions = _collisions(codes)
     unique = np.ones(count, dtype=bool)
     for rows in collisions:
         unique[rows] = False
-    reserved = set(taken_ids)
+    reserved = {tuple(row) for row in taken.tolist()}
     waiting: list[tuple[float, str, int]] = []
-    for row in np.flatnonzero(unique):
-        if tuple(codes[row].tolist()) in reserved:
-            smallest = float(_distances(latents[row], codebooks, codes[row, :-1]).min())
-            waiting.append((smallest, items[row], int(row)))
-        else:
-            tree.take(tuple(codes[row].tolist()))
+    if reserved:
+        for row in np.flatnonzero(unique):
+            if tuple(codes[row].tolist()) in reserved:
+                unique[row] = False
+                smallest = float(_distances(latents[row], codebooks, codes[row, :-1]).min())
+                waiting.append((smallest, items[row], int(row)))
+    tree = _IDTree(np.concatenate([taken, codes[unique]]), size)
     result = codes.copy()
     for rows in collisions:
         ranked = []
@@ -96,7 +94,7 @@ def _assign(tree: _IDTree, latent: np.ndarray, codebooks: np.ndarray, code: np.n
 def _distances(latent: np.ndarray, codebooks: np.ndarray, path: np.ndarray) -> np.ndarray:
     """Squared distances of the residual after ``path`` to the codes of the next level (Eq. 10); ``[M]``."""
     level = len(path)
-    residual = latent - codebooks[np.arange(level), path].sum(0)
+    residual = latent.astype(np.float64) - codebooks[np.arange(level), path].sum(0)
     return ((residual - codebooks[level]) ** 2).sum(1)
 
 
@@ -109,15 +107,44 @@ def _collisions(codes: np.ndarray) -> list[np.ndarray]:
 
 
 class _IDTree:
-    """Count the taken IDs under each prefix."""
+    """Count the taken IDs under each prefix.
 
-    def __init__(self, levels: int, size: int) -> None:
-        self.levels, self.size = levels, size
-        self.taken: dict[tuple[int, ...], int] = {}
+    The IDs that are taken from the start lie in sorted arrays, level by level, which a catalog of millions fits; those that
+    are taken later, which are few, in a dictionary.
+
+    Args:
+        codes: ``[T, K]`` different IDs that are taken.
+        size: ``M``, codes of a level.
+    """
+
+    def __init__(self, codes: np.ndarray, size: int) -> None:
+        count, self.levels = codes.shape
+        self.size = size
+        self.later: dict[tuple[int, ...], int] = {}
+        # A prefix of a level has the key (number of the prefix without its last code) * M + last code.
+        self.keys: list[np.ndarray] = []
+        self.counts: list[np.ndarray] = [np.array([count])]
+        number = np.zeros(count, dtype=np.int64)
+        for level in range(self.levels):
+            keys, number, counts = np.unique(
+                number * size + codes[:, level].astype(np.int64), return_inverse=True, return_counts=True
+            )
+            self.keys.append(keys)
+            self.counts.append(counts)
 
     def take(self, path: tuple[int, ...]) -> None:
         for end in range(self.levels + 1):
-            self.taken[path[:end]] = self.taken.get(path[:end], 0) + 1
+            self.later[path[:end]] = self.later.get(path[:end], 0) + 1
 
     def has_room(self, prefix: tuple[int, ...]) -> bool:
-        return self.taken.get(prefix, 0) < self.size ** (self.levels - len(prefix))
+        taken = self._taken_from_the_start(prefix) + self.later.get(prefix, 0)
+        return taken < self.size ** (self.levels - len(prefix))
+
+    def _taken_from_the_start(self, prefix: tuple[int, ...]) -> int:
+        number = 0
+        for keys, code in zip(self.keys, prefix, strict=False):
+            key = number * self.size + code
+            number = int(np.searchsorted(keys, key))
+            if number == len(keys) or keys[number] != key:
+                return 0
+        return int(self.counts[len(prefix)][number])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_qbert.quantization.residual_quantizer import ResidualQuantizer
+from recbole_qbert.quantization.residual_quantizer import ROWS, ResidualQuantizer
 
 NEIGHBORS = 10
 SAMPLE = 1000  # items whose neighbors are compared; the share is known to about one percent
@@ -28,8 +28,11 @@ def explained_variance(model: ResidualQuantizer, vectors: Tensor, codes: Tensor)
         ``K`` numbers; at most 1, below 0 where the rebuilt vectors are farther away than the mean is.
     """
     total = vectors.square().sum().clamp(min=1e-12)
-    levels = range(1, codes.shape[1] + 1)
-    return [float(1 - (vectors - model.decode(codes[:, :level])).square().sum() / total) for level in levels]
+    left = torch.zeros(codes.shape[1], dtype=torch.float64)
+    for part, part_codes in zip(vectors.split(ROWS), codes.split(ROWS), strict=True):  # no second copy of a large catalog
+        for level in range(codes.shape[1]):
+            left[level] += (part - model.decode(part_codes[:, : level + 1])).square().sum()
+    return (1 - left / total).tolist()
 
 
 @torch.no_grad()
@@ -49,9 +52,10 @@ def neighbors_kept(vectors: Tensor, rebuilt: Tensor) -> float | None:
     rows = torch.linspace(0, count - 1, min(SAMPLE, count)).long().unique()
     nearest = []
     for matrix in (vectors, rebuilt):
-        matrix = torch.nn.functional.normalize(matrix, dim=1)
-        similar = [part @ matrix.T for part in matrix[rows].split(64)]
-        own = rows.split(64)
-        picked = [s.scatter(1, o[:, None], -2.0).topk(NEIGHBORS, 1).indices for s, o in zip(similar, own, strict=True)]
+        length = matrix.norm(dim=1).clamp(min=1e-12)
+        picked = []
+        for own in rows.split(64):
+            similar = (matrix[own] @ matrix.T) / length  # cosine, but for the length of the row itself
+            picked.append(similar.scatter(1, own[:, None], -torch.inf).topk(NEIGHBORS, 1).indices)
         nearest.append(torch.cat(picked))
     return float((nearest[0][:, :, None] == nearest[1][:, None, :]).any(2).float().mean())

@@ -57,7 +57,9 @@ class ResidualQuantizer(nn.Module):
         Returns:
             ``(codes [N, K] int64, latents [N, d] float)``.
         """
-        latent = torch.cat([self.encoder(part) for part in vectors.split(ROWS)])
+        latent = vectors  # of a large catalog, a copy would be a large part of the memory
+        if not isinstance(self.encoder, nn.Identity):
+            latent = torch.cat([self.encoder(part) for part in vectors.split(ROWS)])
         codes = torch.cat([self.quantize(part)[0] for part in latent.split(ROWS)])
         return codes, latent
 
