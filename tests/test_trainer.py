@@ -17,6 +17,7 @@ from recbole.trainer import Trainer
 
 from recbole_qbert import cli
 from recbole_qbert.recbole_integration import checkpoint_io, experiment
+from recbole_qbert.utils.io import json_lines
 from tests.helpers_recbole import QUICK, write_dataset
 
 pytestmark = pytest.mark.pipeline
@@ -365,7 +366,7 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
         vocabulary = folder / "A+B+T"
         assert {path.name for path in vocabulary.glob("?.sid")} == {"A.sid", "B.sid", "T.sid"}
         second, said = call(processes, folder, "finetune", "--dataset=T", "--vocabulary", str(vocabulary), *base)
-        assert said.count("QBERT4Rec + co-occurrence") == 1, "one process speaks"
+        assert said.count("QBERT4Rec + co-occurrence,") == 1, "one process speaks"
         weights = checkpoint_io.load_checkpoint(folder / "T" / "finetune.pth")["state_dict"]
         results.append((first["valid"], second["valid"], second["test"], weights))
     assert results[0][:3] == results[1][:3]
@@ -408,3 +409,53 @@ def test_recboles_run_with_two_processes_on_cpus(data, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == dict(one)
+
+
+@pytest.mark.pipeline
+def test_annealing_goes_on_from_the_best_weights_with_the_ranking_view_and_resumes(data, tmp_path, monkeypatch):
+    def train(folder, **settings):
+        folder.mkdir(exist_ok=True)
+        given = {
+            **QUICK["QBERT4Rec"],
+            "semantic_ids": "none",
+            "checkpoint_dir": str(folder),
+            "epochs": 30,
+            "stopping_step": 1,
+        }
+        given |= {"learning_rate": 0.02, "annealing": 0.5, "checkpoint_file": str(folder / "f.pth")}
+        with experiment.working_directory(folder):
+            return experiment.train(experiment.configure("QBERT4Rec", NAME, data, given | settings))
+
+    plain, annealed = train(tmp_path / "plain", annealing=0), train(tmp_path / "annealed")
+    first = len(plain.trainer.train_loss_dict)
+    assert annealed.trainer.annealing and len(annealed.trainer.train_loss_dict) > first
+    assert annealed.trainer.best_valid_score >= plain.trainer.best_valid_score
+    # By hand: the best weights of the first phase, the causal view alone, half the learning rate and no warm-up.
+    train(
+        tmp_path / "by_hand", pretrained=str(tmp_path / "plain" / "f.pth"), views=["causal"], learning_rate=0.01,
+        warmup_steps=0, annealing=0,
+    )  # fmt: skip
+    logs = [json_lines(tmp_path / name / "f.jsonl") for name in ("plain", "annealed", "by_hand")]
+    assert [line["loss"] for line in logs[1][:first]] == [line["loss"] for line in logs[0]]
+    assert logs[1][first]["loss"] == pytest.approx(logs[2][0]["loss"], rel=0.1)  # of another order of users
+
+    epoch, calls = type(plain.trainer)._train_epoch, []
+    for stop in (first, first + 1):  # at the first epoch of the second phase, and after it
+
+        def killed(self, *args, stop=stop, **kwargs):
+            calls.append(1)
+            if len(calls) == stop + 1:
+                raise KeyboardInterrupt
+            return epoch(self, *args, **kwargs)
+
+        folder = tmp_path / f"killed{stop}"
+        calls.clear()
+        monkeypatch.setattr(type(plain.trainer), "_train_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder)
+        again = train(folder)
+        for name, weight in annealed.model.state_dict().items():
+            assert torch.equal(again.model.state_dict()[name], weight), name
+        assert [line["loss"] for line in json_lines(folder / "f.jsonl")] == [line["loss"] for line in logs[1]]
+    finished = train(tmp_path / "annealed")
+    assert torch.equal(finished.model.network.item_embedding, annealed.model.network.item_embedding)

@@ -150,6 +150,7 @@ OF_OUR_MODELS: Mapping[str, Check] = {
     "domain_sampling": one_of("proportional", "balanced"),
     "adam_betas": list_of(number(0, 0.9999999), least=2, most=2),
     "warmup_steps": _COUNT,
+    "annealing": number(0, 1),
     "matmul_precision": one_of("highest", "high", "medium"),
     "pretrain_epochs": _COUNT,
     "pretrain_learning_rate": _RATE,

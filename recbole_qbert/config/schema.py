@@ -171,6 +171,7 @@ class TrainConfig(_Settings):
     pretrain_masks: tuple[str, ...]
     domain_sampling: str
     freeze: tuple[str, ...]
+    annealing: float = 0.0
     teachers: int = 0
     teacher_weight: float = 2.0
     pretrained: str | None = None

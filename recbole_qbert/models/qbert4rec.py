@@ -92,6 +92,7 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         masks: torch.Generator | None = None,
         share: tuple[int, int] = (0, 1),
         soft: SoftTargets | None = None,
+        views: Sequence[str] | None = None,
     ) -> Tensor:
         """Return the loss of a batch, or of one process's share of it (``network.loss``).
 
@@ -102,9 +103,10 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             masks: generator of the masks.
             share: number of this process, and number of processes.
             soft: what teachers expect, of the batch's rows.
+            views: views to train; all by default.
         """
         sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        views = self.network.config.views
+        views = views or self.network.config.views
         if self.settings.view_schedule == "alternate":
             views = (views[int(self.batches) % len(views)],)
             self.batches += 1

@@ -130,6 +130,7 @@ def pretraining_settings(config: Config) -> dict[str, Any]:
         "train_stage": "pretrain",
         "pretrained": None,
         "freeze": [],
+        "annealing": 0,
         "structural_prior": "none",
         "epochs": config["pretrain_epochs"],
         "learning_rate": config["pretrain_learning_rate"],

@@ -102,6 +102,7 @@ class TrainingState:
         trainer.start_epoch, trainer.cur_step = state["epoch"] + 1, state["cur_step"]
         trainer.best_valid_score, trainer.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         trainer.train_loss_dict = state["losses"]
+        trainer.annealing = state.get("annealing", False)
         if self.order is not None:
             _set_random_state(state["random"], self.order)
         self._cut_log(state["epoch"])
@@ -121,8 +122,8 @@ class TrainingState:
             return False
         return True
 
-    def save(self, trainer: Any, epoch: int, score: float) -> None:
-        """Write the state after an epoch and add its line to the log.
+    def save(self, trainer: Any, epoch: int, score: float | None = None) -> None:
+        """Write the state after an epoch and, with a score, add its line to the log.
 
         RecBole wrote the best weights to its own checkpoint just before. A kill between the two repeats an epoch.
 
@@ -132,15 +133,17 @@ class TrainingState:
             score: its score on validation.
         """
         self.file.path.parent.mkdir(parents=True, exist_ok=True)
-        line = {"epoch": epoch, "loss": trainer.train_loss_dict[epoch], trainer.valid_metric: float(score)}
-        line |= {"seconds": round(time.perf_counter() - self.started, 3), "best": float(trainer.best_valid_score)}
-        with open(self.log, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+        if score is not None:
+            line = {"epoch": epoch, "loss": trainer.train_loss_dict[epoch], trainer.valid_metric: float(score)}
+            line |= {"seconds": round(time.perf_counter() - self.started, 3), "best": float(trainer.best_valid_score)}
+            with open(self.log, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line) + "\n")
         state = {
             "epoch": epoch,
             "cur_step": trainer.cur_step,
             "best_valid_score": float(trainer.best_valid_score),
             "best_valid_result": {k: float(v) for k, v in (trainer.best_valid_result or {}).items()},
+            "annealing": getattr(trainer, "annealing", False),
             "losses": {int(k): float(v) for k, v in trainer.train_loss_dict.items()},
             "state_dict": trainer.model.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),

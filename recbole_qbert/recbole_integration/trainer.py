@@ -69,6 +69,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         self.parallel = not config["single_spec"]
         self.rank = distributed.get_rank() if self.parallel else 0
         self.world = distributed.get_world_size() if self.parallel else 1
+        self.annealing = False  # the second phase of training; part of a resumable state
         self._moved: dict[int, tuple[Any, Any]] = {}  # data sets and their rows on the device, by id
         self.progress = None
         self._teach: Callable[[], SoftTargets | None] = lambda: None
@@ -120,8 +121,47 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
                 return self._take_over(trained, valid_data, saved)
         self._teach = cache(partial(learn_from_teachers, self, train_data, valid_data, show_progress))
         fit = partial(super().fit, train_data, valid_data, verbose, saved, show_progress)
-        result = self.progress.fit(self, fit, train_data, valid_data, callback_fn) if self.progress else fit(callback_fn)
+
+        def run() -> Any:
+            if self.progress:
+                return self.progress.fit(self, fit, train_data, valid_data, callback_fn)
+            return fit(callback_fn)
+
+        result = run()
+        if self._anneals(valid_data, saved):
+            self._start_annealing()
+            result = run()
         return self._with_prior(valid_data, saved) if valid_data else result
+
+    def _anneals(self, valid_data: Any, saved: bool) -> bool:
+        """Return whether validation has stood still for the first time, and epochs are left."""
+        stopped = self.cur_step > self.stopping_step and len(self.train_loss_dict) < self.epochs
+        return bool(self.model.settings.annealing and valid_data and saved and stopped and not self.annealing)
+
+    def _start_annealing(self) -> None:
+        """Go back to the best weights, and train the views that rank alone at a lower learning rate.
+
+        Paper silent; chosen because a second view teaches at first and stands in the way in the end (docs/results.md). The
+        best weights of both phases count.
+        """
+        barrier()  # until the first process has written the best weights
+        checkpoint_io.load_into(self.model, self.saved_model_file)
+        self.annealing, self.cur_step = True, 0
+        self.start_epoch = max(self.train_loss_dict) + 1
+        self.optimizer = self._build_optimizer()
+        for group in self.optimizer.param_groups:
+            group["full_lr"] = group["lr"] = self.learning_rate * self.model.settings.annealing
+            group["warmup_steps"] = 0
+        if self.progress and self.rank == 0:
+            self.progress.save(self, self.start_epoch - 1)  # a run that is killed from here on does not go back again
+        barrier()
+        self.logger.info(f"annealing from epoch {self.start_epoch} on: view {' and '.join(self._views)} alone")
+
+    @property
+    def _views(self) -> tuple[str, ...]:
+        """Views that are trained now."""
+        config = self.model.network.config
+        return config.ranking_views if self.annealing else config.views
 
     def _choose_ids(self, trained: QBERT4RecTrainer, rows: Any) -> None:
         """Take the semantic IDs of another training in place of ``auto``, with a network that is not trained."""
@@ -171,7 +211,9 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             self.optimizer.zero_grad()
             with _products(self.model.settings.matmul_precision):
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
-                    loss = self.model.batch_loss(batch, masks, (self.rank, self.world), soft and soft.rows(index))
+                    loss = self.model.batch_loss(
+                        batch, masks, (self.rank, self.world), soft and soft.rows(index), self._views
+                    )
                 scaler.scale(loss).backward()
             value = self._sum_over_processes(loss.detach())
             self._check_nan(value)

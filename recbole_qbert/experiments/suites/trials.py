@@ -30,6 +30,7 @@ _FILES = ("semantic_id_file", "pretrained", "pre_model_path")  # properties that
 #: Properties of after the first published trials, with the value that those trials had without them. With that value a
 #: property does not enter the key: a new property makes no trial anew.
 LATER_PROPERTIES: Mapping[str, Any] = {
+    "annealing": 0,
     "train_users": 1.0,
     "pretrained_parts": ["encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"],
 }
