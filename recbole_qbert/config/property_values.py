@@ -1,4 +1,4 @@
-"""What each property may be: those of RecBole, and those of ``properties/model/QBERT4Rec.yaml``.
+"""What each property may be: those of RecBole, and those of our models (``properties/model/``).
 
 Ranges are wide. They end where a value can only be a slip, or where a library fails later and less clearly.
 """
@@ -228,6 +228,27 @@ OF_OUR_MODELS: Mapping[str, Check] = {
     "content_weight": number(0, 1e12),
 }
 
+#: Properties that VQRec and MISSRec read besides those above.
+OF_BASELINES: Mapping[str, Check] = {
+    "modalities": list_of(text(), least=1, different=True),
+    "layer_norm_eps": number(0, 1, above=True),
+    "temperature": number(-1e6, 1e6),
+    # VQRec
+    "opq_groups": whole(1, 4096),
+    "opq_codes": whole(2, 32_000),
+    "opq_rounds": _COUNT,
+    "opq_sample": _SIZE,
+    "fake_ratio": number(0, 1),
+    "reassign": one_of("learned", "random", "none"),
+    "reassign_epochs": _COUNT,
+    "sinkhorn_iterations": whole(1, 10_000),
+    "sinkhorn_temperature": number(0, 1e6, above=True),
+    # MISSRec
+    "interest_ratio": number(0, 1, above=True),
+    "interest_weight": number(0, 1e6),
+    "score_fusion": one_of("shared", "item", "mean"),
+}
+
 
 def check_value(key: str, value: Any) -> None:
     """Refuse a value that a property of our models cannot have; other properties may be anything.
@@ -235,7 +256,7 @@ def check_value(key: str, value: Any) -> None:
     Raises:
         ValueError: names the key, the value, and what it must be.
     """
-    must_be = OF_OUR_MODELS.get(key) or OF_RECBOLE.get(key)
+    must_be = OF_OUR_MODELS.get(key) or OF_BASELINES.get(key) or OF_RECBOLE.get(key)
     if must_be:
         check(key, value, must_be)
 

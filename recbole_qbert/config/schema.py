@@ -28,7 +28,7 @@ RENAMED_PROPERTIES = {"item_rows": "use_item_embedding"}
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """Settings whose values are checked one by one; lists become tuples, numbers of numpy become Python's.
 
     Attributes:
@@ -47,7 +47,7 @@ class _Settings:
             object.__setattr__(self, field.name, tuple(value) if isinstance(value, list) else value)
 
 
-def _one_name_as_tuple(settings: _Settings, name: str) -> None:
+def _one_name_as_tuple(settings: Settings, name: str) -> None:
     """Put a field's one name, which a property file may give without brackets, into a tuple."""
     value: Any = getattr(settings, name)
     if isinstance(value, str):
@@ -55,7 +55,7 @@ def _one_name_as_tuple(settings: _Settings, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class SequenceConfig(_Settings):
+class SequenceConfig(Settings):
     """Stage 3: the sequence model. Fields are named as the property keys; the property file documents them."""
 
     keys: ClassVar[Mapping[str, str]] = {"max_length": "MAX_ITEM_LIST_LENGTH"}
@@ -99,7 +99,7 @@ class SequenceConfig(_Settings):
 
 
 @dataclass(frozen=True)
-class InjectionConfig(_Settings):
+class InjectionConfig(Settings):
     """Stage 1: dynamic cross-modal injection. Property keys carry the prefix ``injection_``."""
 
     prefix: ClassVar[str] = "injection_"
@@ -130,7 +130,7 @@ class InjectionConfig(_Settings):
 
 
 @dataclass(frozen=True)
-class QuantizerConfig(_Settings):
+class QuantizerConfig(Settings):
     """Stage 2: residual quantization. Property keys carry the prefix ``rq_``; that of ``method`` is ``quantizer``."""
 
     prefix: ClassVar[str] = "rq_"
@@ -155,7 +155,7 @@ class QuantizerConfig(_Settings):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """Stage 3: how the sequence model is trained."""
 
     train_stage: str
@@ -192,7 +192,7 @@ class TrainConfig(_Settings):
 
 
 @dataclass(frozen=True)
-class IdentifierConfig(_Settings):
+class IdentifierConfig(Settings):
     """What is quantized into an item's semantic ID, and from which features (keys as in the property file)."""
 
     semantic_ids: str
@@ -217,7 +217,7 @@ class IdentifierConfig(_Settings):
         return (*fused, *(modalities if self.semantic_ids != "fused" else ()))
 
 
-Config = TypeVar("Config", bound=_Settings)
+Config = TypeVar("Config", bound=Settings)
 
 
 def with_current_names(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,11 @@ def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
     Returns:
         ``[clusters, d]`` centers.
     """
+    return lloyd(points, _spread_start(points, clusters), iterations)
+
+
+def _spread_start(points: Tensor, clusters: int) -> Tensor:
+    """Draw the centers that k-means++ starts from, ``[clusters, d]``."""
     centers = points[torch.randint(len(points), (1,))]
     distance = (points - centers).square().sum(1)
     for _ in range(clusters - 1):
@@ -31,6 +36,22 @@ def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
             new = new + 0.01 * points.std().nan_to_num().clamp(min=1e-4) * torch.randn_like(new)
         centers = torch.cat([centers, new])
         distance = torch.minimum(distance, (points - new).square().sum(1))
+    return centers
+
+
+@torch.no_grad()
+def lloyd(points: Tensor, centers: Tensor, iterations: int) -> Tensor:
+    """Improve centers by Lloyd's algorithm; an empty cluster moves to the point that is farthest from its center.
+
+    Args:
+        points: ``[N, d]`` float.
+        centers: ``[clusters, d]`` float; not changed.
+        iterations: maximum number of iterations.
+
+    Returns:
+        ``[clusters, d]`` centers.
+    """
+    clusters = len(centers)
     for _ in range(iterations):
         owner = nearest_center(points, centers)
         # Not cdist's own distances: they are rounded and would not be 0 for a point on its center.
