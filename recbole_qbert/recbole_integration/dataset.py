@@ -144,7 +144,7 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         learned = self._trained_users(len(count))
         use = (count >= 2) & learned
         parts = (
-            self._rows(start[use], train[use], train[use] - 1, width + 1),
+            self._training_rows(start[use], train[use], width),
             self._rows(start[valid], count[valid] - 2, count[valid] - 2, width),
             self._rows(start[test], count[test] - 1, count[test] - 1, width),
         )
@@ -161,6 +161,16 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
             return torch.ones(users, dtype=torch.bool)
         place = torch.randperm(users, generator=torch.Generator().manual_seed(int(self.config["seed"])))
         return place < max(1, round(share * users))
+
+    def _training_rows(self, start: Tensor, length: Tensor, width: int) -> Interaction:
+        """Make one row per user, with the whole training history.
+
+        Args:
+            start: position of each user's first interaction, ``[U]``.
+            length: number of each user's training interactions, ``[U]``.
+            width: ``MAX_ITEM_LIST_LENGTH``.
+        """
+        return self._rows(start, length, length - 1, width + 1)
 
     def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[HistoryDataset]:
         """Return the three parts that ``data_augmentation`` made."""
@@ -279,7 +289,7 @@ class QBERT4RecDataset(HistoryDataset):
             FileNotFoundError: ``pretrained`` is missing.
             ValueError: the IDs do not fit the data.
         """
-        _require_pretrained(self.config)
+        require_pretrained(self.config)
         parts = super().build()
         self.set_semantic_ids([self, *parts])
         return parts
@@ -312,13 +322,13 @@ class QBERT4RecDataset(HistoryDataset):
         Raises:
             ValueError: as of ``build``.
         """
-        _require_pretrained(config)
+        require_pretrained(config)
         for part in parts:
             part.config = config
         parts[0].set_semantic_ids(parts)
 
 
-def _require_pretrained(config: Any) -> None:
+def require_pretrained(config: Any) -> None:
     """Refuse a missing checkpoint of ``pretrained`` before stages 1 and 2 spend their time.
 
     Raises:

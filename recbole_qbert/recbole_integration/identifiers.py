@@ -13,9 +13,10 @@ import scipy.sparse as sp
 from recbole_qbert.config.property_files import property_file, read_properties
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.data import content_neighbors
+from recbole_qbert.data.item_features import ItemFeatures
 from recbole_qbert.injection.concatenation import Concatenation
 from recbole_qbert.pipeline.builder import SemanticIDBuilder
-from recbole_qbert.pipeline.catalog import Catalog, stage_settings
+from recbole_qbert.pipeline.catalog import Catalog, StageSettings, stage_settings
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.recbole_integration.patches import ConfigValues
@@ -85,20 +86,62 @@ def content_likeness(config: Any, catalog: Catalog) -> sp.csr_matrix | None:
     """
     if config["domains"]:
         return None
-    defaults = read_properties(property_file(f"model/{MODEL}.yaml"))  # other models have no keys of features
-    settings = stage_settings({**defaults, **ConfigValues(config)})
-    settings = replace(settings, identifiers=replace(settings.identifiers, missing_features="mask"))
-    with first_before_others():
-        features, _ = SemanticIDBuilder(catalog, settings, candidate_files(config)[2].parent).features()
+    features = load_features(config, catalog)
     if not features.vectors:
         return None
-    fusion = Concatenation.fit(features.vectors, features.present, settings.injection.dim)
+    fusion = Concatenation.fit(features.vectors, features.present, _stage_settings(config).injection.dim)
     likeness = content_neighbors.nearest(fusion(features.vectors, features.present))
     if likeness is None:
         return None
     count = len(catalog.items) + 1
     rows = np.concatenate([[0], likeness.indptr])  # no row and no column at 0, RecBole's padding
     return sp.csr_matrix((likeness.data, likeness.indices + 1, rows), shape=(count, count))
+
+
+def load_features(config: Any, catalog: Catalog, missing: str = "mask") -> ItemFeatures:
+    """Return the features of a data set; those of the built-in encoders if it has none.
+
+    Args:
+        config: RecBole's configuration, of QBERT4Rec or of another model.
+        catalog: items and training histories.
+        missing: ``error`` to refuse items without a row of features, ``mask`` to take them for items without features.
+
+    Raises:
+        ValueError: the features are invalid.
+    """
+    settings = _stage_settings(config)
+    settings = replace(settings, identifiers=replace(settings.identifiers, missing_features=missing))
+    with first_before_others():
+        return SemanticIDBuilder(catalog, settings, candidate_files(config)[2].parent).features()[0]
+
+
+def load_modalities(config: Any, catalog: Catalog) -> ItemFeatures:
+    """Return the features that the property ``modalities`` names, in its order.
+
+    Args:
+        config: RecBole's configuration with ``modalities`` and ``missing_features``.
+        catalog: items and training histories.
+
+    Raises:
+        ValueError: the data set does not have such features, or they are invalid.
+    """
+    features = load_features(config, catalog, str(config["missing_features"]))
+    wanted = list(config["modalities"])
+    if missing := [name for name in wanted if name not in features.vectors]:
+        raise ValueError(
+            f"modalities is {wanted}, but {catalog.dataset} has no features of {', '.join(missing)} (it has "
+            f"{', '.join(features.vectors) or 'none'}); make {catalog.dataset}.{missing[0]}.npy, or leave it out"
+        )
+    return replace(
+        features,
+        vectors={name: features.vectors[name] for name in wanted},
+        present={name: features.present[name] for name in wanted},
+    )
+
+
+def _stage_settings(config: Any) -> StageSettings:
+    """Read the settings of stages 1 and 2; a model that has no keys of features gets the defaults."""
+    return stage_settings({**read_properties(property_file(f"model/{MODEL}.yaml")), **ConfigValues(config)})
 
 
 def existing_file(config: Any) -> Path | None:

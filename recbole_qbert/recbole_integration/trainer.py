@@ -314,7 +314,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         Returns:
             ``[U]`` int64 on the CPU, in the order of the rows.
         """
-        rows, ranker = eval_data._dataset, CatalogRanker(self.model.eval().network, self.model.prior)
+        self.model.eval()
+        rows, ranker = eval_data._dataset, self._ranker()
         at_hand = self._at_hand(rows)
         lengths = rows.inter_feat[self.model.ITEM_SEQ_LEN]
         # Rows of similar length share a batch, so that few are padded. Processes take whole batches, so that a batch gives
@@ -333,6 +334,10 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         if self.parallel:
             distributed.all_reduce(ranks)
         return ranks.cpu()
+
+    def _ranker(self) -> Any:
+        """Return what ranks targets with the weights that the model has now."""
+        return CatalogRanker(self.model.network, self.model.prior)
 
     # ----------------------------------------------------------------------------------------- structural prior
     def _with_prior(self, valid_data: Any, saved: bool) -> tuple[float, Any]:

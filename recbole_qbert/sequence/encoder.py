@@ -49,7 +49,7 @@ class SequenceEncoder(nn.Module):
         self.distance = nn.Parameter(torch.empty(heads, 2 * positions - 1))
         self.norm = nn.LayerNorm(width)
         self.rate = dropout
-        self.blocks = nn.ModuleList(_Block(width, inner, dropout, attention_dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, inner, dropout, attention_dropout) for _ in range(layers))
 
     def forward(self, items: Tensor, lengths: Tensor, causal: bool) -> Tensor:
         """Encode left-aligned rows.
@@ -88,16 +88,24 @@ class SequenceEncoder(nn.Module):
         return self.blocks[-1](hidden, attention, selected)
 
 
-class _Block(nn.Module):
-    """Post-norm transformer block, as in BERT4Rec and SASRec of RecBole."""
+class Block(nn.Module):
+    """Post-norm transformer block, as in BERT4Rec and SASRec of RecBole.
 
-    def __init__(self, width: int, inner: int, dropout: float, attention_dropout: float) -> None:
+    Args:
+        width: ``D``.
+        inner: width of the feed-forward layer.
+        dropout: probability inside the block.
+        attention_dropout: probability on attention weights.
+        eps: of the layer norms.
+    """
+
+    def __init__(self, width: int, inner: int, dropout: float, attention_dropout: float, eps: float = 1e-5) -> None:
         super().__init__()
         self.rate, self.attention_rate = dropout, attention_dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
         self.grow, self.shrink = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_attention, self.norm_feed = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
 
     def forward(self, hidden: Tensor, attention: Attention, selected: Tensor | None = None) -> Tensor:
         context = attention(self.qkv(hidden), self.attention_rate if self.training else 0.0)

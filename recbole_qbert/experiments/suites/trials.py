@@ -34,6 +34,7 @@ LATER_PROPERTIES: Mapping[str, Any] = {
     "train_users": 1.0,
     "pretrained_parts": ["encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"],
 }
+_OF_FEATURES = ("VQRec", "MISSRec")  # models that read item features besides QBERT4Rec
 _INTERACTION_FILES = (".inter", ".item")
 _DATA_FILES = (*_INTERACTION_FILES, ".items.txt", ".npy", ".sid")
 
@@ -254,8 +255,8 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def reads_features(config: Any) -> bool:
-    """Tell whether a model reads the item features of its data set: QBERT4Rec with semantic IDs."""
-    return config["model"] == MODEL and config["semantic_ids"] != "none"
+    """Tell whether a model reads the item features of its data set: QBERT4Rec with semantic IDs, VQRec, MISSRec."""
+    return config["semantic_ids"] != "none" if config["model"] == MODEL else config["model"] in _OF_FEATURES
 
 
 def validation_protocol(config: Any) -> str:

@@ -143,7 +143,7 @@ def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarr
     ranks, test = tested(trained)
     seconds |= {"training": sum(epoch.get("seconds", 0.0) for epoch in epochs), "test": time.perf_counter() - started}
     prior = None
-    if hasattr(trained.trainer, "fit_prior") and trained.model.prior is None:
+    if request["model"] == MODEL and trained.model.prior is None:
         prior = experiment.add_prior(trained) | {
             "rule": validation_protocol(config)
         }  # as in validation: the model still knows

@@ -1,0 +1,107 @@
+"""Data sets of models that read item vectors: VQRec with codes made of them, MISSRec with the vectors themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_qbert.config.baseline_schema import ProductQuantizerConfig
+from recbole_qbert.config.schema import read
+from recbole_qbert.data.item_features import ItemFeatures
+from recbole_qbert.pipeline import product_codes
+from recbole_qbert.recbole_integration import identifiers
+from recbole_qbert.recbole_integration.dataset import HistoryDataset, require_pretrained
+from recbole_qbert.recbole_integration.patches import ConfigValues
+from recbole_qbert.utils.distributed import first_before_others, rank
+
+
+class ProductCodeDataset(HistoryDataset):
+    """A ``HistoryDataset`` whose items have codes of optimized product quantization.
+
+    Attributes:
+        product_codes: ``[N, G]`` int16, -1 for an item without a vector; set by ``build``.
+        product_code_figures: figures on them; set by ``build``.
+    """
+
+    product_codes: np.ndarray
+    product_code_figures: dict[str, Any]
+
+    def build(self) -> list[HistoryDataset]:
+        """Split the data; load or build the codes.
+
+        Raises:
+            FileNotFoundError: ``pretrained`` is missing.
+            ValueError: the data set has no such features, or sizes do not fit.
+        """
+        require_pretrained(self.config)
+        parts = super().build()
+        self.set_product_codes([self, *parts])
+        return parts
+
+    def set_product_codes(self, parts: Sequence[Any]) -> None:
+        """Load or build the codes, and give them to the parts of the data set."""
+        config, catalog = self.config, self.catalog()
+        features = identifiers.load_modalities(config, catalog)
+        values, first = ConfigValues(config), rank() == 0
+        with first_before_others():
+            codes, figures = product_codes.load_or_build(
+                catalog, features, read(ProductQuantizerConfig, values), int(config["seed"]),
+                identifiers.candidate_files(config)[2].parent,
+                rebuild=first and bool(config["rebuild"]), progress=first and bool(config["show_progress"]),
+            )  # fmt: skip
+        for part in parts:
+            part.product_codes, part.product_code_figures = codes, figures
+
+    @classmethod
+    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
+        """Update the codes of parts that RecBole has read from a file of loaders to the current settings."""
+        require_pretrained(config)
+        for part in parts:
+            part.config = config
+        parts[0].set_product_codes(parts)
+
+
+class PrefixFeatureDataset(HistoryDataset):
+    """A ``HistoryDataset`` with one training row per prefix of a history, as RecBole has, and with item vectors.
+
+    The rows are made by one gather, where RecBole has a Python loop.
+
+    Attributes:
+        item_features: features of all items; set by ``build``.
+    """
+
+    item_features: ItemFeatures
+
+    def build(self) -> list[HistoryDataset]:
+        """Split the data; load the features.
+
+        Raises:
+            ValueError: the data set has no such features.
+        """
+        parts = super().build()
+        self.set_item_features([self, *parts])
+        return parts
+
+    def set_item_features(self, parts: Sequence[Any]) -> None:
+        """Load the features, and give them to the parts of the data set."""
+        features = identifiers.load_modalities(self.config, self.catalog())
+        for part in parts:
+            part.item_features = features
+
+    @classmethod
+    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
+        """Update the features of parts that RecBole has read from a file of loaders to the current settings."""
+        for part in parts:
+            part.config = config
+        parts[0].set_item_features(parts)
+
+    def _training_rows(self, start: Tensor, length: Tensor, width: int) -> Interaction:
+        """Make one row per prefix: its newest ``width`` items, and the item after it as the target."""
+        count = (length - 1).clamp(min=0)
+        target = 1 + torch.arange(int(count.sum())) - (count.cumsum(0) - count).repeat_interleave(count)
+        return self._rows(start.repeat_interleave(count), target, target, width)
