@@ -286,7 +286,7 @@ def test_run_recbole_by_name(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run_recbole(model="VQRec", dataset=NAME, config_dict={**QUICK, "epochs": 1, "data_path": str(data)})
     assert 0 <= result["test_result"]["ndcg@10"] <= 1
-    assert (tmp_path / "saved" / "semantic_ids" / NAME / f"{NAME}.opq.npy").exists()
+    assert (tmp_path / "saved" / "semantic_ids" / NAME / f"{NAME}.opq.codes.npy").exists()
 
 
 @pytest.mark.pipeline
@@ -410,3 +410,26 @@ def test_a_checkpoint_of_another_size_is_refused(run):
         run("second", pretrained=path, hidden_size=8)
     with pytest.raises(FileNotFoundError, match="pretrained"):
         run("second", pretrained=str(path) + "x")
+
+
+@pytest.mark.pipeline
+def test_a_data_set_without_features_gets_built_in_ones_of_its_text(tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", "Bare")
+    items = (folder / "Bare" / "Bare.items.txt").read_text().split()
+    for file in [
+        *(folder / "Bare").glob("*.npy"),
+        *(folder / "Bare").glob("Bare.items*"),
+        folder / "Bare/Bare.features.json",
+    ]:
+        file.unlink(missing_ok=True)
+    rows = "".join(f"{item}\tword{n % 7} thing{n % 5} own{n}\n" for n, item in enumerate(items))
+    (folder / "Bare" / "Bare.item").write_text("item_id:token\ttitle:token_seq\n" + rows)
+    given = {**QUICK, "epochs": 1, "builtin_width": 8, "checkpoint_dir": str(tmp_path / "out")}
+    codes = tmp_path / "out" / "semantic_ids" / "Bare" / "Bare.opq.codes.npy"
+    stamps = []
+    for _ in range(2):  # what the first run wrote is not taken for features by the second
+        with experiment.working_directory(tmp_path):
+            run = experiment.train(experiment.configure("VQRec", "Bare", folder, given))
+        stamps.append(codes.stat().st_mtime_ns)
+    assert stamps[0] == stamps[1]
+    assert run.model.identifier_figures["product_codes"]["without_vector"] == 0

@@ -43,7 +43,7 @@ def load_or_build(
         features: of the catalog's items; modalities that take part.
         config: sizes.
         seed: of the quantizer.
-        output: folder; ``X.opq.npy``, ``X.opq.safetensors`` and ``X.opq.manifest.json`` are written there.
+        output: folder; ``X.opq.codes.npy``, ``X.opq.safetensors`` and ``X.opq.manifest.json`` are written there.
         rebuild: build anew in any case.
         progress: show a progress bar.
 
@@ -62,7 +62,7 @@ def load_or_build(
         "settings": asdict(config),
         "seed": seed,
     }
-    codes_file, weights_file = (output / f"{catalog.dataset}.opq.{end}" for end in ("npy", "safetensors"))
+    codes_file, weights_file = (output / f"{catalog.dataset}.opq.{end}" for end in ("codes.npy", "safetensors"))
 
     def build() -> dict[str, Any]:
         vectors, present = _side_by_side(features)
