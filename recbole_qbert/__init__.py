@@ -1,8 +1,8 @@
 """Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
 
-Importing the package registers ``QBERT4Rec``, and the baselines ``CooccurrenceKNN`` and ``VQRec``, with RecBole, so that
-``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole only the functions that do not need it work: recommending with
-an exported model.
+Importing the package registers ``QBERT4Rec``, and the baselines ``CooccurrenceKNN``, ``VQRec`` and ``MISSRec``, with
+RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole only the functions that do not need it work:
+recommending with an exported model.
 
 Every command of the command line is a function here: ``train``, ``pretrain``, ``finetune``, ``build_semantic_ids``,
 ``add_items``, ``export_model``, ``recommend``.
@@ -38,7 +38,7 @@ if find_spec("recbole") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 else:
-    from recbole_qbert.config.baseline_schema import check_vqrec
+    from recbole_qbert.config.baseline_schema import check_missrec, check_vqrec
     from recbole_qbert.config.property_files import property_file
     from recbole_qbert.config.schema import check_all
     from recbole_qbert.recbole_integration import checkpoint_io, patches, registry
@@ -49,11 +49,12 @@ else:
 
     # After the patches, because these modules import RecBole's trainer and model classes.
     from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
+    from recbole_qbert.models.missrec import MISSRec
     from recbole_qbert.models.qbert4rec import QBERT4Rec
     from recbole_qbert.models.vqrec import VQRec
     from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
     from recbole_qbert.recbole_integration.dataset import HistoryDataset, QBERT4RecDataset
-    from recbole_qbert.recbole_integration.feature_datasets import ProductCodeDataset
+    from recbole_qbert.recbole_integration.feature_datasets import PrefixFeatureDataset, ProductCodeDataset
     from recbole_qbert.recbole_integration.scoring_trainer import ScoringTrainer
     from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
     from recbole_qbert.recbole_integration.workflows import build_semantic_ids, finetune, pretrain, train
@@ -80,6 +81,14 @@ else:
         reset_on_load={"pretrained": None, "rebuild": False},
         check_values=check_vqrec,
     )
+    registry.register(
+        MISSRec,
+        dataset=PrefixFeatureDataset,
+        trainer=ScoringTrainer,
+        properties=property_file("model/MISSRec.yaml"),
+        reset_on_load={"rebuild": False},
+        check_values=check_missrec,
+    )
     registry.use_dataset(["FDSA", "S3Rec"], AttributeDataset, dataset_arguments=["attribute_min_items"])
 
     load_data_and_model = checkpoint_io.load_data_and_model
@@ -87,6 +96,7 @@ else:
 
 __all__ = [
     "CooccurrenceKNN",
+    "MISSRec",
     "QBERT4Rec",
     "QBERT4RecDataset",
     "QBERT4RecTrainer",

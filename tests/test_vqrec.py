@@ -160,7 +160,8 @@ def test_the_contrastive_loss_of_three_rows_two_of_one_target(ratio, monkeypatch
     loss = made.contrastive_loss(rows, lengths, torch.Generator().manual_seed(1))
     table, target = made.item_table(), [4, 4, 5]
     fakes = torch.stack([made.code_embedding[flat].mean(0) for flat in drawn[0]])
-    state = F.normalize(made.states(rows[:, :1], torch.ones(3, dtype=torch.int64), table), dim=1)
+    table, fakes = table.detach(), fakes.detach()
+    state = F.normalize(made.states(rows[:, :1], torch.ones(3, dtype=torch.int64), table), dim=1).detach()
     by_hand = 0.0
     for i in range(3):
         score = [float(state[i] @ F.normalize(table[j], dim=0)) / 0.07 for j in target]
