@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -72,7 +74,7 @@ class InterestTransformer(nn.Module):
 
     def _last_layer(self, query: Tensor, hidden: Tensor, no_item: Tensor, memory: Tensor, no_interest: Tensor) -> Tensor:
         """Apply the last decoder layer at one position of each row, ``query [B, 1, D]``."""
-        layer = self.decoder[-1]
+        layer: Any = self.decoder[-1]
         context = layer.self_attn(query, hidden, hidden, key_padding_mask=no_item, need_weights=False)[0]
         state = layer.norm1(query + layer.dropout1(context))
         context = layer.multihead_attn(state, memory, memory, key_padding_mask=no_interest, need_weights=False)[0]
