@@ -329,8 +329,13 @@ def ranks_by_hand(trained, exclude):
 
 
 @pytest.mark.pipeline
-def test_the_seed_decides_and_a_killed_training_goes_on(run, tmp_path):
-    whole, again, other = run("a", checkpoint_file=str(tmp_path / "a.pth")), run("b"), run("c", seed=7)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_seed_decides_and_a_killed_training_goes_on(run, tmp_path, pretrained):
+    given = {}
+    if pretrained:  # killed after the first epoch of code embeddings alone
+        first = run("pretrain", train_stage="pretrain", epochs=1)
+        given = {"pretrained": first.trainer.saved_model_file, "reassign": "learned", "reassign_epochs": 1}
+    whole, again, other = run("a", checkpoint_file=str(tmp_path / "a.pth"), **given), run("b", **given), run("c", seed=7)
     assert again.test() == whole.test() and again.valid == whole.valid and same_weights(whole, again)
     assert not torch.equal(other.model.network.code_embedding, whole.model.network.code_embedding)
 
@@ -349,8 +354,8 @@ def test_the_seed_decides_and_a_killed_training_goes_on(run, tmp_path):
         model.start_epoch = start
 
     with pytest.raises(KilledError):
-        run("d", kill_in_the_third_epoch, checkpoint_file=str(tmp_path / "d.pth"))
-    resumed = run("d", checkpoint_file=str(tmp_path / "d.pth"))
+        run("d", kill_in_the_third_epoch, checkpoint_file=str(tmp_path / "d.pth"), **given)
+    resumed = run("d", checkpoint_file=str(tmp_path / "d.pth"), **given)
     assert same_weights(whole, resumed) and resumed.valid == whole.valid
     assert resumed.trainer.train_loss_dict == whole.trainer.train_loss_dict
 
