@@ -13,6 +13,7 @@ Shapes: B users or items in a batch, L positions, N items, K code levels, M code
 from __future__ import annotations
 
 import argparse
+import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -176,18 +177,21 @@ def fuse(
     described = order[torch.stack([some.any(1) for some in present.values()]).any(0)[order]]
     held_out = described[: int(len(described) * settings.injection_holdout)]
     best, epochs = float("inf"), settings.injection_epochs
+    model, optimizer = begin()
     if len(held_out) >= 2:
-        model, optimizer = begin()
         for epoch in range(settings.injection_epochs):
             train_epoch(model, optimizer, order[~torch.isin(order, held_out)])
             with torch.no_grad():
                 loss = float(model.contrast(run(model.eval(), torch.full_like(held_out, no_id), held_out)))
             if loss < best:
                 best, epochs = loss, epoch + 1
+                kept = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
             elif epoch + 1 - epochs >= settings.injection_patience:
                 break
-        torch.manual_seed(seed)
-    model, optimizer = begin()
+        # Training goes on from the best weights with all items, for the held-out share of the epochs so far.
+        model.load_state_dict(kept[0])
+        optimizer.load_state_dict(kept[1])
+        epochs = max(1, round(epochs * settings.injection_holdout))
     for _ in range(epochs):
         train_epoch(model, optimizer, torch.arange(count))
     with torch.no_grad():

@@ -33,6 +33,7 @@ def sequence_config(**changes: Any) -> schema.SequenceConfig:
 
 def injection_config(**changes: Any) -> schema.InjectionConfig:
     small = {"modalities": ("text", "image"), "dim": 16, "heads": 2, "epochs": 3, "batch_size": 16}
+    small |= {"query": "random", "gate": "paper", "attention": "aligned", "reconstruction": 0.0}  # the paper's letter
     return _read(schema.InjectionConfig, {**small, **changes})
 
 

@@ -19,7 +19,7 @@ from recbole_qbert.utils.resumable_epochs import Epochs
 from recbole_qbert.utils.resume_file import ResumeFile
 
 INJECTION = InjectionConfig(
-    modalities=("text", "image"), query="random", dim=8, layers=3, heads=2, dropout=0.1, gate="dynamic", temperature=0.1,
+    modalities=("text", "image"), query="random", dim=8, layers=3, heads=2, dropout=0.1, gate="paper", temperature=0.1,
     contrast_temperature=0.07, consistency=0.1, depth_cost=0.002, id_dropout=0.2, learning_rate=0.01, weight_decay=0.01,
     batch_size=16, epochs=6, patience=2, holdout=0.2,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from dataset_prep.encoders.item_texts import Template, read_texts, template_for
 from dataset_prep.encoders.model_files import hashes, hub_folder, require_installed
 from dataset_prep.encoders.sharded_encoding import Encoder, Job, encode
 from dataset_prep.encoders.shards import Shard, computed
+from recbole_qbert.config.property_values import check_value
 from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.data.text_columns import AUTO
 from recbole_qbert.utils.io import digest
@@ -52,6 +54,7 @@ def encode_texts(
     model: str = DEFAULT_MODEL,
     template: str | None = None,
     text_fields: Sequence[str] = AUTO,
+    text_vectors: str = "joined",
     form: AtomicFormat = RECBOLE_FORMAT,
     pooling: str = "mean",
     dtype: str = "float32",
@@ -63,7 +66,7 @@ def encode_texts(
     rebuild: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write ``X.text.npy`` ``[N, D]`` beside ``X.items.txt`` and ``X.features.json``; NaN rows for items without text.
+    """Write ``X.text.npy``, ``[N, D]`` or ``[N, J, D]``, beside ``X.items.txt`` and ``X.features.json``; NaN rows for items without text.
 
     With `torchrun`, several processes or machines share the work in one folder and write the same bytes, given the same
     number of threads per process.
@@ -74,6 +77,8 @@ def encode_texts(
         model: a local folder, or the name of a hub model. Code that comes with a model is never run.
         template: how an item becomes a text (`item_texts.Template`); by default all columns of ``text_fields``, with labels.
         text_fields: names of columns, or ``auto`` (`text_columns`).
+        text_vectors: ``joined`` for one vector an item; ``by_column`` for one a column, without labels: ``[N, J, D]``, NaN
+            where a column is empty. Counts are then of texts, not of items.
         form: how the ``.item`` file is written.
         pooling: ``mean`` of all tokens, including special ones; ``last`` token (causal models); ``cls``, the first token.
         dtype: type of weights and computation, ``float32``, ``bfloat16`` or ``float16``. Pooling is in float32; the file is
@@ -94,11 +99,18 @@ def encode_texts(
         ValueError: an option, the texts, the model or existing files cannot be used.
     """
     _check(pooling, dtype, max_tokens, batch_tokens)
+    check_value("text_vectors", text_vectors)
     require_installed("transformers")
     path = Path(folder) / f"{dataset}.item"
     how = template_for(path, text_fields, form) if template is None else Template(template)
-    items, texts = read_texts(path, how, form)
-    template = how.text
+    if text_vectors == "by_column" and template is not None:
+        raise ValueError(f"template {template!r} joins the columns of an item, but text_vectors is by_column; give only one")
+    columns = _existing(path, how, form) if text_vectors == "by_column" else ()
+    hows = [Template(f"{{{column}}}") for column in columns] or [how]
+    read = [read_texts(path, one, form) for one in hows]
+    items, per_item = read[0][0], len(read)
+    texts = [text for of_item in zip(*(column for _, column in read), strict=True) for text in of_item]
+    template = " | ".join(one.text for one in hows)
     if not any(texts):
         raise ValueError(f"no item of {dataset} has a text in the fields of the template {template!r}; name other fields")
     torch_device = pick_device(device)
@@ -135,9 +147,22 @@ def encode_texts(
         encoder = TextEncoder(
             load_network(files, config, DTYPES[dtype]).to(torch_device), tokenizer, pooling, max_tokens, batch_tokens
         )
-        return lambda rows, advance: encoder([texts[row] for row in rows], advance)
+        if not columns:
+            return lambda rows, advance: encoder([texts[row] for row in rows], advance)
+
+        def by_column(rows: range, advance: Callable[[int], object]) -> Shard:
+            shard = encoder(texts[rows.start * per_item : rows.stop * per_item])
+            advance(len(rows))
+            return replace(shard, vectors=shard.vectors.reshape(len(rows), per_item, -1))
+
+        return by_column
 
     return encode(job, load, rebuild=rebuild, progress=progress)
+
+
+def _existing(path: Path, how: Template, form: AtomicFormat) -> tuple[str, ...]:
+    """Return the fields of a template that are columns of a file."""
+    return tuple(field for field in how.fields if field in form.header(path).names)
 
 
 class TextEncoder:

@@ -140,7 +140,7 @@ def _check_modalities(folder: Path, dataset: str, files: Mapping[str, tuple[Path
         raise FileNotFoundError(f"{inter} is missing; prepare the data set before its features")
     manifest = _read_features_json(folder, dataset)
     for modality in files:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", modality) or modality in ("fused", "depth"):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", modality) or modality in features.RESERVED:
             raise ValueError(f"modality is {modality!r}; use small letters, digits and '_', and neither fused nor depth")
         target = folder / f"{dataset}.{modality}.npy"
         entry = manifest.get(modality)

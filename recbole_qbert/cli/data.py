@@ -141,7 +141,7 @@ def images(args: argparse.Namespace) -> Figures:
 
 def encode(args: argparse.Namespace) -> Figures:
     """Encode texts with a language model and images with CLIP."""
-    properties = file_properties(args, "text_fields")
+    properties = file_properties(args, "text_fields", "text_vectors")
     if not args.text_encoder and not args.image_encoder:
         raise ValueError("nothing to encode: give --text_encoder, --image_encoder or both")
     figures: Figures = {"dataset": args.dataset, "features": {}}
@@ -158,6 +158,8 @@ def encode(args: argparse.Namespace) -> Figures:
         options = common | {"model": args.text_encoder, "pooling": args.pooling, "dtype": args.dtype}
         if fields := properties.get("text_fields"):
             options["text_fields"] = [fields] if isinstance(fields, str) else fields
+        if way := properties.get("text_vectors"):
+            options["text_vectors"] = way
         if args.template:
             options["template"] = args.template
         figures["features"]["text"] = encode_texts(folder_of(args), args.dataset, **options)

@@ -122,6 +122,8 @@ class InjectionConfig(Settings):
     epochs: int
     patience: int
     holdout: float
+    attention: str = "aligned"  # as before version 0.3, whose settings do not say; so was there no reconstruction
+    reconstruction: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,6 +202,7 @@ class IdentifierConfig(Settings):
     missing_features: str
     builtin_width: int
     text_fields: tuple[str, ...] = ("auto",)
+    text_vectors: str = "joined"
 
     def __post_init__(self) -> None:
         _one_name_as_tuple(self, "text_fields")

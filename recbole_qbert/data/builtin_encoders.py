@@ -29,7 +29,14 @@ BINS = 8  # of each colour and edge histogram
 def read_texts(
     path: Path, items: Sequence[str], fields: Sequence[str] = AUTO, form: AtomicFormat = RECBOLE_FORMAT
 ) -> list[str]:
-    """Read the text of each item from a RecBole ``.item`` file; log which columns were taken if they were guessed.
+    """Read the text of each item: the fields that ``read_text_columns`` reads, joined by spaces; '' for one without any."""
+    return [" ".join(texts).strip() for texts in read_text_columns(path, items, fields, form)]
+
+
+def read_text_columns(
+    path: Path, items: Sequence[str], fields: Sequence[str] = AUTO, form: AtomicFormat = RECBOLE_FORMAT
+) -> list[tuple[str, ...]]:
+    """Read the texts of each item from a RecBole ``.item`` file; log which columns were taken if they were guessed.
 
     Args:
         path: the file.
@@ -38,7 +45,7 @@ def read_texts(
         form: how the file is written.
 
     Returns:
-        One text an item, the fields joined by spaces; '' for an item without any.
+        One text a column for each item, '' where the column is empty.
 
     Raises:
         ValueError: the file names no item id, an item twice, or not the fields; or a row cannot be read.
@@ -48,13 +55,14 @@ def read_texts(
     columns = text_columns(header, fields, form)
     say_text_columns(header, columns, fields)
     kinds = [header.type_of(column) for column in columns]
-    wanted, text, lines = set(items), dict.fromkeys(items, ""), dict[str, int]()
+    wanted, lines = set(items), dict[str, int]()
+    text: dict[str, tuple[str, ...]] = dict.fromkeys(items, ("",) * len(columns))
     for line, (item, *cells) in form.rows(path, [form.item_field, *columns], pad=True):
         if lines.setdefault(item, line) != line:
             raise ValueError(f"{path}:{line}: item {item!r} has a row already, on line {lines[item]}; keep one an item")
         if item in wanted:
-            text[item] = " ".join(map(plain_text, cells, kinds, repeat(form))).strip()
-    if columns and items and not any(text.values()):
+            text[item] = tuple(map(plain_text, cells, kinds, repeat(form)))
+    if columns and items and not any(cell.strip() for cells in text.values() for cell in cells):
         log.warning("%s has no text (%s) of any of the %s items", path, ", ".join(columns), f"{len(items):,}")
     return [text[item] for item in items]
 
@@ -85,6 +93,21 @@ def encode_texts(texts: Sequence[str], width: int, seed: int) -> np.ndarray:
     result = np.full((len(texts), rank), np.nan, dtype=np.float32)
     result[has_text] = reduced
     return result
+
+
+def encode_text_columns(texts: Sequence[Sequence[str]], width: int, seed: int) -> np.ndarray:
+    """Encode each text of an item by itself, all in one space (``encode_texts``).
+
+    Args:
+        texts: ``N`` items of ``J`` texts; a blank one gives a vector of NaN.
+        width: maximum number of dimensions ``D``.
+        seed: seed of the randomised SVD.
+
+    Returns:
+        ``[N, J, D]`` float32.
+    """
+    flat = encode_texts([text for of_item in texts for text in of_item], width, seed)
+    return flat.reshape(len(texts), -1, flat.shape[1])
 
 
 def find_images(folder: Path, items: Sequence[str]) -> list[list[Path]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from recbole_qbert.utils.failures import reading
 from recbole_qbert.utils.io import atomic_write, sha256, write_array, write_json
 
 log = logging.getLogger(__name__)
+STRUCTURE = "structure"  # modality made of training co-occurrence (injection/structural_vectors.py), never a file
+RESERVED = frozenset({"fused", "depth", STRUCTURE})  # no names for modalities of files
 OUTLIER = 1000  # times the median norm
 GAP = 10  # times the largest norm that is no outlier
 LEAST_ROWS = 3  # of fewer, none can be called usual
@@ -48,6 +50,16 @@ class ItemFeatures:
     present: dict[str, np.ndarray]
     inputs: dict[str, Any]
 
+    def without(self, modality: str) -> ItemFeatures:
+        """Return the features without a modality, which they need not have."""
+        vectors = {name: matrix for name, matrix in self.vectors.items() if name != modality}
+        return replace(self, vectors=vectors, present={name: self.present[name] for name in vectors})
+
+    def with_vectors(self, modality: str, vectors: np.ndarray) -> ItemFeatures:
+        """Return the features with one more modality, ``[N, D]`` float32; rows of zeros are items without it."""
+        present = self.present | {modality: vectors.any(1)[:, None]}
+        return replace(self, vectors=self.vectors | {modality: vectors[:, None]}, present=present)
+
     def coverage(self) -> dict[str, float]:
         """Compute the share of items that have each modality."""
         return {name: float(mask.any(1).mean()) for name, mask in self.present.items()}
@@ -61,7 +73,7 @@ def one_vector(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
 def available(folder: Path, dataset: str) -> tuple[str, ...]:
     """List the modalities of ``dataset`` that have a file in ``folder``, text and image first."""
     names = (path.name for path in folder.glob("*.npy") if path.name.startswith(f"{dataset}."))
-    modalities = {name[len(dataset) + 1 : -len(".npy")] for name in names} - {"fused", "depth"}
+    modalities = {name[len(dataset) + 1 : -len(".npy")] for name in names} - RESERVED
     modalities = {name for name in modalities if "." not in name}  # X.Y.text.npy belongs to a data set named X.Y
     order = {"text": 0, "image": 1}
     return tuple(sorted(modalities, key=lambda name: (order.get(name, 2), name)))

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from recbole_qbert.data.cooccurrence import counts
 
 
-def vectors(sequences: Sequence[np.ndarray], items: int, width: int, seed: int) -> np.ndarray:
+def vectors(sequences: Sequence[np.ndarray], items: int, width: int, seed: int, own_left_out: bool = False) -> np.ndarray:
     """Compute item vectors from training interactions: truncated SVD of the positive pointwise mutual information.
 
     The paper is silent on what structural features are.
@@ -23,14 +23,19 @@ def vectors(sequences: Sequence[np.ndarray], items: int, width: int, seed: int) 
         items: ``N``.
         width: ``D``; a tiny catalog has ``N - 1`` dimensions, and zeros in the others.
         seed: seed of the randomised SVD.
+        own_left_out: count one history less for every pair. Whichever user holds a pair, the count is then that of the
+            other users: a network that is trained on a history does not find the answer in vectors made of this history.
 
     Returns:
-        ``[N, D]`` float32; zeros for items that never co-occur in training (cold items).
+        ``[N, D]`` float32; zeros for items that never co-occur in training (cold items; with ``own_left_out`` also those
+        that share a history with no item twice).
     """
     from sklearn.utils.extmath import randomized_svd  # slow to import, needed once
 
     count = counts(sequences, items)
     own_count = count.diagonal()
+    if own_left_out:
+        count.data -= 1.0  # entries are the pairs that some history holds
     count.setdiag(0.0)
     count.eliminate_zeros()
     pairs = count.tocoo()

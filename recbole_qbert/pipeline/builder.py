@@ -169,9 +169,12 @@ class SemanticIDBuilder:
         if (catalog.folder / f"{name}.items.txt").exists() or item_features.available(catalog.folder, name):
             return catalog.folder
         table, pictures = catalog.folder / f"{name}.item", catalog.folder / "images"
-        texts = [""] * len(catalog.items)
+        columns: list[tuple[str, ...]] = [()] * len(catalog.items)
         if table.exists():
-            texts = builtin_encoders.read_texts(table, catalog.items, self.settings.identifiers.text_fields, catalog.form)
+            fields = self.settings.identifiers.text_fields
+            columns = builtin_encoders.read_text_columns(table, catalog.items, fields, catalog.form)
+        texts = [" ".join(of_item).strip() for of_item in columns]
+        by_column = self.settings.identifiers.text_vectors == "by_column"
         images = builtin_encoders.find_images(pictures, catalog.items)
         width, seed = self.settings.identifiers.builtin_width, self.settings.seed
         inputs = {
@@ -181,7 +184,7 @@ class SemanticIDBuilder:
             "encoders": [builtin_encoders.TEXT_ENCODER, builtin_encoders.IMAGE_ENCODER],
             "width": width,
             "seed": seed,
-        }
+        } | ({"text_columns": digest(columns)} if by_column else {})
         modalities = [kind for kind, contents in (("text", texts), ("image", images)) if any(contents)]
         outputs = [self._file(end) for end in ("items.txt", "features.json", *(f"{kind}.npy" for kind in modalities))]
 
@@ -189,7 +192,10 @@ class SemanticIDBuilder:
             matrices: dict[str, np.ndarray] = {}
             report: dict[str, dict[str, Any]] = {}
             if any(texts):
-                matrices["text"] = builtin_encoders.encode_texts(texts, width, seed)
+                if by_column:
+                    matrices["text"] = builtin_encoders.encode_text_columns(columns, width, seed)
+                else:
+                    matrices["text"] = builtin_encoders.encode_texts(texts, width, seed)
                 report["text"] = {"encoder": builtin_encoders.TEXT_ENCODER}
             if any(images):
                 matrix, broken = builtin_encoders.encode_images(images, width, seed, progress=self._bar("images"))
@@ -217,12 +223,14 @@ class SemanticIDBuilder:
                 f"{folder / catalog.dataset}.items.txt lists items but no {catalog.dataset}.<modality>.npy is next to "
                 "it; add the feature files or remove the list"
             )
-        wanted = settings.injection.modalities
+        wanted = tuple(name for name in settings.injection.modalities if name != item_features.STRUCTURE)
         modalities = available if wanted == ("auto",) else wanted
-        if not modalities:
-            return ItemFeatures(catalog.items, {}, {}, {})
-        missing = settings.identifiers.missing_features
-        features = item_features.load(folder, catalog.dataset, catalog.items, modalities, missing)
+        features = ItemFeatures(catalog.items, {}, {}, {})
+        if modalities:
+            missing = settings.identifiers.missing_features
+            features = item_features.load(folder, catalog.dataset, catalog.items, modalities, missing)
+        if item_features.STRUCTURE in settings.injection.modalities:
+            features = stages.with_structure(features, catalog.histories, settings.injection.dim, settings.seed)
         empty = {name for name, there in features.present.items() if not there.any()}
         if empty:
             log.warning("no item of %s has features of %s: not used", catalog.dataset, ", ".join(sorted(empty)))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
-from recbole_qbert.data.item_features import ItemFeatures, one_vector
+from recbole_qbert.data.item_features import STRUCTURE, ItemFeatures, one_vector
 from recbole_qbert.data.standardization import Standardization
 from recbole_qbert.injection import structural_vectors
 from recbole_qbert.injection import training as injection_training
 from recbole_qbert.injection.concatenation import Concatenation
 from recbole_qbert.quantization import collision_resolution, fidelity, residual_quantizer, rqvae, semantic_ids, tokenizer
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
+from recbole_qbert.utils.io import digest
 from recbole_qbert.utils.resumable_epochs import Epochs
 
 
@@ -76,12 +77,31 @@ def fuse(
     """
     queries = None
     if needs_histories(features, config):
-        queries = structural_vectors.vectors(histories, len(features.items), config.dim, seed)
+        # Where nothing else describes an item, its own histories do.
+        own_left_out = bool(features.vectors)
+        queries = structural_vectors.vectors(histories, len(features.items), config.dim, seed, own_left_out)
         queries /= max(float(np.sqrt((queries**2).sum(1).mean())), 1e-6)
     chosen = InjectionConfig(**{**asdict(config), "modalities": tuple(features.vectors)})
     network, fused, depth, report = injection_training.fit(features.vectors, features.present, chosen, seed, queries, epochs)
     weights = tokenizer.injection_weights(network)
     return FusedItems(fused.astype(np.float32), depth.astype(np.int16), weights, asdict(report))
+
+
+def with_structure(features: ItemFeatures, histories: Sequence[np.ndarray], width: int, seed: int) -> ItemFeatures:
+    """Add structural vectors as a modality (paper 3.1): principal axes of co-occurrence in the training histories.
+
+    Every pair of items counts one history less than hold it, so that no user's own history tells of the pairs in it
+    (``own_left_out``). What is left of it comes by way of third items; docs/findings.md has figures.
+
+    Args:
+        features: features of the ``N`` items.
+        histories: training histories as rows of the items.
+        width: ``D``.
+        seed: seed of the decomposition.
+    """
+    vectors = structural_vectors.vectors(histories, len(features.items), width, seed, own_left_out=True)
+    inputs = features.inputs | {STRUCTURE: digest([width, seed, [history.tolist() for history in histories]])}
+    return replace(features.with_vectors(STRUCTURE, vectors), inputs=inputs)
 
 
 def concatenate(features: ItemFeatures, width: int) -> FusedItems:

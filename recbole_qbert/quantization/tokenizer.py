@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recbole_qbert.config.schema import InjectionConfig, QuantizerConfig
-from recbole_qbert.data.item_features import ItemFeatures, one_vector
+from recbole_qbert.data.item_features import STRUCTURE, ItemFeatures, one_vector
 from recbole_qbert.data.standardization import Standardization
 from recbole_qbert.injection.concatenation import Concatenation
 from recbole_qbert.injection.network import DynamicInjection
@@ -91,7 +91,7 @@ class Tokenizer:
             if inputs.get("fusion") == "concatenation":
                 fusion = Concatenation.of_tensors(weights)
             else:
-                fusion = _load_injection(weights, InjectionConfig(**inputs["settings"]))
+                fusion = _load_injection(weights, _injection_config(inputs["settings"]))
         return cls(semantic_ids.load(ids_file), fusion, quantizers)
 
     def extended(self, more: SemanticIDs, source: str, domain: str = "") -> Tokenizer:
@@ -135,6 +135,7 @@ class Tokenizer:
         repeated = [item for item in new.items if item in existing]
         if repeated:
             raise ValueError(f"{len(repeated)} items have a semantic ID already (first: {repeated[0]}); leave them out")
+        new = self._with_absent_structure(new)
         self._check_features(new)
         levels = len(self.ids.prefixes) // len(self.quantizers)
         blocks = []
@@ -161,13 +162,22 @@ class Tokenizer:
         semantic_ids.require_unique(both, "the extended vocabulary")
         return both
 
-    def _check_features(self, new: ItemFeatures) -> None:
+    def _with_absent_structure(self, new: ItemFeatures) -> ItemFeatures:
+        """Say that new items have no structural vector, where the vocabulary has any: they are in no history."""
+        width = self._widths().get(STRUCTURE)
+        return new if width is None else new.with_vectors(STRUCTURE, np.zeros((len(new.items), width), np.float32))
+
+    def _widths(self) -> dict[str, int]:
+        """Modality -> width of the features that the vocabulary was made from."""
         widths = {name: len(part.mean) for name, (_, part) in self.quantizers.items() if name != "fused"}
         if isinstance(self.fusion, Concatenation):
             widths |= {name: len(part.mean) for name, part in self.fusion.parts.items()}
         elif self.fusion is not None:
             widths |= {name: int(layer.in_features) for name, layer in self.fusion.project.items()}  # type: ignore[arg-type]
-        for name, width in widths.items():
+        return widths
+
+    def _check_features(self, new: ItemFeatures) -> None:
+        for name, width in self._widths().items():
             if name not in new.vectors or new.vectors[name].shape[2] != width:
                 actual = new.vectors[name].shape[2] if name in new.vectors else "no such features"
                 raise ValueError(
@@ -203,6 +213,12 @@ def _quantizer_config(settings: Mapping[str, Any]) -> QuantizerConfig:
     """Read the settings of a vocabulary; before version 0.3 all were of an RQ-VAE, and four settings of training are new."""
     before = {"method": "rqvae", "warmup_steps": 0, "steps": 0, "kmeans_sample": 1, "axes": 1}
     return QuantizerConfig(**{**before, **settings})
+
+
+def _injection_config(settings: Mapping[str, Any]) -> InjectionConfig:
+    """Read the settings of stage 1; before version 0.3 ``dynamic`` was the gate that is called ``paper`` now."""
+    old = "attention" not in settings and settings["gate"] == "dynamic"
+    return InjectionConfig(**{**settings, "gate": "paper" if old else settings["gate"]})
 
 
 def _load_injection(weights: dict[str, Tensor], config: InjectionConfig) -> DynamicInjection:

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from recbole_qbert.config.property_files import property_file, read_properties
 from recbole_qbert.config.schema import MODEL
 from recbole_qbert.data import content_neighbors
-from recbole_qbert.data.item_features import ItemFeatures
+from recbole_qbert.data.item_features import STRUCTURE, ItemFeatures
 from recbole_qbert.injection.concatenation import Concatenation
 from recbole_qbert.pipeline.builder import SemanticIDBuilder
 from recbole_qbert.pipeline.catalog import Catalog, StageSettings, stage_settings
@@ -86,7 +86,7 @@ def content_likeness(config: Any, catalog: Catalog) -> sp.csr_matrix | None:
     """
     if config["domains"]:
         return None
-    features = load_features(config, catalog)
+    features = load_features(config, catalog).without(STRUCTURE)  # co-occurrence is evidence of its own
     if not features.vectors:
         return None
     fusion = Concatenation.fit(features.vectors, features.present, _stage_settings(config).injection.dim)

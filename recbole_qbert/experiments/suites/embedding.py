@@ -61,12 +61,12 @@ def vectors(identifiers: Path, features_folder: Path, dataset: str) -> dict[str,
     fused_space = {}
     with torch.no_grad():
         # With one vector an item and modality the query has no say; with several, new items' query weighs them here.
-        query = network.query.weight[network.no_id].expand(len(fused), -1)
+        given = {name: torch.from_numpy(matrix) for name, matrix in matrices.vectors.items()}
+        present = {name: torch.from_numpy(mask) for name, mask in matrices.present.items()}
+        query = network.id_vectors(torch.full((len(fused),), network.no_id), given, present)
         for name in names:
             there = matrices.present[name].any(1)
-            aligned = network.align(
-                query, name, torch.from_numpy(matrices.vectors[name]), torch.from_numpy(matrices.present[name])
-            )
+            aligned = network.align(query, network.shared(name, given[name]), present[name])
             fused_space[name] = F.normalize(aligned, dim=1).numpy()
             fused_space[name][~there] = np.nan
     fused_space["fused"] = F.normalize(torch.from_numpy(np.array(fused, dtype=np.float32)), dim=1).numpy()
