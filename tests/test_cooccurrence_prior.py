@@ -111,6 +111,16 @@ def test_items_of_the_same_company_get_like_vectors():
     assert abs(match[0, 4]) < 0.01
 
 
+def test_with_the_own_sequence_left_out_a_pair_of_one_history_says_nothing():
+    """A pair that n histories hold counts n - 1: what each of them would find without itself."""
+    sequences = [np.array(s) for s in ([0, 1], [2, 3], [2, 3], [4, 5], [4, 5], [4, 5])]
+    found = vectors(sequences, 6, 6, 0, own_left_out=True).astype(float)
+    assert not found[:2].any() and vectors(sequences, 6, 6, 0)[:2].any()
+    # PPMI of the other pairs: log(1 * 6 / (2 * 2)) and log(2 * 6 / (3 * 3)).
+    lengths = np.square(found).sum(1)
+    assert lengths[2:] == pytest.approx([math.log(6 / 4)] * 2 + [math.log(12 / 9)] * 2, abs=1e-5)
+
+
 def test_vectors_are_the_same_for_the_same_seed():
     sequences = [np.random.default_rng(n).choice(30, 5, replace=False) for n in range(40)]
     assert np.array_equal(vectors(sequences, 30, 6, 1), vectors(sequences, 30, 6, 1))

@@ -534,3 +534,59 @@ def test_the_default_concatenates_and_quantizes_without_training_and_new_items_f
 def _aligned(catalog):
     loaded = item_features.load(catalog.folder, "toy", catalog.items, ("text", "image"))
     return loaded.vectors, loaded.present
+
+
+# -------------------------------------------------------------------------------- several vectors, structure
+
+
+@pytest.mark.parametrize("fusion", ["concatenation", "injection"])
+def test_structure_is_a_modality_that_new_items_do_not_have(toy, tmp_path, fusion):
+    chosen = settings(
+        "both",
+        identifiers={"fusion": fusion},
+        injection={"modalities": ("text", "structure"), "dim": 4},
+    )
+    pairs = [np.array([0, 1, 2]), np.array([0, 1, 2]), np.array([3, 4]), np.array([3, 4]), np.array([5, 6])]
+    shared = Catalog("toy", toy.folder, toy.items, pairs)
+    ids, figures = SemanticIDBuilder(shared, chosen, tmp_path / "out").build()
+    assert figures["features"]["modalities"]["structure"] == {"shape": [30, 1, 4], "coverage": pytest.approx(5 / 30)}
+    assert [entry["code_set"] for entry in figures["semantic_ids"]["code_sets"]] == ["fused", "text", "structure"]
+    assert (ids.codes[5:, 4:] < 0).all() and (ids.codes[:5, 4:] >= 0).all()  # items 5 and 6 share only one history
+    new = ("n0", "n1")
+    write_features(tmp_path / "new", new, **matrices(seed=9, count=2))
+    loaded = item_features.load(tmp_path / "new", "toy", new, ("text", "image"))
+    both = Tokenizer.load(tmp_path / "out").add(loaded)
+    assert np.array_equal(both.codes[:30], ids.codes)
+    assert (both.codes[30:, :4] >= 0).all() and (both.codes[30:, 4:] < 0).all()
+    figures_of = []
+    for histories in (pairs, pairs[:-1] + [np.array([7, 8])] * 2):
+        other = Catalog("toy", toy.folder, toy.items, histories)
+        figures_of.append(SemanticIDBuilder(other, chosen, tmp_path / "out").features()[0].inputs["structure"])
+    assert figures_of[0] != figures_of[1]  # so the stages run again
+
+
+def test_a_file_may_not_be_called_structure(toy):
+    np.save(toy.folder / "toy.structure.npy", np.zeros((30, 3), np.float32))
+    assert item_features.available(toy.folder, "toy") == ("text", "image")
+
+
+@pytest.mark.parametrize("fusion", ["concatenation", "injection"])
+def test_the_built_in_encoder_gives_a_vector_a_column(tmp_path, fusion):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [f"i{n:02}\tred reed {n} of cane\t{'' if n % 3 else 'Rico brand'}\n" for n in range(30)]
+    header = "item_id:token\ttitle:token_seq\tbrand:token_seq\n"
+    (folder / "toy.item").write_text(header + "".join(rows), encoding="utf-8")
+    here, shapes = catalog(folder), []
+    for kind in ("joined", "by_column"):
+        chosen = settings("fused", identifiers={"fusion": fusion, "text_vectors": kind, "builtin_width": 8})
+        builder = SemanticIDBuilder(here, chosen, tmp_path / "out")
+        features, _ = builder.features()
+        shapes.append(features.vectors["text"].shape[1])
+        ids, _ = builder.build()
+        assert len(np.unique(ids.codes, axis=0)) == 30
+    assert shapes == [1, 2]
+    assert features.present["text"][:, 0].all() and features.present["text"][:, 1].tolist() == [
+        n % 3 == 0 for n in range(30)
+    ]
+    assert np.allclose(features.vectors["text"][0, 1], features.vectors["text"][3, 1])  # the same brand, in one space

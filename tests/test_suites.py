@@ -1239,3 +1239,16 @@ def test_the_command_reports_failures_by_its_exit_code_and_prints_the_table(data
     monkeypatch.setattr(runner, "run", stopped)
     assert command(options)["exit_code"] == 130
     assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_figure_7_says_where_depth_per_item_means_nothing():
+    from recbole_qbert.experiments.suites.markdown import depth_tests
+
+    test = {"learned": 0.5, "permuted": 0.6, "permuted_sd": 0.01, "fixed": [0.7, 0.55], "common": 2, "oracle": 0.4}
+    good, chance = ({**test, "beats_permuted": passed, "beats_common": passed} for passed in (True, False))
+    lines = depth_tests({"item by item": [good, good], "by chance": [good, {**chance, "learned": 0.62}]})
+    assert "| item by item | 0.5000 | 0.6000 (0.0100) | 0.5500 | 0.4000 | 2 |" in lines
+    assert "| by chance | 0.5600 | 0.6000 (0.0100) | 0.5500 | 0.4000 | 2 |" in lines
+    (warning,) = [line for line in lines if line.startswith("- **")]
+    assert "by chance" in warning and "1 of 2" in warning
+    assert depth_tests({}) == []

@@ -491,3 +491,22 @@ def test_columns_of_other_names_make_a_template_of_their_own(tmp_path: Path) -> 
     assert template_for(path, form=form) == DEFAULT_TEMPLATE
     assert read_texts(path, DEFAULT_TEMPLATE, form) == (("é",), ["Title: A b. Categories: C 1, D."])
     assert read_items(tmp_path, "toy", form) == ("é",)
+
+
+def test_a_vector_a_column(tmp_path: Path, llama: Path) -> None:
+    folder = write_items(tmp_path, [("b", "Card", "Amazon"), ("a", "Reed of cane", ""), ("c", "Bow", "Rico")], COLUMNS)
+    record = make(folder, llama, text_vectors="by_column")
+    matrix = np.load(folder / "toy.text.npy")
+    assert matrix.shape[:2] == (3, 2) and record["shape"] == list(matrix.shape)
+    assert np.isnan(matrix).all(2).tolist() == [[False, False], [False, True], [False, False]]
+    for number, column in enumerate(("title", "brand")):
+        make(folder, llama, template=f"{{{column}}}", output=tmp_path / column)
+        alone = np.load(tmp_path / column / "toy.text.npy")
+        np.testing.assert_allclose(matrix[:, number], alone, atol=1e-5)
+    with pytest.raises(ValueError, match=r"template.*text_vectors"):
+        make(folder, llama, text_vectors="by_column", template="{title}")
+    with pytest.raises(ValueError, match=r"text_vectors.*'columns'"):
+        make(folder, llama, text_vectors="columns")
+
+
+COLUMNS = "item_id:token\ttitle:token_seq\tbrand:token_seq"

@@ -66,8 +66,9 @@ def encode_texts(
     rebuild: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write ``X.text.npy``, ``[N, D]`` or ``[N, J, D]``, beside ``X.items.txt`` and ``X.features.json``; NaN rows for items without text.
+    """Write ``X.text.npy``, ``[N, D]`` or ``[N, J, D]``, beside ``X.items.txt`` and ``X.features.json``.
 
+    Rows of items without text are NaN.
     With `torchrun`, several processes or machines share the work in one folder and write the same bytes, given the same
     number of threads per process.
 

@@ -1,8 +1,8 @@
 """Fusion depth: what gates learn, the best common depth, and the test of whether a depth per item means anything.
 
 The paper is silent on how gates are trained. Here every layer's output has the loss (deep supervision), so what an item
-gains by going on is known. Once the layers stand still, each gate learns to tell that gain from the item's vector; a gate that
-learns beside the layers follows what they did some steps ago.
+gains by going on is known. Once the layers stand still, each gate learns to tell that gain from the item's vector; a gate
+that learns beside the layers follows what they did some steps ago.
 """
 
 from __future__ import annotations

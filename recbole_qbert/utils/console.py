@@ -26,6 +26,12 @@ def show_stages(figures: dict[str, Any]) -> dict[str, Any]:
     if "depth" in figures.get("injection", {}):
         depth = figures["injection"]["depth"]
         say("stage 1    depth     " + "  ".join(f"{number}: {share:.1%}" for number, share in enumerate(depth, 1)))
+        if test := figures["injection"].get("depth_test"):
+            common = f"{test['fixed'][test['common'] - 1]:.4f} at depth {test['common']} for all"
+            say(
+                f"{'':<21}held-out loss {test['learned']:.4f} at the learned depth, {test['permuted']:.4f} "
+                f"({test['permuted_sd']:.4f}) at the same dealt out at random, {common}, {test['oracle']:.4f} by an oracle"
+            )
     elif "injection" in figures:
         say(f"stage 1    concatenation, {figures['injection']['width']} columns")
     for code_set in figures.get("semantic_ids", {}).get("code_sets", []):

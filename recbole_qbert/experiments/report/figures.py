@@ -87,6 +87,11 @@ def depth_of(trial: FinishedTrial) -> list[float]:
     return [float(share) for share in shares] if any(shares) else []
 
 
+def depth_test_of(trial: FinishedTrial) -> dict[str, Any] | None:
+    """Return the permutation test of depth of a finished trial, as `injection.depth.DepthTest` has it."""
+    return ((trial.result.get("identifiers") or {}).get("injection") or {}).get("depth_test")
+
+
 def same_together(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Join the names of rows with the same values by commas; leave out rows without any."""
     groups: dict[str, list[Any]] = {}

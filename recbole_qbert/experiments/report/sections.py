@@ -108,7 +108,22 @@ def depth(suite: Suite, plots: list[Plot]) -> Html:
         for row, runs in figures.same_together(depths).items()
     ]
     caption = "Layers of fusion that an item goes through. The paper: most between one and three, median two."
-    return gallery(plots, table(caption, ("row", "median", "mean", "seeds"), lines)) if lines else Html("")
+    if not lines:
+        return Html("")
+    tests = {row: [test for trial in trials if (test := figures.depth_test_of(trial))] for row, trials in suite.by_row()}
+    tested = [
+        line(
+            row,
+            [f"{sum(bool(test[key]) for test in of_row)} of {len(of_row)}" for key in ("beats_permuted", "beats_common")],
+        )
+        for row, of_row in figures.same_together(tests).items()
+    ]
+    meaning = (
+        "Seeds with which depth per item has a lower loss of held-out items than the same depths dealt out at random, and "
+        "than one depth for all. Without the first, the distribution above says nothing about the items."
+    )
+    verdict = table(meaning, ("row", "better than chance", "better than one depth"), tested) if tested else Html("")
+    return gallery(plots, table(caption, ("row", "median", "mean", "seeds"), lines), verdict)
 
 
 def _median(several: list[list[float]]) -> int:

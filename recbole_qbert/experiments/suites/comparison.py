@@ -31,6 +31,7 @@ class ResultRow:
         figures: evaluation -> metric -> spread; empty where no seed has a result.
         tests: evaluation -> test against ``Comparison.reference``; none of that row itself, or of other test users.
         depth: share of items that end after each layer of stage 1, mean over seeds; ``None`` without stage 1.
+        depth_tests: of each seed the permutation test of that depth (``injection.depth.DepthTest``), on held-out items.
         parameters: of the model, with frozen ones.
         items: how many were ranked.
         users: how many were tested.
@@ -60,6 +61,7 @@ class ResultRow:
     figures: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict)
     tests: Mapping[str, Paired] = field(default_factory=dict)
     depth: Sequence[float] | None = None
+    depth_tests: Sequence[Mapping[str, Any]] = ()
     parameters: int | None = None
     items: int | None = None
     users: int | None = None
@@ -215,9 +217,11 @@ def _row(
     first = results[0][1]
     stage_1 = [(r["identifiers"] or {}).get("injection") or {} for _, r in results]
     depths = [injection["depth"] for injection in stage_1 if "depth" in injection]
+    depth_tests = [] if prefix else [injection["depth_test"] for injection in stage_1 if injection.get("depth_test")]
     return ResultRow(
         name, **common, tuned=_tuned(plan, trials[0]), seeds=tuple(trial.seed for trial, _ in results),
         figures=figures, tests=tests, depth=np.mean(depths, 0).tolist() if depths and not prefix else None, failed=failed,
+        depth_tests=depth_tests,
         parameters=first["parameters"], items=first["items"], users=first["users"],
         epochs=float(np.mean([r["epochs"] for _, r in results])),
         revisions=tuple(sorted({r["revision"] for _, r in results if r["revision"]})), key=trials[0].request["key"],

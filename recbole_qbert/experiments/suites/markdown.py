@@ -28,6 +28,7 @@ def markdown(comparison: Comparison, notes: Sequence[tuple[str, bool]], depth: b
         lines += [f"## {title}", "", *_results(comparison, evaluation), ""]
     if depth:
         lines += ["## Layers of stage 1 that items use", "", *_depth(comparison.rows), ""]
+        lines += depth_tests({row.name: row.depth_tests for row in comparison.rows if row.depth_tests})
     return [*lines, *(f"- **{text}**" if warning else f"- {text}" for text, warning in notes)]
 
 
@@ -147,6 +148,41 @@ def _depth(rows: Sequence[ResultRow]) -> list[str]:
         mean = sum(layers * share for layers, share in enumerate(depth, 1))
         table_rows.append([name, *(f"{share:.1%}" for share in depth), *[""] * (width - len(depth)), f"{mean:.2f}"])
     return table(table_rows)
+
+
+def depth_tests(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Write the permutation tests of learned depth, mean over seeds, and say where depth per item means nothing.
+
+    Args:
+        rows: model -> ``injection.depth.DepthTest`` of each seed, as a mapping.
+
+    Returns:
+        Lines of Markdown; none without a test.
+    """
+    if not rows:
+        return []
+    head = [
+        "loss of held-out items",
+        "learned depth",
+        "the same, dealt out at random",
+        "best common depth",
+        "oracle",
+        "seeds",
+    ]
+    table_rows, lines = [head], []
+    for name, tests in rows.items():
+        of_seeds = [(test["learned"], test["permuted"], test["fixed"][test["common"] - 1], test["oracle"]) for test in tests]
+        learned, permuted, common, oracle = (sum(column) / len(tests) for column in zip(*of_seeds, strict=True))
+        spread = sum(test["permuted_sd"] for test in tests) / len(tests)
+        chance = f"{permuted:.4f} ({spread:.4f})"
+        table_rows.append([name, f"{learned:.4f}", chance, f"{common:.4f}", f"{oracle:.4f}", str(len(tests))])
+        better, best = (sum(bool(test[key]) for test in tests) for key in ("beats_permuted", "beats_common"))
+        if better < len(tests) or best < len(tests):
+            lines.append(
+                f"- **{name}: depth per item is better than chance with {better} of {len(tests)} seeds, and than one depth "
+                f"for all with {best}: where it is not, the distribution of depth says nothing about the items.**"
+            )
+    return ["## Whether the depth of an item means anything", "", *table(table_rows), "", *lines, *([""] if lines else [])]
 
 
 def _list(seeds: Iterable[int]) -> str:
