@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from recbole_qbert.experiments.statistics import Paired
 from recbole_qbert.experiments.suites.comparison import Comparison, ResultRow
