@@ -25,7 +25,7 @@ def made_layers(count, seed):
 
 def test_gates_learn_who_gains_by_going_on_and_pass_the_permutation_test_on_other_items():
     torch.manual_seed(0)
-    model = DynamicInjection(1, WIDTHS, injection_config(layers=3, gate="dynamic"))
+    model = DynamicInjection(1, WIDTHS, injection_config(layers=3, gate="dynamic", learning_rate=0.02))
     vectors, losses, _ = made_layers(400, 1)
     depth.fit_gates(model, vectors, losses)
     vectors, losses, needs_more = made_layers(300, 2)

@@ -47,4 +47,5 @@ def vectors(sequences: Sequence[np.ndarray], items: int, width: int, seed: int, 
     if positive.nnz and rank > 0:
         left, strength, _ = randomized_svd(positive, n_components=rank, random_state=seed)
         result[:, :rank] = left * np.sqrt(strength)
+        result[positive.getnnz(1) == 0] = 0.0  # the decomposition leaves rounding errors there
     return result
