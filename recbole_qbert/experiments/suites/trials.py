@@ -33,7 +33,12 @@ LATER_PROPERTIES: Mapping[str, Any] = {
     "annealing": 0,
     "train_users": 1.0,
     "pretrained_parts": ["encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"],
+    "text_vectors": "joined",
 }
+#: Properties of the network of stage 1, with the value that they have in the key where it is not run; ``None``: in no key.
+_OF_NETWORK = {
+    "injection_query": "structural", "injection_gate": "dynamic", "injection_attention": None, "injection_reconstruction": None,
+}  # fmt: skip
 _OF_FEATURES = ("VQRec", "MISSRec")  # models that read item features besides QBERT4Rec
 _INTERACTION_FILES = (".inter", ".item")
 _DATA_FILES = (*_INTERACTION_FILES, ".items.txt", ".npy", ".sid")
@@ -251,6 +256,9 @@ def identity(config: Any) -> dict[str, Any]:
         for key, value in final.items()
         if key not in _NOT_HASHED and not (key in LATER_PROPERTIES and value == LATER_PROPERTIES[key])
     }
+    if final["fusion"] == "concatenation":
+        resolved = {key: value for key, value in resolved.items() if key not in _OF_NETWORK}
+        resolved |= {key: value for key, value in _OF_NETWORK.items() if value is not None}
     return resolved | {key: sha256(Path(final[key])) for key in _FILES if final[key]}
 
 
