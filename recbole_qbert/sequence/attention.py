@@ -40,19 +40,20 @@ class Layout:
 
 
 class Attention:
-    """Compute ``softmax(q k / sqrt(D / H) + bias of the distance) v`` for the same rows in every block of an encoder.
+    """Compute ``softmax(scale q k + bias of the distance) v`` for the same rows in every block of an encoder.
 
     Args:
         groups: rows of like length, and whether their tokens see those up to themselves only (causal) or the whole row. The
             packed tokens are those of all groups, in their order.
         distance: ``[H, W]`` float bias of the distances ``-(W // 2) .. W // 2`` between key and query.
+        scale: factor of the products of queries and keys; by default ``1 / sqrt(D / H)``.
 
     Raises:
         ValueError: rows are longer than there are distances.
     """
 
-    def __init__(self, groups: Sequence[tuple[PackedSequences, bool]], distance: Tensor) -> None:
-        self.groups, self.distance = groups, distance
+    def __init__(self, groups: Sequence[tuple[PackedSequences, bool]], distance: Tensor, scale: float | None = None) -> None:
+        self.groups, self.distance, self.scale = groups, distance, scale
         self.longest, limit = max(rows.shape[1] for rows, _ in groups), distance.shape[1] // 2 + 1
         if self.longest > limit:  # the kernels do not check bounds
             raise ValueError(f"a row has {self.longest} positions; the encoder was made for at most {limit}")
@@ -69,7 +70,8 @@ class Attention:
         """
         short_enough = self.longest <= (MAX_KERNEL_LENGTH_WITH_DROPOUT if rate > 0 else MAX_KERNEL_LENGTH)
         if short_enough and can_use_kernels(joint) and joint.dtype == self.distance.dtype:
-            return _KernelAttention.apply(joint, self.distance, self._layout, rate)  # type: ignore[no-untyped-call]
+            scale = (joint.shape[1] // 3 // len(self.distance)) ** -0.5 if self.scale is None else self.scale
+            return _KernelAttention.apply(joint, self.distance, self._layout, rate, scale)  # type: ignore[no-untyped-call]
         split = joint.split([len(rows.position) for rows, _ in self.groups])
         context = [
             rows.pack(self._attend_padded(rows.pad(part), bias, rate))
@@ -82,7 +84,9 @@ class Attention:
         size, length, width = joint.shape
         heads = len(self.distance)
         query, key, value = joint.view(size, length, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(joint.dtype), dropout_p=rate)
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias.to(joint.dtype), dropout_p=rate, scale=self.scale
+        )
         return context.transpose(1, 2).reshape(size, length, width // 3)
 
     @cached_property
@@ -115,13 +119,13 @@ class Attention:
 
 class _KernelAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, joint: Tensor, distance: Tensor, layout: Layout, rate: float) -> Tensor:
+    def forward(ctx: Any, joint: Tensor, distance: Tensor, layout: Layout, rate: float, scale: float) -> Tensor:
         from recbole_qbert.sequence.kernels import attention_and_dropout  # imported late: numba is slow to import
 
         width, end = joint.shape[1] // 3, layout.weight_end
         out, weight = joint.new_empty(len(joint), width), joint.new_empty(int(end[-1]) if len(end) else 0)
-        scale = np.array([(width // len(distance)) ** -0.5, 1 / (1 - rate)], out.numpy().dtype)
-        ctx.rest = (layout.start, layout.length, layout.causal, layout.weight_start, scale, *dropout_state(rate))
+        factors = np.array([scale, 1 / (1 - rate)], out.numpy().dtype)
+        ctx.rest = (layout.start, layout.length, layout.causal, layout.weight_start, factors, *dropout_state(rate))
         ctx.bounds = split_work(end * (width // len(distance)))  # work of a weight: one step for each element of a head
         ctx.save_for_backward(joint, distance, weight)
         arguments = (*_arrays(joint, distance), *ctx.rest, weight.numpy(), out.numpy())
@@ -137,7 +141,7 @@ class _KernelAttention(torch.autograd.Function):
         out, bias = joint.new_empty(joint.shape), distance.new_zeros(len(ctx.bounds) - 1, *distance.shape)
         arguments = (*_arrays(joint, distance), *ctx.rest, *_arrays(weight, grad[0], out))
         call(attention_and_dropout.attend_backward, arguments, ctx.bounds, own=bias.numpy())
-        return out, bias.sum(0), None, None
+        return out, bias.sum(0), None, None, None
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:

@@ -1,0 +1,123 @@
+"""Weights of a pretrained T5, read from a local folder as transformers' ``save_pretrained`` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_qbert.generative.t5 import T5, T5Sizes
+from recbole_qbert.utils.io import read_json
+from recbole_qbert.utils.tensor_file import load_tensors
+
+#: Defaults of transformers' ``T5Config``, whose files may leave them out.
+_DEFAULTS = {
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": True,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+}
+_NEEDED = ("feed_forward_proj", "tie_word_embeddings")
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the configuration and the weights of a T5; no code of the folder is run.
+
+    Args:
+        folder: a folder with ``config.json`` and ``*.safetensors`` or ``pytorch_model.bin``.
+
+    Returns:
+        ``(configuration, name -> tensor in float32)``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing.
+        ValueError: the folder holds another architecture; names the key that differs.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"backbone is {str(folder)!r}, which is no folder; name a folder with a saved T5")
+    way_out = "name a folder that transformers' save_pretrained wrote"
+    config = _DEFAULTS | read_json(folder / "config.json", way_out)
+    if config.get("num_decoder_layers") is None:
+        config["num_decoder_layers"] = config.get("num_layers")
+    for key in _NEEDED:
+        if config[key] != _DEFAULTS[key]:
+            raise ValueError(f"{folder}: {key} is {config[key]!r}; the network here is a T5 with {key}: {_DEFAULTS[key]!r}")
+    missing = [name for name in T5Sizes.__dataclass_fields__ if name != "dropout_rate" and name not in config]
+    if missing:
+        raise ValueError(f"{folder / 'config.json'} has no {', '.join(missing)}, so it is not of a T5; {way_out}")
+    return config, {name: value.float() for name, value in _tensors(folder, way_out).items()}
+
+
+def _tensors(folder: Path, way_out: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return {name: value for file in files for name, value in load_file(file).items()}
+    file = folder / "pytorch_model.bin"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} has neither *.safetensors nor {file.name}; {way_out}")
+    return load_tensors(file)
+
+
+def sizes_of(config: dict[str, Any], dropout_rate: float) -> T5Sizes:
+    """Return the sizes that a configuration of transformers' ``T5Config`` names."""
+    names = [name for name in T5Sizes.__dataclass_fields__ if name != "dropout_rate"]
+    return T5Sizes(**{name: config[name] for name in names}, dropout_rate=dropout_rate)
+
+
+@torch.no_grad()
+def copy_weights(network: T5, weights: dict[str, Tensor]) -> None:
+    """Copy the weights of ``T5ForConditionalGeneration`` into a network.
+
+    Rows of the network's token table beyond those of the weights stay as they are: new tokens keep the numbers that they
+    were drawn with, whatever transformers would draw.
+
+    Args:
+        network: network of the same sizes, with as many tokens at least.
+        weights: state of the model of transformers.
+
+    Raises:
+        ValueError: a tensor is missing, or has another shape than the network's; names it.
+    """
+    try:
+        _copy_all(network, weights)
+    except KeyError as error:
+        raise ValueError(f"the weights have no tensor {error}; they are not those of a T5 of these sizes") from None
+
+
+def _copy_all(network: T5, weights: dict[str, Tensor]) -> None:
+    table = weights["shared.weight"]
+    _copy("shared.weight", network.embedding[: len(table)], table)
+    for stack, name in ((network.encoder, "encoder"), (network.decoder, "decoder")):
+        table = weights[f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+        _copy(f"{name} relative_attention_bias", stack.distance, table.T)
+        _copy(f"{name}.final_layer_norm", stack.norm.weight, weights[f"{name}.final_layer_norm.weight"])
+        for number, block in enumerate(stack.blocks):
+            here = f"{name}.block.{number}.layer"
+            _copy_attention(block.attention, weights, f"{here}.0", "SelfAttention")
+            if block.cross is not None:
+                _copy_attention(block.cross, weights, f"{here}.1", "EncDecAttention")
+            feed = f"{here}.{1 if block.cross is None else 2}"
+            _copy(f"{feed}.wi", block.feed.grow.weight, weights[f"{feed}.DenseReluDense.wi.weight"])
+            _copy(f"{feed}.wo", block.feed.shrink.weight, weights[f"{feed}.DenseReluDense.wo.weight"])
+            _copy(f"{feed}.layer_norm", block.feed.norm.weight, weights[f"{feed}.layer_norm.weight"])
+
+
+def _copy_attention(part: Any, weights: dict[str, Tensor], layer: str, kind: str) -> None:
+    query, key, value, mix = (weights[f"{layer}.{kind}.{name}.weight"] for name in "qkvo")
+    if hasattr(part, "query"):
+        _copy(f"{layer}.{kind}.q", part.query.weight, query)
+        _copy(f"{layer}.{kind}", part.joint.weight, torch.cat([key, value]))
+    else:
+        _copy(f"{layer}.{kind}", part.joint.weight, torch.cat([query, key, value]))
+    _copy(f"{layer}.{kind}.o", part.mix.weight, mix)
+    _copy(f"{layer}.layer_norm", part.norm.weight, weights[f"{layer}.layer_norm.weight"])
+
+
+def _copy(name: str, to: Tensor, value: Tensor) -> None:
+    if to.shape != value.shape:
+        raise ValueError(f"{name} is {tuple(value.shape)} in the weights and {tuple(to.shape)} in the network")
+    to.copy_(value)
