@@ -2,10 +2,10 @@
 
     python benchmarks/generative.py --data_path DATA --dataset X [--size published]
 
-Batches of next-item examples of a real data set under random IDs of four codes: source of 4 tokens an item of the history and an
-end mark, target of 4 tokens and an end mark. Both networks have the same sizes and take turns on the same batches, one thread,
-AdamW and dropout included. transformers' module pads to the longest row; it is measured twice, with the vocabulary of the codes
-and with T5's own 32,100 pieces beside them, as the published models have it.
+Batches of next-item examples of a real data set under random IDs of four codes: a source has 4 tokens an item of the history
+and an end mark, a target 4 tokens and an end mark. The networks have the same sizes and take turns on the same batches, one
+thread, AdamW and dropout included. transformers' module pads to the longest row; it is measured twice, with the vocabulary
+of the codes and with T5's own 32,100 pieces beside them, as the published models have it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def theirs(sizes: dict[str, int], vocabulary: int) -> Callable[[Tensor, Tensor],
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

@@ -154,7 +154,7 @@ def test_a_beam_as_wide_as_the_catalog_finds_all_and_a_narrow_one_only_real_item
             node = child[logits[ranker.trie.token[child]].argmax()][None]
             tokens.append(int(ranker.trie.token[node]))
         assert int(ranker.top_k(row, 1)[1][0, 0]) in ranker.trie.items_at(node)[1].tolist()
-    with pytest.raises(ValueError, match="beams is 3.*10"):
+    with pytest.raises(ValueError, match=r"beams is 3.*10"):
         narrow.rank(source, target, 10)
     with pytest.raises(ValueError, match="'best'"):
         ItemRanker(model, ids, "best")

@@ -92,7 +92,7 @@ def test_a_folder_of_another_architecture_is_refused(tmp_path):
     from transformers import T5Config, T5ForConditionalGeneration
 
     T5ForConditionalGeneration(T5Config(**SMALL, feed_forward_proj="gated-gelu")).save_pretrained(tmp_path / "gated")
-    with pytest.raises(ValueError, match="feed_forward_proj.*gated-gelu"):
+    with pytest.raises(ValueError, match=r"feed_forward_proj.*gated-gelu"):
         t5_weights.read_folder(tmp_path / "gated")
     (tmp_path / "gated" / "config.json").write_text('{"d_model": 3}')
     with pytest.raises(ValueError, match="vocab_size"):
@@ -205,8 +205,7 @@ def test_padded_groups_compute_what_packed_ones_do(monkeypatch):
 
 def test_what_is_added_reaches_the_encoder_only():
     model = network().eval()
-    matrix, targets = batch()
-    source = PackedTokens.of(matrix)
+    source = PackedTokens.of(batch()[0])
     plain = model.encode(source).states
     added = torch.randn(len(source.tokens), 20)
     assert torch.equal(model.encode(source, torch.zeros_like(added)).states, plain)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from recbole_qbert.generative.decoding import Sources
 from recbole_qbert.generative.packed_tokens import PackedTokens

@@ -23,7 +23,7 @@ class Trie:
         parent: ``[nodes]`` int64; the root is its own.
         depth: ``[nodes]`` int64; 0 at the root.
         first_child: ``[nodes + 1]`` int64: node ``n`` has the children ``first_child[n]`` to ``first_child[n + 1] - 1``.
-        first_item: ``[nodes + 1]`` int64: node ``n`` has the entries ``first_item[n]`` to ``first_item[n + 1] - 1`` of ``items``.
+        first_item: ``[nodes + 1]`` int64: those of node ``n`` are ``items[first_item[n] : first_item[n + 1]]``.
         items: ``[entries]`` int64, items in the order of their nodes.
         node_of: ``[N]`` int64, the node of each item; -1 for an item that has no ID.
     """

@@ -38,17 +38,25 @@ class SemanticIDBuilder:
         output: folder of everything that is written.
         rebuild: run every stage again.
         progress: show progress bars.
+        collisions: what happens to items that share an ID (``stages.quantize``).
 
     Raises:
         ValueError: ``output`` is the data set's own folder.
     """
 
     def __init__(
-        self, catalog: Catalog, settings: StageSettings, output: Path, *, rebuild: bool = False, progress: bool = False
+        self,
+        catalog: Catalog,
+        settings: StageSettings,
+        output: Path,
+        *,
+        rebuild: bool = False,
+        progress: bool = False,
+        collisions: str = stages.REALLOCATE,
     ) -> None:
         require_separate_output(catalog, output)
         self.catalog, self.settings, self.output, self.rebuild = catalog, settings, output, rebuild
-        self.progress = progress
+        self.progress, self.collisions = progress, collisions
 
     def build(self) -> tuple[SemanticIDs, dict[str, Any]]:
         """Run the stages that have no reusable output. Of several callers the first one builds, and the others wait.
@@ -62,7 +70,8 @@ class SemanticIDBuilder:
         """
         if self.settings.identifiers.semantic_ids == "none":
             raise ValueError("semantic_ids is none: there are no IDs to build; set it to fused, per_modality or both")
-        _require_enough_ids(len(self.catalog.items), self.settings.quantizer)  # before stage 1 spends its time
+        if self.collisions == stages.REALLOCATE:
+            _require_enough_ids(len(self.catalog.items), self.settings.quantizer)  # before stage 1 spends its time
         figures: dict[str, Any] = {"seconds": {}}
         with file_lock(self.output):
             with _timed(figures, "features"):
@@ -141,6 +150,8 @@ class SemanticIDBuilder:
             "settings": asdict(config),
             "seed": seed,
         }
+        if self.collisions != stages.REALLOCATE:
+            inputs["collisions"] = self.collisions
         ids_file, weights_file = self._file("sid"), self._file("quantizer.safetensors")
 
         def run() -> dict[str, Any]:
@@ -149,7 +160,7 @@ class SemanticIDBuilder:
                 for code_set in code_sets
             }
             fused = np.load(fused_file, allow_pickle=False) if fused_file else None
-            quantized = stages.quantize(features, fused, code_sets, config, seed, epochs.__getitem__)
+            quantized = stages.quantize(features, fused, code_sets, config, seed, epochs.__getitem__, self.collisions)
             semantic_ids.require_unique(quantized.ids, str(ids_file))
             tokenizer.save_weights(weights_file, quantized.weights)
             replace(quantized.ids, vocabulary=sha256(weights_file)).save(ids_file)
@@ -159,7 +170,8 @@ class SemanticIDBuilder:
 
         outputs = [ids_file, self._file("sid.json"), weights_file]
         report = self._cached("sid", inputs, outputs, run, "stage 2 quantization")
-        return semantic_ids.load(ids_file, config.codes), report
+        size = config.codes if self.collisions == stages.REALLOCATE else None  # a digit may count further
+        return semantic_ids.load(ids_file, size), report
 
     # ------------------------------------------------------------------------------------------------------ features
     def _features_folder(self) -> Path:

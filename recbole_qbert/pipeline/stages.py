@@ -20,6 +20,8 @@ from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.utils.io import digest
 from recbole_qbert.utils.resumable_epochs import Epochs
 
+REALLOCATE, DIGIT = "reallocate", "digit"
+
 
 @dataclass(frozen=True)
 class FusedItems:
@@ -131,6 +133,7 @@ def quantize(
     config: QuantizerConfig,
     seed: int,
     epochs: Callable[[str], Epochs | None] = lambda code_set: None,
+    collisions: str = REALLOCATE,
 ) -> QuantizedItems:
     """Run stage 2: quantize the vectors of each code set and resolve collisions (paper 3.4).
 
@@ -141,6 +144,8 @@ def quantize(
         config: settings of the stage.
         seed: seed of everything random.
         epochs: function from a code set to the counter that shows its progress and resumes it.
+        collisions: what happens to items that share an ID: ``reallocate`` moves them, ``digit`` appends a level that counts
+            them (TIGER).
 
     Returns:
         The IDs, weights and health of each code set.
@@ -151,18 +156,22 @@ def quantize(
     codes, report = [], []
     prefixes: list[str] = []
     weights: dict[str, torch.Tensor] = {}
+    levels = config.levels + (collisions == DIGIT)
     for number, code_set in enumerate(code_sets):
         vectors, described = _vectors_of(code_set, features, fused)
-        letters = semantic_ids.prefixes_of(config.levels, number)
+        letters = semantic_ids.prefixes_of(levels, number)
         items = [features.items[row] for row in np.flatnonzero(described)]
-        final, health, tensors = _quantize_set(vectors[described], items, letters, config, seed, epochs(code_set))
-        of_all_items = np.full((len(features.items), config.levels), -1, dtype=np.int16)
+        own = epochs(code_set)
+        final, health, tensors = _quantize_set(vectors[described], items, letters, config, seed, own, collisions)
+        of_all_items = np.full((len(features.items), levels), -1, dtype=np.int16)
         of_all_items[described] = final
         codes.append(of_all_items)
         prefixes += letters
         weights |= {f"{code_set}.{key}": value for key, value in tensors.items()}
         report.append({"code_set": code_set, **health})
-    ids = SemanticIDs(features.items, np.concatenate(codes, 1), tuple(prefixes), config.codes)
+    joined = np.concatenate(codes, 1)
+    size = max(config.codes, int(joined.max(initial=0)) + 1)  # a digit may count further than there are codes
+    ids = SemanticIDs(features.items, joined, tuple(prefixes), size)
     return QuantizedItems(ids, weights, {"code_sets": report})
 
 
@@ -173,8 +182,9 @@ def _quantize_set(
     config: QuantizerConfig,
     seed: int,
     epochs: Epochs | None,
+    collisions: str,
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, torch.Tensor]]:
-    """Train the quantizer of one code set, encode and reallocate; return codes, health and weights."""
+    """Train the quantizer of one code set, encode and resolve collisions; return codes, health and weights."""
     # The same mean and length for every encoder, so that learning rate and beta mean the same.
     standardization = Standardization.fit(torch.from_numpy(vectors), config.axes)
     inputs = standardization(torch.from_numpy(vectors))
@@ -186,9 +196,13 @@ def _quantize_set(
     else:
         model = residual_quantizer.fit(inputs, config, seed)
     before, latents = model.encode(inputs)
-    final = collision_resolution.reallocate(before.numpy(), latents.numpy(), model.codebooks.detach().numpy(), items)
-    final_codes = torch.from_numpy(final).long()
-    health = semantic_ids.health(before.numpy(), final, config.codes, prefixes)
+    shared = before.numpy()
+    if collisions == DIGIT:
+        final, shared = collision_resolution.append_digit(shared, items), np.pad(shared, ((0, 0), (0, 1)))
+    else:
+        final = collision_resolution.reallocate(shared, latents.numpy(), model.codebooks.detach().numpy(), items)
+    final_codes = torch.from_numpy(final[:, : config.levels]).long()
+    health = semantic_ids.health(shared, final, config.codes, prefixes)
     health["explained_per_level"] = fidelity.explained_variance(model, inputs, final_codes)
     health["neighbors_kept"] = fidelity.neighbors_kept(inputs, model.decode(final_codes))
     health["reseeded_codes"] = reseeded

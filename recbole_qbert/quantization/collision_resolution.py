@@ -79,6 +79,30 @@ def reallocate(
     return result
 
 
+def append_digit(codes: np.ndarray, items: Sequence[str]) -> np.ndarray:
+    """Make semantic IDs unique by one more level that counts the items of an ID (TIGER, Rajput et al. 2023).
+
+    An item alone on its codes gets 0, and so does the first of several. The paper does not say in which order they are
+    counted; chosen: that of the item tokens, which does not depend on the order of the rows.
+
+    Args:
+        codes: ``[N, K]`` integer codes.
+        items: ``N`` item tokens.
+
+    Returns:
+        ``[N, K + 1]`` of the dtype of ``codes``, no two rows equal.
+
+    >>> append_digit(np.array([[7], [5], [7]]), ["c", "b", "a"]).tolist()
+    [[7, 1], [5, 0], [7, 0]]
+    """
+    rank = np.argsort(np.argsort(np.asarray(items, dtype=object), kind="stable"))
+    _, owner, count = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    order = np.lexsort((rank, owner.ravel()))
+    digit = np.empty(len(codes), dtype=codes.dtype)
+    digit[order] = np.concatenate([np.arange(number) for number in count]) if len(count) else []
+    return np.concatenate([codes, digit[:, None]], axis=1)
+
+
 def _assign(tree: _IDTree, latent: np.ndarray, codebooks: np.ndarray, code: np.ndarray) -> list[int]:
     """Take the unused ID that descent by distance reaches from the longest prefix of ``code`` that has room."""
     levels = len(code)

@@ -72,6 +72,11 @@ class Tokenizer:
         name = paths[0].name.removesuffix(".quantizer.safetensors")
         ids_file = folder / f"{name}.sid"
         inputs = _stage_inputs(folder / f"{name}.sid.manifest.json", paths[0], ids_file)
+        if "collisions" in inputs:
+            raise ValueError(
+                f"{ids_file} tells items apart by a last level that counts them (collisions: {inputs['collisions']}), which "
+                "new items cannot be given afterwards; build IDs with collisions: reallocate"
+            )
         weights = load_file(paths[0])
         config = _quantizer_config(inputs["settings"])
         quantizers = {}

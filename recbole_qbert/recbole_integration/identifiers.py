@@ -16,7 +16,8 @@ from recbole_qbert.data import content_neighbors
 from recbole_qbert.data.item_features import STRUCTURE, ItemFeatures
 from recbole_qbert.injection.concatenation import Concatenation
 from recbole_qbert.pipeline.builder import SemanticIDBuilder
-from recbole_qbert.pipeline.catalog import Catalog, StageSettings, stage_settings
+from recbole_qbert.pipeline.catalog import Catalog, stage_settings
+from recbole_qbert.pipeline.stages import REALLOCATE
 from recbole_qbert.quantization import semantic_ids
 from recbole_qbert.quantization.semantic_ids import SemanticIDs
 from recbole_qbert.recbole_integration.patches import ConfigValues
@@ -67,11 +68,17 @@ def builder_for(config: Any, catalog: Catalog, output: Path) -> SemanticIDBuilde
     first = rank() == 0
     return SemanticIDBuilder(
         catalog,
-        stage_settings(ConfigValues(config)),
+        stage_settings(with_defaults(config)),
         output,
         rebuild=first and bool(config["rebuild"]),
         progress=first and bool(config["show_progress"]),
+        collisions=config["collisions"] or REALLOCATE,
     )
+
+
+def with_defaults(config: Any) -> dict[str, Any]:
+    """Return the properties of a model, with those of stages 1 and 2 that it does not have from QBERT4Rec's defaults."""
+    return {**read_properties(property_file(f"model/{MODEL}.yaml")), **ConfigValues(config)}
 
 
 def content_likeness(config: Any, catalog: Catalog) -> sp.csr_matrix | None:
@@ -89,7 +96,7 @@ def content_likeness(config: Any, catalog: Catalog) -> sp.csr_matrix | None:
     features = load_features(config, catalog).without(STRUCTURE)  # co-occurrence is evidence of its own
     if not features.vectors:
         return None
-    fusion = Concatenation.fit(features.vectors, features.present, _stage_settings(config).injection.dim)
+    fusion = Concatenation.fit(features.vectors, features.present, stage_settings(with_defaults(config)).injection.dim)
     likeness = content_neighbors.nearest(fusion(features.vectors, features.present))
     if likeness is None:
         return None
@@ -109,7 +116,7 @@ def load_features(config: Any, catalog: Catalog, missing: str = "mask") -> ItemF
     Raises:
         ValueError: the features are invalid.
     """
-    settings = _stage_settings(config)
+    settings = stage_settings(with_defaults(config))
     settings = replace(settings, identifiers=replace(settings.identifiers, missing_features=missing))
     with first_before_others():
         return SemanticIDBuilder(catalog, settings, candidate_files(config)[2].parent).features()[0]
@@ -139,11 +146,6 @@ def load_modalities(config: Any, catalog: Catalog) -> ItemFeatures:
     )
 
 
-def _stage_settings(config: Any) -> StageSettings:
-    """Read the settings of stages 1 and 2; a model that has no keys of features gets the defaults."""
-    return stage_settings({**read_properties(property_file(f"model/{MODEL}.yaml")), **ConfigValues(config)})
-
-
 def existing_file(config: Any) -> Path | None:
     """Return the file with the semantic IDs of a trained model; ``None`` if it uses none, or if the file is gone."""
     if config["semantic_ids"] == "none":
@@ -158,5 +160,6 @@ def candidate_files(config: Any) -> tuple[Path | None, Path, Path]:
         The file of the property ``semantic_id_file``, the file in the data set's folder, the output of stages 1 and 2.
     """
     name, file = f"{config['dataset']}.sid", config["semantic_id_file"]
-    built = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", config["dataset"])
+    own = [config["model"]] if config["ids"] else []  # a generative model has its own settings of stage 2
+    built = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", *own, config["dataset"])
     return Path(file) if file else None, Path(config["data_path"]) / name, Path(built) / name

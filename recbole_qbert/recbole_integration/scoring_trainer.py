@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,8 +24,13 @@ class ScoringTrainer(QBERT4RecTrainer):
         self.model.start_epoch(epoch_idx)
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
 
-    def _ranker(self) -> ScoreRanker:
-        return ScoreRanker(self.model.network)
+    def _rank_function(self) -> Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]:
+        ranker = ScoreRanker(self.model.eval().network)
+
+        def rank(rows: Any, sequences: Tensor, lengths: Tensor, exclude: Tensor | None) -> Tensor:
+            return ranker.rank(sequences, lengths, rows[self.model.ITEM_ID], exclude=exclude)
+
+        return rank
 
 
 class ScoreRanker:

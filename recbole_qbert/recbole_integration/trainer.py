@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -46,8 +46,12 @@ class WarmupAdamW(torch.optim.AdamW):
         """Update the parameters at the learning rate of the warm-up."""
         for group in self.param_groups:
             group["taken"] += 1
-            group["lr"] = group["full_lr"] * min(1.0, group["taken"] / max(group["warmup_steps"], 1))
+            group["lr"] = group["full_lr"] * self.share_of_rate(group)
         return super().step(closure)
+
+    def share_of_rate(self, group: Mapping[str, Any]) -> float:
+        """Return the share of the learning rate at the step that a parameter group has come to."""
+        return min(1.0, group["taken"] / max(group["warmup_steps"], 1))
 
 
 class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
@@ -136,7 +140,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
     def _anneals(self, valid_data: Any, saved: bool) -> bool:
         """Return whether validation has stood still for the first time, and epochs are left."""
         stopped = self.cur_step > self.stopping_step and len(self.train_loss_dict) < self.epochs
-        return bool(self.model.settings.annealing and valid_data and saved and stopped and not self.annealing)
+        wanted = getattr(self.model.settings, "annealing", 0)  # which settings of other networks do not have
+        return bool(wanted and valid_data and saved and stopped and not self.annealing)
 
     def _start_annealing(self) -> None:
         """Go back to the best weights, and train the views that rank alone at a lower learning rate.
@@ -155,13 +160,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         if self.progress and self.rank == 0:
             self.progress.save(self, self.start_epoch - 1)  # a run that is killed from here on does not go back again
         barrier()
-        self.logger.info(f"annealing from epoch {self.start_epoch} on: view {' and '.join(self._views)} alone")
-
-    @property
-    def _views(self) -> tuple[str, ...]:
-        """Views that are trained now."""
-        config = self.model.network.config
-        return config.ranking_views if self.annealing else config.views
+        self.logger.info(f"annealing from epoch {self.start_epoch} on")
 
     def _choose_ids(self, trained: QBERT4RecTrainer, rows: Any) -> None:
         """Take the semantic IDs of another training in place of ``auto``, with a network that is not trained."""
@@ -191,13 +190,15 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         """Train on all users once; return the summed loss of the batches."""
         del loss_func
         soft = self._teach()
+        # Only networks with views are annealed; the others' batch_loss need not know of them.
+        views = {"views": self.model.network.config.ranking_views} if self.annealing else {}
         self.model.train()
         rows = train_data._dataset
         seed = (int(self.config["seed"]) * 1_000_003 + epoch_idx) % 2**62
         masks = torch.Generator(self.device).manual_seed(seed + 1)
         torch.manual_seed(seed + 2 + self.rank)  # dropout; a process drops its own
         order = self._users(rows, torch.Generator().manual_seed(seed))
-        at_hand = self._at_hand(rows)
+        at_hand = self._training_rows(rows)
         total = 0.0
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         for index in tqdm(
@@ -211,9 +212,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             self.optimizer.zero_grad()
             with _products(self.model.settings.matmul_precision):
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
-                    loss = self.model.batch_loss(
-                        batch, masks, (self.rank, self.world), soft and soft.rows(index), self._views
-                    )
+                    expected = soft and soft.rows(index)
+                    loss = self.model.batch_loss(batch, masks, (self.rank, self.world), expected, **views)
                 scaler.scale(loss).backward()
             value = self._sum_over_processes(loss.detach())
             self._check_nan(value)
@@ -229,6 +229,10 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         """Validate between epochs with the matrix products of training (``matmul_precision``). Tests use full precision."""
         with _products(self.model.settings.matmul_precision):
             return super()._valid_epoch(valid_data, show_progress)
+
+    def _training_rows(self, rows: Any) -> Any:
+        """Return what a batch of an epoch is selected from by row numbers."""
+        return self._at_hand(rows)
 
     def _at_hand(self, rows: Any) -> Any:
         """Return the rows of a data set as one ``Interaction`` on the model's device, moved there once.
@@ -314,8 +318,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         Returns:
             ``[U]`` int64 on the CPU, in the order of the rows.
         """
-        self.model.eval()
-        rows, ranker = eval_data._dataset, self._ranker()
+        rows, rank = eval_data._dataset, self._rank_function()
         at_hand = self._at_hand(rows)
         lengths = rows.inter_feat[self.model.ITEM_SEQ_LEN]
         # Rows of similar length share a batch, so that few are padded. Processes take whole batches, so that a batch gives
@@ -330,14 +333,19 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             length = batch[self.model.ITEM_SEQ_LEN]
             sequences = batch[self.model.ITEM_SEQ][:, : int(length.max())]
             exclude = sequences.masked_fill(sequences == 0, -1) if exclude_history else None
-            ranks[index.to(self.device)] = ranker.rank(sequences, length, batch[self.model.ITEM_ID], exclude=exclude)
+            ranks[index.to(self.device)] = rank(batch, sequences, length, exclude)
         if self.parallel:
             distributed.all_reduce(ranks)
         return ranks.cpu()
 
-    def _ranker(self) -> Any:
-        """Return what ranks targets with the weights that the model has now."""
-        return CatalogRanker(self.model.network, self.model.prior)
+    def _rank_function(self) -> Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]:
+        """Return a function from ``(rows, sequences [B, L], lengths [B], excluded items [B, X])`` to ranks, ``[B]``."""
+        ranker = CatalogRanker(self.model.eval().network, self.model.prior)
+
+        def rank(rows: Any, sequences: Tensor, lengths: Tensor, exclude: Tensor | None) -> Tensor:
+            return ranker.rank(sequences, lengths, rows[self.model.ITEM_ID], exclude=exclude)
+
+        return rank
 
     # ----------------------------------------------------------------------------------------- structural prior
     def _with_prior(self, valid_data: Any, saved: bool) -> tuple[float, Any]:
