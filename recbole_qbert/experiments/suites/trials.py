@@ -259,12 +259,15 @@ def identity(config: Any) -> dict[str, Any]:
     if final["fusion"] == "concatenation":
         resolved = {key: value for key, value in resolved.items() if key not in _OF_NETWORK}
         resolved |= {key: value for key, value in _OF_NETWORK.items() if value is not None}
+    if final["ids"] in ("auto", "given"):  # of a generative model, which may read codes from tables
+        tables = sorted(Path(final["data_path"]).glob(f"{final['dataset']}.*_codes.tsv"))
+        resolved["code_tables"] = {path.name: sha256(path) for path in tables}
     return resolved | {key: sha256(Path(final[key])) for key in _FILES if final[key]}
 
 
 def reads_features(config: Any) -> bool:
-    """Tell whether a model reads the item features of its data set: QBERT4Rec with semantic IDs, VQRec, MISSRec."""
-    return config["semantic_ids"] != "none" if config["model"] == MODEL else config["model"] in _OF_FEATURES
+    """Tell whether a model reads the item features of its data set: one with semantic IDs, VQRec, MISSRec."""
+    return config["model"] in _OF_FEATURES or config["semantic_ids"] not in (None, "none")
 
 
 def validation_protocol(config: Any) -> str:

@@ -30,12 +30,13 @@ from recbole_qbert.experiments.suites.trials import (
     fingerprint,
     identity,
     is_reusable,
+    reads_features,
     resolve_property_file,
     validation_protocol,
 )
 from recbole_qbert.pipeline.catalog import stage_settings
 from recbole_qbert.recbole_integration import experiment, patches
-from recbole_qbert.recbole_integration.identifiers import existing_file
+from recbole_qbert.recbole_integration.identifiers import existing_file, with_defaults
 from recbole_qbert.recbole_integration.job import Job
 from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary
 from recbole_qbert.utils import environment
@@ -257,9 +258,11 @@ def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) ->
 
 def _identifiers(request: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Return the folder of a trial's semantic IDs; trials of the same data, seed and settings of stages 1 and 2 share it."""
-    if request["model"] != MODEL or request["sources"]:
+    if not reads_features(config) or request["sources"]:
         return {}
-    settings = asdict(stage_settings(patches.ConfigValues(config)))
+    settings = asdict(stage_settings(with_defaults(config)))
+    if config["collisions"]:
+        settings["collisions"] = config["collisions"]
     data = fingerprint(Path(request["data_path"]), request["dataset"])
     return {"semantic_id_dir": str(Path(request["vocabularies"]) / digest([data, settings])[:12])}
 

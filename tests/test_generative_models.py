@@ -1,0 +1,361 @@
+"""TIGER and MQL4GRec inside RecBole: contracts, examples, ranks, determinism, resume, bad input."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from recbole_qbert.config.property_files import property_file
+from recbole_qbert.generative.packed_tokens import PackedTokens
+from recbole_qbert.recbole_integration import checkpoint_io, experiment, registry
+from recbole_qbert.utils.metrics import metrics_from_ranks
+from tests.helpers_recbole import write_dataset
+from tests.test_trainer import KilledError
+
+pytestmark = pytest.mark.pipeline
+
+NAME = "Tiny"
+QUICK = {
+    "epochs": 2, "train_batch_size": 64, "eval_batch_size": 32, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False, "seed": 2026,
+    "state": "ERROR", "d_model": 16, "d_ff": 32, "d_kv": 4, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1,
+    "learning_rate": 0.005, "rq_levels": 2, "rq_codes": 8, "rq_dim": 8, "rq_hidden": [16], "rq_warmup_epochs": 2, "rq_epochs": 4,
+    "beams": 10,
+}  # fmt: skip
+MODELS = ["TIGER", "MQL4GRec"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """60 users, 40 items with text, of which one has no picture; some users with very few interactions."""
+    return write_dataset(tmp_path_factory.mktemp("data"), NAME)
+
+
+def configure(data, folder, model, **settings):
+    base = {"checkpoint_dir": str(folder / "saved")}
+    if model == "TIGER":
+        base["user_tokens"] = 7
+    return experiment.configure(model, NAME, data, {**QUICK, **base, **settings})
+
+
+def train(data, folder, model, **settings):
+    folder.mkdir(exist_ok=True)
+    with experiment.working_directory(folder):
+        return experiment.train(configure(data, folder, model, **settings))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    return {model: train(data, tmp_path_factory.mktemp(model), model) for model in MODELS}
+
+
+def test_run_recbole_by_name(data, tmp_path):
+    from recbole.quick_start import run_recbole
+
+    result = run_recbole(model="TIGER", dataset=NAME, config_dict={**QUICK, "epochs": 1, "data_path": str(data)})
+    assert 0 <= result["test_result"]["ndcg@10"] <= 1
+    assert (tmp_path / "saved" / "semantic_ids" / "TIGER" / NAME / f"{NAME}.sid").exists()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_predict_is_full_sort_predict_and_padding_is_never_ranked(trained, model):
+    run = trained[model]
+    for interaction, _, _, _ in run.test_data:
+        full = run.model.full_sort_predict(interaction)
+        assert full.shape == (len(interaction), run.model.n_items)
+        one = run.model.predict(interaction)
+        assert torch.allclose(one, full[torch.arange(len(full)), interaction["item_id"]], atol=1e-5)
+        assert (full[:, 0] == -torch.inf).all() and (full[:, 1:] > -torch.inf).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_metrics_are_those_of_ranks_by_hand_with_and_without_the_history(trained, model):
+    """Ranks up to the cut-off equal those of the whole catalog's scores; RecBole's own evaluator agrees."""
+    run = trained[model]
+    for exclude in (False, True):
+        by_hand = []
+        for interaction, _, _, target in run.test_data:
+            scores = run.model.full_sort_predict(interaction)
+            if exclude:
+                scores.scatter_(1, interaction["item_id_list"], -torch.inf)
+            own = scores.gather(1, target[:, None])
+            by_hand += zip(interaction["user_id"].tolist(), (scores >= own).sum(1).tolist(), own[:, 0].tolist(), strict=True)
+        expected = [11 if own == -np.inf else min(rank, 11) for _, rank, own in sorted(by_hand)]
+        ranks = experiment.target_ranks(run, run.test_data, exclude_history=exclude)
+        assert ranks.tolist() == expected
+        if not exclude:
+            assert run.test() == pytest.approx(metrics_from_ranks(ranks), abs=1e-6)
+
+
+@pytest.mark.parametrize("ranking", ["exact", "beam"])
+@pytest.mark.parametrize("model", MODELS)
+def test_other_ways_to_rank(data, tmp_path, trained, model, ranking):
+    """All items scored gives the same metrics; a beam as wide as the catalog, too."""
+    run = train(data, tmp_path, model, ranking=ranking, beams=40 if ranking == "beam" and model == "TIGER" else 10)
+    if ranking == "exact" or model == "TIGER":
+        assert run.test() == trained[model].test() and run.valid == trained[model].valid
+    assert 0 <= run.test()["ndcg@10"] <= 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_same_seed_same_metrics_other_seed_other_weights(data, tmp_path, trained, model):
+    again, other = train(data, tmp_path / "a", model), train(data, tmp_path / "b", model, seed=7)
+    assert again.test() == trained[model].test() and again.valid == trained[model].valid
+    for name, value in trained[model].model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert not torch.equal(other.model.network.embedding[:3], again.model.network.embedding[:3])
+
+
+@pytest.mark.parametrize(("model", "until"), [("TIGER", 3), ("MQL4GRec", 5)])
+def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(data, tmp_path, model, until):
+    whole = train(data, tmp_path, model, checkpoint_file=str(tmp_path / "whole.pth"))
+    settings = {"checkpoint_file": str(tmp_path / "part.pth")}
+    count = 0
+
+    def prepare(network):
+        plain = network.batch_loss
+
+        def counted(*args):
+            nonlocal count
+            count += 1
+            if count > until + len(network.examples) // 64:
+                raise KilledError
+            return plain(*args)
+
+        network.batch_loss = counted
+
+    with experiment.working_directory(tmp_path), pytest.raises(KilledError):
+        experiment.train(configure(data, tmp_path, model, **settings), prepare=prepare)
+    assert (tmp_path / "part.progress").exists()
+    part = train(data, tmp_path, model, **settings)
+    assert part.valid == whole.valid and part.test() == whole.test()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, part.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_shares_of_several_processes_sum_to_the_loss_and_gradient_of_one(trained, model):
+    network = trained[model].model
+    network.eval()
+    network.zero_grad()
+    batch = network.examples[torch.arange(0, 50)]
+    whole = network.batch_loss(batch)
+    whole.backward()
+    gradient = network.network.embedding.grad.clone()
+    network.zero_grad()
+    parts = [network.batch_loss(batch, None, (number, 3)) for number in range(3)]
+    sum(parts).backward()
+    assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-6)
+    assert torch.allclose(network.network.embedding.grad, gradient, atol=1e-6)
+    network.zero_grad()
+
+
+def test_the_loss_of_an_interaction_is_that_of_its_users_next_items(trained):
+    run = trained["TIGER"]
+    network = run.model.eval()
+    users = torch.tensor([5, 9])
+    loss = network.calculate_loss({"user_id": users})
+    history = dict(zip(network.examples.histories.user.tolist(), run.valid_data._dataset.histories, strict=True))
+    ids = network.vocabulary.languages[0].ids
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for user in users.tolist():
+            for end in range(1, len(history[user])):
+                read = ids[history[user][max(0, end - 8) : end]].flatten()
+                source = torch.cat([torch.tensor([2 + user % 7]), read, torch.tensor([1])])
+                target = torch.cat([ids[history[user][end]], torch.tensor([1])])
+                encoded = network.network.encode(PackedTokens.of(source[None]))
+                states = network.network.decode(torch.cat([torch.zeros(1, dtype=torch.int64), target[:-1]])[None], encoded)
+                log = network.network.logits(states)[0].log_softmax(1)
+                total -= log[torch.arange(len(target)), target].sum().item()
+                count += len(target)
+    assert loss.item() == pytest.approx(total / count, abs=1e-5)
+
+
+def test_a_checkpoint_is_reloaded_and_refused_with_other_ids(data, trained, tmp_path):
+    run = trained["TIGER"]
+    path = run.trainer.saved_model_file
+    with experiment.working_directory(tmp_path):
+        config, model, _, _, _, test_data = checkpoint_io.load_data_and_model(path)
+        trainer = type(run.trainer)(config, model)
+        assert {k: float(v) for k, v in trainer.evaluate(test_data, load_best_model=False).items()} == run.test()
+    other = configure(data, tmp_path, "TIGER", seed=5)
+    with experiment.working_directory(tmp_path):
+        moved = experiment.train(other)
+        with pytest.raises(ValueError, match="other item IDs"):
+            moved.model.load_other_parameter(checkpoint_io.load_checkpoint(path)["other_parameter"])
+
+
+# ---------------------------------------------------------------------------------------------------------- codes
+def test_ids_of_tiger_end_in_a_digit_and_those_of_mql4grec_are_moved(trained):
+    ids = trained["TIGER"].model.vocabulary.languages[0].ids[1:]
+    assert ids.shape == (40, 3) and len(ids.unique(dim=0)) == 40
+    codes, digit = ids[:, :2], ids[:, 2] - ids[:, 2].min()
+    _, group, count = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
+    for number in range(len(count)):
+        assert sorted(digit[group == number].tolist()) == list(range(int(count[number])))
+    text, image = trained["MQL4GRec"].model.vocabulary.languages
+    assert len(text.ids[1:].unique(dim=0)) == 40
+    described = image.ids[1:][image.ids[1:, 0] >= 0]
+    assert len(described) == 39 == len(described.unique(dim=0))
+    assert not set(text.ids.unique().tolist()) & set(image.ids.unique().tolist()) - {-1}
+
+
+def write_tables(data, folder, shared):
+    """Copy the data set, with given codes beside it; the first ``shared`` items have one text ID."""
+    import shutil
+
+    shutil.copytree(data / NAME, folder / NAME)
+    items = (folder / NAME / f"{NAME}.items.txt").read_text().split()
+    for kind in ("text", "image"):
+        lines = ["item_id\tcode_0\tcode_1"]
+        for row, item in enumerate(items):
+            number = 0 if kind == "text" and row < shared else row
+            lines.append(f"{item}\t{number // 8}\t{number % 8}")
+        if kind == "image":
+            lines.pop(3)
+        (folder / NAME / f"{NAME}.{kind}_codes.tsv").write_text("\n".join(lines) + "\n")
+    return items
+
+
+def test_given_codes_that_items_share(data, tmp_path, caplog):
+    items = write_tables(data, tmp_path, shared=3)
+    run = train(tmp_path, tmp_path / "digit", "TIGER", epochs=1)
+    token = run.valid_data._dataset.field2id_token["item_id"][1:].tolist()
+    rows = [token.index(item) for item in sorted(items[:3])]
+    assert run.model.code_sets[0].codes[rows].tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2]]
+    assert run.model.identifier_figures["semantic_ids"]["code_sets"][0]["shared_before"] == 3
+    with caplog.at_level("WARNING"):
+        kept = train(tmp_path, tmp_path / "kept", "MQL4GRec", epochs=1, fuse="text", state="WARNING")
+    assert "3 of 40 items share their text codes" in caplog.text
+    assert kept.model.code_sets[0].codes.shape == (40, 2)
+    scores = kept.model.full_sort_predict(next(iter(kept.test_data))[0])
+    assert (scores[:, 1 + np.array(rows)] == scores[:, 1 + rows[0], None]).all()  # twins tie, and both are before neither
+    trained_anyway = configure(tmp_path, tmp_path / "own", "TIGER", ids="trained")
+    with experiment.working_directory(tmp_path):
+        assert experiment.train(trained_anyway).model.code_sets[0].codes.shape == (40, 3)
+
+
+def test_codes_that_do_not_fit_are_refused(data, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"text_codes\.tsv"):
+        train(data, tmp_path / "none", "TIGER", ids="given")
+    with pytest.raises(ValueError, match="keep"):
+        train(data, tmp_path / "keep", "TIGER", collisions="keep")
+    write_tables(data, tmp_path, shared=0)
+    table = tmp_path / NAME / f"{NAME}.text_codes.tsv"
+    whole = table.read_text()
+    for text, complaint in (
+        (whole.replace("\t1\n", "\tx\n", 1), "is not an item and 2 codes"),
+        (whole.replace("code_0\t", ""), "1 codes"),
+        ("\n".join(whole.split("\n")[:-3]) + "\n", "no codes of 2 of 40"),
+        (whole + whole.split("\n")[1] + "\n", "has codes already"),
+        ("item_id\tcode_0\nnone\t1\n", "another data set"),
+        ("id\tcode_0\n", "header"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ValueError, match=complaint):
+            train(tmp_path, tmp_path / "bad", "TIGER")
+
+
+# ------------------------------------------------------------------------------------------------------- settings
+@pytest.mark.parametrize(
+    ("model", "settings", "complaint"),
+    [
+        ("TIGER", {"beams": 3, "ranking": "beam"}, "beams is 3"),
+        ("TIGER", {"warmup_steps": 5}, "warmup_ratio"),
+        ("TIGER", {"lr_schedule": "step"}, "lr_schedule"),
+        ("TIGER", {"d_modell": 3}, "d_model"),
+        ("MQL4GRec", {"tasks": ["seqimage"]}, "seqrec"),
+        ("MQL4GRec", {"tasks": ["chat"]}, "tasks"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(data, tmp_path, model, settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        train(data, tmp_path, model, **settings)
+
+
+def test_without_pictures_text_alone_remains(data, tmp_path):
+    run = train(data, tmp_path, "MQL4GRec", injection_modalities=["text"], epochs=1)
+    assert run.model.examples.counts() == {"seqrec": len(run.model.examples)}
+    assert run.model.ranking_languages == (0,)
+    with pytest.raises(ValueError, match="fuse is image"):
+        train(data, tmp_path, "MQL4GRec", injection_modalities=["text"], fuse="image")
+
+
+def test_the_epoch_is_chosen_on_a_sample_of_users_and_tested_on_all(data, tmp_path):
+    run = train(data, tmp_path, "TIGER", valid_users=20)
+    sample = run.trainer._sample(run.valid_data)
+    assert len(sample._dataset) == 20 and run.trainer._sample(run.valid_data) is sample
+    assert run.valid["ndcg@10"] == pytest.approx(
+        metrics_from_ranks(run.trainer.target_ranks(sample).numpy())["ndcg@10"], abs=1e-6
+    )
+    assert len(run.trainer.target_ranks(run.test_data)) > 40
+
+
+def test_learning_rates_rise_and_fall(trained):
+    from recbole_qbert.recbole_integration.generative_trainer import ScheduledAdamW
+
+    rates = {}
+    for schedule in ("constant", "linear", "cosine", "inverse_sqrt"):
+        parameter = torch.nn.Parameter(torch.ones(2))
+        optimizer = ScheduledAdamW(
+            [{"params": [parameter]}], schedule=schedule, total_steps=20, eps=1e-6, lr=1.0, betas=(0.9, 0.99), warmup_steps=4
+        )
+        rates[schedule] = []
+        for _ in range(20):
+            parameter.grad = torch.ones(2)
+            optimizer.step()
+            rates[schedule].append(optimizer.param_groups[0]["lr"])
+        assert rates[schedule][:4] == pytest.approx([0.25, 0.5, 0.75, 1.0]) and optimizer.param_groups[0]["eps"] == 1e-6
+        assert all(later <= earlier for earlier, later in pairwise(rates[schedule][3:]))
+    assert rates["linear"][11] == pytest.approx(0.5) and rates["cosine"][11] == pytest.approx(0.5)
+    assert rates["linear"][-1] == pytest.approx(0, abs=1e-9) and rates["inverse_sqrt"][15] == pytest.approx(0.5)
+    assert set(rates["constant"][3:]) == {1.0}
+    assert not trained["TIGER"].trainer.fits_prior
+
+
+@pytest.mark.parametrize("path", sorted(property_file("baseline").glob("*/*.yaml")), ids=lambda path: str(path.parent.name))
+def test_files_of_sizes_hold_known_keys(path):
+    model = path.stem if path.stem in MODELS else "QBERT4Rec"
+    registry.check_keys(yaml.safe_load(path.read_text()), registry.known_properties(model), str(path))
+
+
+def test_a_cyclic_language_is_learned(tmp_path):
+    """The item after i is i + 1: HR@1 is 1 within seconds."""
+    folder = tmp_path / "data" / "Ring"
+    folder.mkdir(parents=True)
+    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(50):
+        rows += [f"u{user}\ti{(user * 3 + step) % 30}\t{step}" for step in range(9)]
+    (folder / "Ring.inter").write_text("\n".join(rows) + "\n")
+    codes = ["item_id\tcode_0\tcode_1", *(f"i{item}\t{item // 6}\t{item % 6}" for item in range(30))]
+    (folder / "Ring.text_codes.tsv").write_text("\n".join(codes) + "\n")
+    settings = {**QUICK, "epochs": 40, "d_model": 32, "d_kv": 8, "d_ff": 64, "learning_rate": 0.01, "dropout_rate": 0.0}
+    settings |= {"user_tokens": 0, "checkpoint_dir": str(tmp_path / "saved"), "train_batch_size": 32, "eval_step": 10}
+    settings |= {"lr_schedule": "constant"}
+    with experiment.working_directory(tmp_path):
+        run = experiment.train(experiment.configure("TIGER", "Ring", tmp_path / "data", settings))
+    assert run.test()["hit@1"] > 0.95
+
+
+def test_counts_of_real_examples(shared_data):
+    """Examples an epoch on Amazon_Scientific: a figure of the published data."""
+    from recbole_qbert.generative.examples import Examples, Histories
+    from recbole_qbert.generative.vocabulary import Vocabulary
+    from recbole_qbert.models.mql4grec import TASKS
+
+    lines = (shared_data / "Amazon_Scientific" / "Amazon_Scientific.inter").read_text().splitlines()[1:]
+    items, histories = {}, {}
+    for line in lines:
+        user, item, _ = line.split("\t")
+        histories.setdefault(user, []).append(items.setdefault(item, len(items) + 1))
+    codes = np.stack([np.arange(len(items)) // 256, np.arange(len(items)) % 256], 1)
+    vocabulary = Vocabulary.of([("text", codes, (256, 256)), ("image", codes, (256, 256))], prompts=12)
+    training = Histories.of([np.array(history[:-2]) for history in histories.values()], np.arange(len(histories)) + 1)
+    counts = Examples(list(TASKS.values()), vocabulary, training, 20, 4).counts()
+    assert counts == {
+        "seqrec": 10_928, "seqimage": 10_928, "item2image": 1_585, "image2item": 1_585, "fusionseqrec": 10_928,
+    }  # fmt: skip
+    assert json.dumps(sum(counts.values())) == "35954"
