@@ -51,16 +51,16 @@ else:
     # After the patches, because these modules import RecBole's trainer and model classes.
     from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
     from recbole_qbert.models.missrec import MISSRec
-    from recbole_qbert.models.qbert4rec import QBERT4Rec
-    from recbole_qbert.models.vqrec import VQRec
     from recbole_qbert.models.mql4grec import MQL4GRec
+    from recbole_qbert.models.qbert4rec import QBERT4Rec
     from recbole_qbert.models.tiger import TIGER
+    from recbole_qbert.models.vqrec import VQRec
     from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
     from recbole_qbert.recbole_integration.code_dataset import CodeDataset
     from recbole_qbert.recbole_integration.dataset import HistoryDataset, QBERT4RecDataset
     from recbole_qbert.recbole_integration.feature_datasets import PrefixFeatureDataset, ProductCodeDataset
-    from recbole_qbert.recbole_integration.scoring_trainer import ScoringTrainer
     from recbole_qbert.recbole_integration.generative_trainer import GenerativeTrainer
+    from recbole_qbert.recbole_integration.scoring_trainer import ScoringTrainer
     from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
     from recbole_qbert.recbole_integration.workflows import build_semantic_ids, finetune, pretrain, train
 

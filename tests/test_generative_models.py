@@ -19,10 +19,10 @@ pytestmark = pytest.mark.pipeline
 
 NAME = "Tiny"
 QUICK = {
-    "epochs": 2, "train_batch_size": 64, "eval_batch_size": 32, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False, "seed": 2026,
-    "state": "ERROR", "d_model": 16, "d_ff": 32, "d_kv": 4, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1,
-    "learning_rate": 0.005, "rq_levels": 2, "rq_codes": 8, "rq_dim": 8, "rq_hidden": [16], "rq_warmup_epochs": 2, "rq_epochs": 4,
-    "beams": 10,
+    "epochs": 2, "train_batch_size": 64, "eval_batch_size": 32, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
+    "seed": 2026, "state": "ERROR", "d_model": 16, "d_ff": 32, "d_kv": 4, "num_heads": 2, "num_layers": 1,
+    "num_decoder_layers": 1, "learning_rate": 0.005, "rq_levels": 2, "rq_codes": 8, "rq_dim": 8, "rq_hidden": [16],
+    "rq_warmup_epochs": 2, "rq_epochs": 4, "beams": 10,
 }  # fmt: skip
 MODELS = ["TIGER", "MQL4GRec"]
 
@@ -332,9 +332,15 @@ def test_a_cyclic_language_is_learned(tmp_path):
     (folder / "Ring.inter").write_text("\n".join(rows) + "\n")
     codes = ["item_id\tcode_0\tcode_1", *(f"i{item}\t{item // 6}\t{item % 6}" for item in range(30))]
     (folder / "Ring.text_codes.tsv").write_text("\n".join(codes) + "\n")
-    settings = {**QUICK, "epochs": 40, "d_model": 32, "d_kv": 8, "d_ff": 64, "learning_rate": 0.01, "dropout_rate": 0.0}
-    settings |= {"user_tokens": 0, "checkpoint_dir": str(tmp_path / "saved"), "train_batch_size": 32, "eval_step": 10}
-    settings |= {"lr_schedule": "constant"}
+    settings = {**QUICK, "epochs": 15, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
+    settings |= {
+        "num_decoder_layers": 2,
+        "learning_rate": 0.003,
+        "dropout_rate": 0.0,
+        "train_batch_size": 32,
+        "eval_step": 5,
+    }
+    settings |= {"user_tokens": 0, "lr_schedule": "constant", "checkpoint_dir": str(tmp_path / "saved")}
     with experiment.working_directory(tmp_path):
         run = experiment.train(experiment.configure("TIGER", "Ring", tmp_path / "data", settings))
     assert run.test()["hit@1"] > 0.95

@@ -37,8 +37,11 @@ LATER_PROPERTIES: Mapping[str, Any] = {
 }
 #: Properties of the network of stage 1, with the value that they have in the key where it is not run; ``None``: in no key.
 _OF_NETWORK = {
-    "injection_query": "structural", "injection_gate": "dynamic", "injection_attention": None, "injection_reconstruction": None,
-}  # fmt: skip
+    "injection_query": "structural",
+    "injection_gate": "dynamic",
+    "injection_attention": None,
+    "injection_reconstruction": None,
+}
 _OF_FEATURES = ("VQRec", "MISSRec")  # models that read item features besides QBERT4Rec
 _INTERACTION_FILES = (".inter", ".item")
 _DATA_FILES = (*_INTERACTION_FILES, ".items.txt", ".npy", ".sid")
