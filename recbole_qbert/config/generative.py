@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from recbole_qbert.config.property_values import OF_OUR_MODELS, check_value
-from recbole_qbert.config.schema import QuantizerConfig, _Settings, read
+from recbole_qbert.config.schema import QuantizerConfig, Settings, read
 
 
 @dataclass(frozen=True)
-class GenerativeConfig(_Settings):
+class GenerativeConfig(Settings):
     """What all generative models have. Fields are named as the property keys; the property files document them."""
 
     keys: ClassVar[Mapping[str, str]] = {"longest": "MAX_ITEM_LIST_LENGTH", "cuts": "topk"}
