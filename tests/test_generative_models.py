@@ -332,14 +332,9 @@ def test_a_cyclic_language_is_learned(tmp_path):
     (folder / "Ring.inter").write_text("\n".join(rows) + "\n")
     codes = ["item_id\tcode_0\tcode_1", *(f"i{item}\t{item // 6}\t{item % 6}" for item in range(30))]
     (folder / "Ring.text_codes.tsv").write_text("\n".join(codes) + "\n")
-    settings = {**QUICK, "epochs": 15, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
-    settings |= {
-        "num_decoder_layers": 2,
-        "learning_rate": 0.003,
-        "dropout_rate": 0.0,
-        "train_batch_size": 32,
-        "eval_step": 5,
-    }
+    # Two items are read: of longer histories those of the test are longer than all of the training.
+    settings = {**QUICK, "epochs": 15, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "dropout_rate": 0.0}
+    settings |= {"learning_rate": 0.005, "train_batch_size": 32, "eval_step": 5, "MAX_ITEM_LIST_LENGTH": 2}
     settings |= {"user_tokens": 0, "lr_schedule": "constant", "checkpoint_dir": str(tmp_path / "saved")}
     with experiment.working_directory(tmp_path):
         run = experiment.train(experiment.configure("TIGER", "Ring", tmp_path / "data", settings))
