@@ -313,7 +313,6 @@ def test_learning_rates_rise_and_fall(trained):
     assert rates["linear"][11] == pytest.approx(0.5) and rates["cosine"][11] == pytest.approx(0.5)
     assert rates["linear"][-1] == pytest.approx(0, abs=1e-9) and rates["inverse_sqrt"][15] == pytest.approx(0.5)
     assert set(rates["constant"][3:]) == {1.0}
-    assert not trained["TIGER"].trainer.fits_prior
 
 
 @pytest.mark.parametrize("path", sorted(property_file("baseline").glob("*/*.yaml")), ids=lambda path: str(path.parent.name))

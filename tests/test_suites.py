@@ -223,9 +223,12 @@ def test_the_key_is_of_what_matters(data, tmp_path):
         return planned(tmp_path, data, {"a": {"model": "QBERT4Rec"} | row}, given).trials[0].request["key"]
 
     plain = key({})
-    assert plain == key({"settings": {"injection_gate": "dynamic"}, "note": "said otherwise", "seeds": 1})
+    assert plain == key({"settings": {"rq_codes": 256}, "note": "said otherwise", "seeds": 1})
     assert plain == key({}, {"worker": 0}) == key({"settings": {"checkpoint_dir": "elsewhere"}})
-    assert plain != key({"settings": {"injection_gate": "none"}})
+    assert plain != key({"settings": {"rq_codes": 128}})
+    assert plain == key({"settings": {"injection_gate": "none"}})  # of a network that does not run
+    network = {"fusion": "injection"}
+    assert key({"settings": network | {"injection_gate": "none"}}) != key({"settings": network | {"injection_gate": "auto"}})
     assert plain != key({}, {"epochs": 3})
     assert key({}, {"epochs": 3}) == key({"settings": {"epochs": 3}})
     sas = planned(tmp_path, data, {"a": BASELINE}).trials[0].request["key"]
