@@ -85,6 +85,7 @@ class DynamicInjection(nn.Module):
         if from_features:  # a fresh network returns its start: each layer adds nothing yet
             nn.init.zeros_(self.query.weight)
             for block in self.blocks:
+                assert isinstance(block, _CrossBlock)
                 block.add_nothing()
         # The number of layers of all items; 0 where the gates decide item by item.
         self.common_depth: Tensor

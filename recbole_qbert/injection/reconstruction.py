@@ -94,6 +94,7 @@ def start_from_concatenation(
         block = axes[first : first + part.width]
         weight = (block if part.axes is None else part.axes @ block) / part.scale / whole.scale
         start, decoder = network.start[name], decoders.decoders[name]
+        assert isinstance(start, nn.Linear) and isinstance(decoder, nn.Linear)
         start.weight.zero_()
         start.weight[: whole.width] = weight.T
         start.bias.zero_()
