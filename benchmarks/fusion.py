@@ -76,12 +76,12 @@ def own_sequence(histories: Sequence[np.ndarray], items: int, width: int, valida
         print(
             f"structure, {title}: hit@10 {hits[0]:.4f} of the last training pair, {hits[1]:.4f} into validation", flush=True
         )
-    fold, hits = np.random.default_rng(0).permutation(len(histories)) % 10, 0.0
+    fold, share = np.random.default_rng(0).permutation(len(histories)) % 10, 0.0
     for number in range(10):
         others = [history for history, of_user in zip(histories, fold, strict=True) if of_user != number]
         here = fold[users] == number
-        hits += hit_at_10(structural_vectors.vectors(others, items, width, 0), *last[:, here]) * here.sum() / len(users)
-    print(f"structure, of other users: hit@10 {hits:.4f} of the last training pair", flush=True)
+        share += hit_at_10(structural_vectors.vectors(others, items, width, 0), *last[:, here]) * here.sum() / len(users)
+    print(f"structure, of other users: hit@10 {share:.4f} of the last training pair", flush=True)
 
 
 def measure(

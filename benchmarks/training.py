@@ -131,8 +131,8 @@ def train_here(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import recbole_qbert  # noqa: F401  registers QBERT4Rec
-    from recbole_qbert.experiments.suites.worker import exclude_history
     from recbole_qbert.recbole_integration import experiment
+    from recbole_qbert.recbole_integration.experiment import exclude_history
 
     torch.set_num_threads(args.threads)
     torch.autograd.set_detect_anomaly(args.model.endswith(AS_IT_COMES))

@@ -68,8 +68,8 @@ def inject(epochs: Epochs | None, config: InjectionConfig = INJECTION):
 
 
 def inject_by_tested_gates(epochs: Epochs | None):
-    changes = {"query": "concatenation", "gate": "auto", "reconstruction": 10.0, "attention": "every_vector"}
-    return inject(epochs, replace(INJECTION, **changes))
+    config = replace(INJECTION, query="concatenation", gate="auto", reconstruction=10.0, attention="every_vector")
+    return inject(epochs, config)
 
 
 def quantize(epochs: Epochs | None):

@@ -73,6 +73,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         self.parallel = not config["single_spec"]
         self.rank = distributed.get_rank() if self.parallel else 0
         self.world = distributed.get_world_size() if self.parallel else 1
+        self.best_valid_score: float
+        self.best_valid_result: Any
         self.annealing = False  # the second phase of training; part of a resumable state
         self._moved: dict[int, tuple[Any, Any]] = {}  # data sets and their rows on the device, by id
         self.progress = None
@@ -180,8 +182,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         """End with the weights and the scores of another training; with ``saved``, write them."""
         self.model.network = trained.model.network
         self.optimizer = self._build_optimizer()
-        for name in ("best_valid_score", "best_valid_result", "train_loss_dict", "cur_step"):
-            setattr(self, name, getattr(trained, name))
+        self.best_valid_score, self.best_valid_result = trained.best_valid_score, trained.best_valid_result
+        self.train_loss_dict, self.cur_step = trained.train_loss_dict, trained.cur_step
         if saved:
             self._save_checkpoint(len(self.train_loss_dict) - 1, verbose=False)
         return self._with_prior(valid_data, saved)
