@@ -75,6 +75,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         self.world = distributed.get_world_size() if self.parallel else 1
         self.best_valid_score: float
         self.best_valid_result: Any
+        self.train_loss_dict: dict[int, float]
         self.annealing = False  # the second phase of training; part of a resumable state
         self._moved: dict[int, tuple[Any, Any]] = {}  # data sets and their rows on the device, by id
         self.progress = None
