@@ -1,6 +1,9 @@
 """TIGER and MQL4GRec inside RecBole: contracts, examples, ranks, determinism, resume, bad input."""
 
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -150,6 +153,33 @@ def test_the_shares_of_several_processes_sum_to_the_loss_and_gradient_of_one(tra
     assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-6)
     assert torch.allclose(network.network.embedding.grad, gradient, atol=1e-6)
     network.zero_grad()
+
+
+@pytest.mark.process
+def test_two_processes_train_and_rank_as_one_does(data, tmp_path):
+    """run(nproc=2) of both languages, without dropout, so that nothing differs but the order of sums."""
+    from recbole.quick_start import run
+
+    code = (
+        "import json, sys, recbole_qbert\n"
+        "from recbole.quick_start import run\n"
+        "if __name__ == '__main__':\n"
+        "    port, settings = sys.argv[1], json.loads(sys.argv[2])\n"
+        "    sys.argv = sys.argv[:1]\n"
+        f"    result = run('MQL4GRec', {NAME!r}, config_dict=settings, nproc=2, port=port)\n"
+        "    print(json.dumps([result['best_valid_score'], result['test_result']]))\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    settings = {**QUICK, "data_path": str(data), "dropout_rate": 0.0}
+    with experiment.working_directory(tmp_path / "one"):
+        one = run("MQL4GRec", NAME, config_dict=settings.copy())
+    (tmp_path / "two").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(30_000 + os.getpid() % 1000), json.dumps(settings)],
+        capture_output=True, text=True, cwd=tmp_path / "two", env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == [one["best_valid_score"], dict(one["test_result"])]
 
 
 def test_the_loss_of_an_interaction_is_that_of_its_users_next_items(trained):
