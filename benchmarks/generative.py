@@ -85,8 +85,8 @@ def theirs(sizes: dict[str, int], vocabulary: int) -> Callable[[Tensor, Tensor],
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    config: Any = T5Config(vocab_size=vocabulary, **sizes, dropout_rate=0.1, decoder_start_token_id=0)
-    model: Any = T5ForConditionalGeneration(config).train()
+    settings: dict[str, Any] = {**sizes, "vocab_size": vocabulary, "dropout_rate": 0.1, "decoder_start_token_id": 0}
+    model: Any = T5ForConditionalGeneration(T5Config(**settings)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, fused=True)
 
     def step(matrix: Tensor, targets: Tensor) -> float:

@@ -6,9 +6,9 @@ initialization, but without work on padding, with one product for query, key and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +77,9 @@ class T5(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.embedding = nn.Parameter(torch.empty(sizes.vocab_size, sizes.d_model))
-        self.encoder = _Stack(sizes, sizes.num_layers, decoder=False)
-        self.decoder = _Stack(sizes, sizes.num_decoder_layers, decoder=True)
+        self.encoder: Stack[Block] = Stack(sizes, [Block(sizes) for _ in range(sizes.num_layers)], two_sided=True)
+        blocks = [DecoderBlock(sizes) for _ in range(sizes.num_decoder_layers)]
+        self.decoder: Stack[DecoderBlock] = Stack(sizes, blocks, two_sided=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -90,16 +91,17 @@ class T5(nn.Module):
         self.embedding.normal_()
         for stack in (self.encoder, self.decoder):
             stack.distance.normal_(std=narrow)
-            for block in stack.blocks:
-                block.attention.joint.weight.normal_(std=narrow)
-                block.attention.joint.weight[: sizes.num_heads * sizes.d_kv].normal_(std=query)
-                block.attention.mix.weight.normal_(std=wide)
-                block.feed.grow.weight.normal_(std=narrow)
-                block.feed.shrink.weight.normal_(std=sizes.d_ff**-0.5)
-                if block.cross is not None:
-                    block.cross.query.weight.normal_(std=query)
-                    block.cross.joint.weight.normal_(std=narrow)
-                    block.cross.mix.weight.normal_(std=wide)
+        blocks: list[Block] = [*self.encoder.blocks, *self.decoder.blocks]
+        for block in blocks:
+            block.attention.joint.weight.normal_(std=narrow)
+            block.attention.joint.weight[: sizes.num_heads * sizes.d_kv].normal_(std=query)
+            block.attention.mix.weight.normal_(std=wide)
+            block.feed.grow.weight.normal_(std=narrow)
+            block.feed.shrink.weight.normal_(std=sizes.d_ff**-0.5)
+        for decoder_block in self.decoder.blocks:
+            decoder_block.cross.query.weight.normal_(std=query)
+            decoder_block.cross.joint.weight.normal_(std=narrow)
+            decoder_block.cross.mix.weight.normal_(std=wide)
 
     def encode(self, source: PackedTokens, added: Tensor | None = None) -> Encoded:
         """Encode source sequences.
@@ -189,34 +191,63 @@ class _RMSNorm(torch.autograd.Function):
         return (grad[0] * weight).addcmul_(unit, along, value=-1).mul_(inverse), product.flatten(0, -2).sum(0)
 
 
-class _Stack(nn.Module):
-    """Blocks of the encoder or decoder, with one table of position biases and a final norm."""
+class Block(nn.Module):
+    """Self-attention and the feed-forward layer.
 
-    blocks: nn.ModuleList
+    Args:
+        sizes: sizes of the network.
+    """
 
-    def __init__(self, sizes: T5Sizes, layers: int, decoder: bool) -> None:
+    def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
-        self.max_distance, self.two_sided = sizes.relative_attention_max_distance, not decoder
+        self.attention = _SelfSubBlock(sizes)
+        self.feed = _FeedForward(sizes)
+
+
+class DecoderBlock(Block):
+    """A block with cross-attention between self-attention and the feed-forward layer.
+
+    Args:
+        sizes: sizes of the network.
+    """
+
+    def __init__(self, sizes: T5Sizes) -> None:
+        super().__init__(sizes)
+        self.cross = _CrossSubBlock(sizes)
+
+
+AnyBlock = TypeVar("AnyBlock", bound=Block)
+
+
+class Stack(nn.Module, Generic[AnyBlock]):
+    """Blocks of the encoder or decoder, with one table of position biases and a final norm.
+
+    Args:
+        sizes: sizes of the network.
+        blocks: the blocks.
+        two_sided: whether tokens see those behind them.
+    """
+
+    def __init__(self, sizes: T5Sizes, blocks: Sequence[AnyBlock], two_sided: bool) -> None:
+        super().__init__()
+        self.max_distance, self.two_sided = sizes.relative_attention_max_distance, two_sided
         self.distance = nn.Parameter(torch.empty(sizes.num_heads, sizes.relative_attention_num_buckets))
-        self.blocks = nn.ModuleList(_Block(sizes, decoder) for _ in range(layers))
+        self.layers = nn.ModuleList(blocks)
         self.norm = RMSNorm(sizes.d_model)
+
+    @property
+    def blocks(self) -> list[AnyBlock]:
+        """Return the blocks in their order."""
+        return [cast(AnyBlock, layer) for layer in self.layers]
 
     def distances(self, longest: int) -> Tensor:
         """Return the biases of the distances in rows of at most ``longest`` tokens, ``[H, 2 longest - 1]``."""
         return distance_table(self.distance, longest, self.max_distance, self.two_sided)
 
 
-class _Block(nn.Module):
-    """Self-attention, cross-attention in the decoder, and the feed-forward layer."""
-
-    def __init__(self, sizes: T5Sizes, decoder: bool) -> None:
-        super().__init__()
-        self.attention = _SelfSubBlock(sizes)
-        self.cross = _CrossSubBlock(sizes) if decoder else None
-        self.feed = _FeedForward(sizes)
-
-
 class _SelfSubBlock(nn.Module):
+    norm: RMSNorm
+
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
         width = sizes.num_heads * sizes.d_kv
@@ -231,6 +262,8 @@ class _SelfSubBlock(nn.Module):
 
 
 class _CrossSubBlock(nn.Module):
+    norm: RMSNorm
+
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
         width = sizes.num_heads * sizes.d_kv
@@ -247,6 +280,8 @@ class _CrossSubBlock(nn.Module):
 
 
 class _FeedForward(nn.Module):
+    norm: RMSNorm
+
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
         self.rate = sizes.dropout_rate

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_qbert.generative.t5 import T5, T5Sizes
+from recbole_qbert.generative.t5 import T5, DecoderBlock, Stack, T5Sizes
 from recbole_qbert.utils.io import read_json
 from recbole_qbert.utils.tensor_file import load_tensors
 
@@ -91,16 +91,17 @@ def copy_weights(network: T5, weights: dict[str, Tensor]) -> None:
 def _copy_all(network: T5, weights: dict[str, Tensor]) -> None:
     table = weights["shared.weight"]
     _copy("shared.weight", network.embedding[: len(table)], table)
-    for stack, name in ((network.encoder, "encoder"), (network.decoder, "decoder")):
+    stacks: list[tuple[Stack[Any], str]] = [(network.encoder, "encoder"), (network.decoder, "decoder")]
+    for stack, name in stacks:
         table = weights[f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
         _copy(f"{name} relative_attention_bias", stack.distance, table.T)
         _copy(f"{name}.final_layer_norm", stack.norm.weight, weights[f"{name}.final_layer_norm.weight"])
         for number, block in enumerate(stack.blocks):
             here = f"{name}.block.{number}.layer"
             _copy_attention(block.attention, weights, f"{here}.0", "SelfAttention")
-            if block.cross is not None:
+            if isinstance(block, DecoderBlock):
                 _copy_attention(block.cross, weights, f"{here}.1", "EncDecAttention")
-            feed = f"{here}.{1 if block.cross is None else 2}"
+            feed = f"{here}.{2 if isinstance(block, DecoderBlock) else 1}"
             _copy(f"{feed}.wi", block.feed.grow.weight, weights[f"{feed}.DenseReluDense.wi.weight"])
             _copy(f"{feed}.wo", block.feed.shrink.weight, weights[f"{feed}.DenseReluDense.wo.weight"])
             _copy(f"{feed}.layer_norm", block.feed.norm.weight, weights[f"{feed}.layer_norm.weight"])

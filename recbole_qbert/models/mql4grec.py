@@ -95,12 +95,15 @@ class MQL4GRec(GenerativeRecommender):
 
     def rank_function(self) -> Rank:
         """Return a function from ``(rows, sequences, lengths, excluded items)`` to ranks of the rows' targets."""
-        languages = self.ranking_languages
-        ranker = self.ranker(languages[0]) if len(languages) == 1 else self.fused_ranker()
+        languages, most = self.ranking_languages, self.settings.most
+        alone = self.ranker(languages[0])
+        fused = self.fused_ranker() if len(languages) > 1 else None
 
         def rank(rows: Any, sequences: Tensor, lengths: Tensor, exclude: Tensor | None) -> Tensor:
             del lengths
-            sources = [self.source(language, sequences, rows[self.USER_ID]) for language in languages]
-            return ranker.rank(*sources, rows[self.ITEM_ID], self.settings.most, exclude)
+            first, *second = (self.source(language, sequences, rows[self.USER_ID]) for language in languages)
+            if fused is None:
+                return alone.rank(first, rows[self.ITEM_ID], most, exclude)
+            return fused.rank(first, second[0], rows[self.ITEM_ID], most, exclude)
 
         return rank
