@@ -123,7 +123,7 @@ def load_features(config: Any, catalog: Catalog, missing: str = "mask") -> ItemF
 
 
 def load_modalities(config: Any, catalog: Catalog) -> ItemFeatures:
-    """Return the features that the property ``modalities`` names, in its order.
+    """Return the features that the property ``modalities`` names, in its order; ``auto`` is all, text and image first.
 
     Args:
         config: RecBole's configuration with ``modalities`` and ``missing_features``.
@@ -134,6 +134,12 @@ def load_modalities(config: Any, catalog: Catalog) -> ItemFeatures:
     """
     features = load_features(config, catalog, str(config["missing_features"]))
     wanted = list(config["modalities"])
+    if wanted == ["auto"]:
+        wanted = sorted(features.vectors, key=lambda name: (name != "text", name != "image"))
+    if not wanted:
+        raise ValueError(
+            f"{catalog.dataset} has neither features nor texts or pictures to make them of; {config['model']} needs one of them"
+        )
     if missing := [name for name in wanted if name not in features.vectors]:
         raise ValueError(
             f"modalities is {wanted}, but {catalog.dataset} has no features of {', '.join(missing)} (it has "
