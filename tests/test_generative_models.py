@@ -12,8 +12,10 @@ import torch
 import yaml
 
 from recbole_qbert.config.property_files import property_file
+from recbole_qbert.experiments.suites import suite_spec, trials, worker
 from recbole_qbert.generative.packed_tokens import PackedTokens
 from recbole_qbert.recbole_integration import checkpoint_io, experiment, registry
+from recbole_qbert.utils.io import write_json
 from recbole_qbert.utils.metrics import metrics_from_ranks
 from tests.helpers_recbole import write_dataset
 from tests.test_trainer import KilledError
@@ -216,6 +218,26 @@ def test_a_checkpoint_is_reloaded_and_refused_with_other_ids(data, trained, tmp_
         moved = experiment.train(other)
         with pytest.raises(ValueError, match="other item IDs"):
             moved.model.load_other_parameter(checkpoint_io.load_checkpoint(path)["other_parameter"])
+
+
+def test_a_suite_trains_and_tests_them_without_a_prior(data, tmp_path):
+    """IDs lie beside those of other trials; given codes change what a trial is; both evaluations are of items."""
+    settings = {key: value for key, value in QUICK.items() if key not in ("show_progress", "state", "seed")}
+    content = {"title": "Tiny", "kind": "quality", "seeds": [1], "models": {"TIGER": {"model": "TIGER"}}}
+    content["shared"] = suite_spec.load("table2").shared | settings | {"epochs": 1}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    suite = suite_spec.load(str(tmp_path / "tiny.yaml"))
+    [trial] = trials.plan_runs(suite, NAME, data, tmp_path / "out", {}).trials
+    write_json(trial.folder / "config.json", trial.request)
+    worker.run(trial.folder)
+    result, ranks = trial.result(), trial.ranks()
+    assert result is not None and result["prior"] is None and set(ranks) == {"plain", "history_excluded", "users"}
+    assert result["identifiers"]["semantic_ids"]["code_sets"][0]["code_set"] == "text"
+    assert len(list((tmp_path / "out" / "vocabularies").glob(f"*/**/{NAME}.sid"))) == 1
+    assert result["test"]["plain"] == pytest.approx(metrics_from_ranks(ranks["plain"]))
+    write_tables(data, tmp_path / "given", shared=2)
+    [given] = trials.plan_runs(suite, NAME, tmp_path / "given", tmp_path / "out", {}).trials
+    assert given.folder != trial.folder
 
 
 # ---------------------------------------------------------------------------------------------------------- codes
