@@ -411,3 +411,21 @@ def test_counts_of_real_examples(shared_data):
         "seqrec": 10_928, "seqimage": 10_928, "item2image": 1_585, "image2item": 1_585, "fusionseqrec": 10_928,
     }  # fmt: skip
     assert json.dumps(sum(counts.values())) == "35954"
+
+
+def test_given_codes_of_the_published_data(shared_data, tmp_path):
+    """Amazon_Instruments: 262 pairs share their text codes; a digit separates them; prefixes and examples are counted."""
+    from recbole.data import create_dataset
+
+    settings = {"show_progress": False, "state": "ERROR", "checkpoint_dir": str(tmp_path / "saved"), "num_layers": 1}
+    built = {}
+    for name in MODELS:
+        config = experiment.configure(name, "Amazon_Instruments", shared_data, settings)
+        with experiment.working_directory(tmp_path):
+            part = create_dataset(config).build()[0]
+            built[name] = registry._registered[name].model(config, part)
+    depths = {name: model.ranker(0).trie.depth.bincount().tolist() for name, model in built.items()}
+    assert depths == {"TIGER": [1, 126, 1708, 5012, 5988, 6250], "MQL4GRec": [1, 126, 1708, 5012, 5988]}
+    assert len(built["TIGER"].examples) == 84_890 and len(built["MQL4GRec"].examples) == 267_170
+    assert built["TIGER"].code_sets[0].sizes == (256, 256, 256, 256, 2)
+    assert [one["shared_before"] for one in built["MQL4GRec"].identifier_figures["semantic_ids"]["code_sets"]] == [524, 0]
