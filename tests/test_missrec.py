@@ -437,6 +437,11 @@ def test_bad_settings_are_refused(run, settings, complaint):
 
 @pytest.mark.pipeline
 def test_without_item_embeddings_or_with_one_modality(run):
-    for settings in ({"use_item_embedding": False}, {"modalities": ["image"]}, {"modalities": ["auto"]}, {"n_layers": 2, "score_fusion": "item"}):
+    for settings in (
+        {"use_item_embedding": False},
+        {"modalities": ["image"]},
+        {"modalities": ["auto"]},
+        {"n_layers": 2, "score_fusion": "item"},
+    ):
         trained = run(epochs=1, **settings)
         assert np.isfinite(list(trained.test().values())).all()

@@ -138,7 +138,7 @@ def load_modalities(config: Any, catalog: Catalog) -> ItemFeatures:
         wanted = sorted(features.vectors, key=lambda name: (name != "text", name != "image"))
     if not wanted:
         raise ValueError(
-            f"{catalog.dataset} has neither features nor texts or pictures to make them of; {config['model']} needs one of them"
+            f"{catalog.dataset} has neither features nor texts or pictures to make them of, and {config['model']} needs some"
         )
     if missing := [name for name in wanted if name not in features.vectors]:
         raise ValueError(
