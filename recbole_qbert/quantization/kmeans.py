@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROWS = (
+    8192  # vectors at a time: memory of larger intermediate results goes back to the system after every use, which is slow
+)
+
 
 @torch.no_grad()
 def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
@@ -27,7 +31,7 @@ def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
 def _spread_start(points: Tensor, clusters: int) -> Tensor:
     """Draw the centers that k-means++ starts from, ``[clusters, d]``."""
     centers = points[torch.randint(len(points), (1,))]
-    distance = (points - centers).square().sum(1)
+    distance = _squared_distances(points, centers)
     for _ in range(clusters - 1):
         if float(distance.sum()) > 0:
             new = points[torch.multinomial(distance, 1)]
@@ -35,7 +39,7 @@ def _spread_start(points: Tensor, clusters: int) -> Tensor:
             new = points[torch.randint(len(points), (1,))]
             new = new + 0.01 * points.std().nan_to_num().clamp(min=1e-4) * torch.randn_like(new)
         centers = torch.cat([centers, new])
-        distance = torch.minimum(distance, (points - new).square().sum(1))
+        distance = torch.minimum(distance, _squared_distances(points, new))
     return centers
 
 
@@ -55,7 +59,7 @@ def lloyd(points: Tensor, centers: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         owner = nearest_center(points, centers)
         # Not cdist's own distances: they are rounded and would not be 0 for a point on its center.
-        distance = (points - centers[owner]).square().sum(1)
+        distance = _squared_distances(points, centers, owner)
         count = torch.bincount(owner, minlength=clusters)
         moved = torch.zeros_like(centers).index_add_(0, owner, points) / count.clamp(min=1)[:, None]
         empty = (count == 0).nonzero()[:, 0]
@@ -70,5 +74,12 @@ def lloyd(points: Tensor, centers: Tensor, iterations: int) -> Tensor:
 
 
 def nearest_center(points: Tensor, centers: Tensor) -> Tensor:
-    """Find the nearest center of each point, ``[N]`` int64; in parts, since ``[N, M]`` of a large catalog would not fit."""
-    return torch.cat([torch.cdist(part, centers).argmin(1) for part in points.split(65_536)])
+    """Find the nearest center of each point, ``[N]`` int64."""
+    return torch.cat([torch.cdist(part, centers).argmin(1) for part in points.split(ROWS)])
+
+
+def _squared_distances(points: Tensor, centers: Tensor, owner: Tensor | None = None) -> Tensor:
+    """Compute the squared distance of each point to the center ``owner`` ``[N]``, or to the only center; ``[N]``."""
+    owner = torch.zeros(len(points), dtype=torch.int64, device=points.device) if owner is None else owner
+    parts = zip(points.split(ROWS), owner.split(ROWS), strict=True)
+    return torch.cat([(part - centers[own]).square().sum(1) for part, own in parts])
