@@ -6,10 +6,10 @@ them apart, and where the features say nothing of what people choose, item embed
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_qbert.recbole_integration.identifiers import candidate_files
 from recbole_qbert.recbole_integration.side_training import train_beside
 from recbole_qbert.utils.io import json_lines
 
@@ -87,10 +87,9 @@ def _settings_of(student: Any, kind: str) -> dict[str, Any]:
     """Return the properties of a kind. IDs of one modality each have together as many levels as the fused one."""
     if kind != "per_modality":
         return {"semantic_ids": kind}
-    config = student.config
-    folder = config["semantic_id_dir"] or os.path.join(config["checkpoint_dir"], "semantic_ids", config["dataset"])
-    levels = config["rq_levels"] // len(_modalities(student))
-    return {"semantic_ids": kind, "rq_levels": levels, "semantic_id_dir": os.path.join(folder, kind)}
+    folder = candidate_files(student.config)[2].parent
+    levels = student.config["rq_levels"] // len(_modalities(student))
+    return {"semantic_ids": kind, "rq_levels": levels, "semantic_id_dir": str(folder / kind)}
 
 
 def _modalities(student: Any) -> Any:
