@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_qbert.baselines.missrec import MISSRecNetwork
@@ -14,10 +12,11 @@ from recbole_qbert.config.baseline_schema import MISSRecConfig
 from recbole_qbert.config.schema import read
 from recbole_qbert.data.item_features import one_vector
 from recbole_qbert.recbole_integration import patches
+from recbole_qbert.recbole_integration.scoring_model import ScoringRecommender
 from recbole_qbert.utils.io import digest
 
 
-class MISSRec(SequentialRecommender):  # type: ignore[misc]
+class MISSRec(ScoringRecommender):
     """MISSRec: text and image vectors of items, interests as clusters of them, and mixed cosines (ACM MM 2023).
 
     Before every epoch the interests are found anew. With ``use_item_embedding: false`` an item is its vectors alone (the
@@ -31,8 +30,6 @@ class MISSRec(SequentialRecommender):  # type: ignore[misc]
         ValueError: a setting is refused.
     """
 
-    input_type = InputType.POINTWISE
-    exclude_history = False  # in evaluation; a comparison sets it for every model (experiments/suites/worker.py)
     prior = None
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -60,10 +57,6 @@ class MISSRec(SequentialRecommender):  # type: ignore[misc]
         """
         self.network.discover_interests(torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**62))
 
-    def calculate_loss(self, interaction: Any) -> Tensor:
-        """Return the loss of a batch of prefixes, ``[]``."""
-        return self.batch_loss(interaction)
-
     def batch_loss(
         self, interaction: Any, masks: torch.Generator | None = None, share: tuple[int, int] = (0, 1), soft: None = None
     ) -> Tensor:
@@ -78,15 +71,6 @@ class MISSRec(SequentialRecommender):  # type: ignore[misc]
         del masks, soft
         sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         return self.network.loss(sequences, lengths, interaction[self.ITEM_ID], share)
-
-    def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Return the scores of all items, ``[B, n_items]``; padding gets -inf."""
-        sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        return self.network.scores(sequences[:, : int(lengths.max())], lengths)
-
-    def predict(self, interaction: Any) -> Tensor:
-        """Return the score of one item per row, ``[B]``, equal to that of ``full_sort_predict``."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
     def fingerprint(self) -> str:
         """Return a digest of what training starts from besides the settings: items, features, histories."""

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_qbert.config.schema import SequenceConfig, TrainConfig, read
 from recbole_qbert.recbole_integration import checkpoint_io, patches
+from recbole_qbert.recbole_integration.scoring_model import ScoringRecommender
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from recbole_qbert.sequence.soft_targets import SoftTargets
@@ -20,7 +19,7 @@ from recbole_qbert.utils.io import digest, sha256
 from recbole_qbert.utils.tensor_file import load_weights
 
 
-class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
+class QBERT4Rec(ScoringRecommender):
     """Masked and causal sequence model over semantic IDs (Q-BERT4Rec, stage 3).
 
     The data set provides the IDs (``recbole_integration.identifiers``). With ``semantic_ids: none`` there are none, and the
@@ -33,9 +32,6 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
     Raises:
         ValueError: a setting is refused, the IDs do not fit the data, or a pretrained file does not fit the model.
     """
-
-    input_type = InputType.POINTWISE
-    exclude_history = False  # in evaluation; a comparison sets it for every model (experiment.exclude_history)
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -82,10 +78,6 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
         self.ids, self.identifier_figures, self.vocabulary = other.ids, other.identifier_figures, other.vocabulary
         self.network = other.network
 
-    def calculate_loss(self, interaction: Any) -> Tensor:
-        """Return the loss of a batch of whole training histories, ``[]``."""
-        return self.batch_loss(interaction)
-
     def batch_loss(
         self,
         interaction: Any,
@@ -112,16 +104,9 @@ class QBERT4Rec(SequentialRecommender):  # type: ignore[misc]
             self.batches += 1
         return self.network.loss(sequences, lengths, views, self.settings.mask_ratios, masks, share, soft)
 
-    def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Return the scores of all items, ``[B, n_items]``; padding gets -inf."""
-        sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        sequences = sequences[:, : int(lengths.max())]  # the batch's longest, not MAX_ITEM_LIST_LENGTH
-        scores = self.network.scores(sequences, lengths)
+    def _scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
+        scores = super()._scores(sequences, lengths)
         return scores if self.prior is None else scores + self.prior(sequences, lengths)
-
-    def predict(self, interaction: Any) -> Tensor:
-        """Return the score of one item per row, ``[B]``, equal to that of ``full_sort_predict``."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
     def fingerprint(self) -> str:
         """Return a digest of what training starts from besides the settings: data, IDs, pretrained weights."""

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_qbert.baselines.code_reassignment import nearest_permutation
@@ -15,13 +13,14 @@ from recbole_qbert.baselines.vqrec import VQRecNetwork
 from recbole_qbert.config.baseline_schema import ProductQuantizerConfig, VQRecConfig
 from recbole_qbert.config.schema import read
 from recbole_qbert.recbole_integration import checkpoint_io, patches
+from recbole_qbert.recbole_integration.scoring_model import ScoringRecommender
 from recbole_qbert.utils.io import digest, sha256
 from recbole_qbert.utils.tensor_file import load_weights
 
 _TRAINED_LAST = ("code_embedding", "encoder.norm.weight", "encoder.norm.bias")
 
 
-class VQRec(SequentialRecommender):  # type: ignore[misc]
+class VQRec(ScoringRecommender):
     """VQ-Rec: an item's text becomes codes, an item's vector the mean of its code embeddings (WWW 2023).
 
     From scratch (``pretrained: ~``) everything is trained. From a pretrained checkpoint, for ``reassign_epochs`` epochs a
@@ -37,8 +36,6 @@ class VQRec(SequentialRecommender):  # type: ignore[misc]
         ValueError: a setting is refused, or a pretrained file does not fit the model.
     """
 
-    input_type = InputType.POINTWISE
-    exclude_history = False  # in evaluation; a comparison sets it for every model (experiments/suites/worker.py)
     prior = None
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -84,10 +81,6 @@ class VQRec(SequentialRecommender):  # type: ignore[misc]
             else:
                 parameter.requires_grad_(not self.settings.pretrained or (not learns_order and name in _TRAINED_LAST))
 
-    def calculate_loss(self, interaction: Any) -> Tensor:
-        """Return the loss of a batch of whole training histories, ``[]``."""
-        return self.batch_loss(interaction)
-
     def batch_loss(
         self, interaction: Any, masks: torch.Generator | None = None, share: tuple[int, int] = (0, 1), soft: None = None
     ) -> Tensor:
@@ -102,15 +95,6 @@ class VQRec(SequentialRecommender):  # type: ignore[misc]
         del soft
         loss = self.network.contrastive_loss if self.settings.train_stage == "pretrain" else self.network.loss
         return loss(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], masks, share)
-
-    def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Return the scores of all items, ``[B, n_items]``; padding gets -inf."""
-        sequences, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        return self.network.scores(sequences[:, : int(lengths.max())], lengths)
-
-    def predict(self, interaction: Any) -> Tensor:
-        """Return the score of one item per row, ``[B]``, equal to that of ``full_sort_predict``."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
     def fingerprint(self) -> str:
         """Return a digest of what training starts from besides the settings: data, codes, pretrained weights."""

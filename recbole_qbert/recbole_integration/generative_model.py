@@ -37,7 +37,7 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
     """
 
     input_type = InputType.POINTWISE
-    exclude_history = False  # in evaluation; a comparison sets it for every model (experiments/suites/worker.py)
+    exclude_history = False  # in evaluation; a comparison sets it for every model (experiment.exclude_history)
     prior = None  # of the trainer: none is added to a generative model
     settings_kind: type[GenerativeConfig] = GenerativeConfig
 
