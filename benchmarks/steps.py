@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 from benchmarks import facts
 from recbole_qbert.config.property_files import property_file, read_properties
 from recbole_qbert.config.schema import SequenceConfig
-from recbole_qbert.recbole_integration.trainer import WarmupAdamW
+from recbole_qbert.recbole_integration.optimizer import WarmupAdamW
 from recbole_qbert.sequence.kernels.dispatch import without_kernels
 from recbole_qbert.sequence.model import SemanticSequenceModel
 

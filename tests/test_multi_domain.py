@@ -8,6 +8,7 @@ from recbole_qbert.data import item_features as features
 from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.data.multi_domain import balanced_order, write_union
 from recbole_qbert.models.qbert4rec import domains_of
+from recbole_qbert.sequence.candidates import CandidateSampler
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from tests.helpers import sequence_config
 from tests.helpers_recbole import write_dataset
@@ -99,14 +100,14 @@ def test_tokens_name_their_domain():
         domains_of(["A/x", "C/x"], ["A", "B"])
 
 
-@pytest.mark.parametrize("loss", ["item", "code"])
+@pytest.mark.parametrize("loss", ["item", "code", "sampled"])
 @pytest.mark.parametrize("view", ["causal", "masked"])
 def test_two_domains_together_score_and_learn_as_each_alone(view, loss):
     """Softmax within the domain: the joint loss is the mean of the parts, weighted by their supervised positions."""
     torch.manual_seed(0)
     codes = torch.randint(5, (11, 3))
     codes[0] = -1
-    config = sequence_config(views=(view,), loss=loss, repeat_penalty="learned" if loss == "item" else "none")
+    config = sequence_config(views=(view,), loss=loss, repeat_penalty="none" if loss == "code" else "learned")
     domains = torch.tensor([0, *[0] * 6, *[1] * 4])
     both = SemanticSequenceModel(config, codes, 5, domains).eval()
     with torch.no_grad():
@@ -128,8 +129,13 @@ def test_two_domains_together_score_and_learn_as_each_alone(view, loss):
     torch.testing.assert_close(scores[2:, 7:], alone[1].scores(second - 6, lengths[2:])[:, 1:], rtol=1e-5, atol=1e-5)
     assert torch.isneginf(scores[:2, 7:]).all() and torch.isneginf(scores[2:, :7]).all()
     tail = {"tail": 0.3}
-    joint = both.loss(together, lengths, view, tail)
-    parts = [alone[0].loss(first, lengths[:2], view, tail), alone[1].loss(second - 6, lengths[2:], view, tail)]
+    # A sample of all: a domain's items are candidates for its own positions alone.
+    samplers = [CandidateSampler(rows, n, n) for rows, n in ((together, 11), (first, 7), (second - 6, 5))]
+    joint = both.loss(together, lengths, view, tail, sampler=samplers[0])
+    parts = [
+        alone[0].loss(first, lengths[:2], view, tail, sampler=samplers[1]),
+        alone[1].loss(second - 6, lengths[2:], view, tail, sampler=samplers[2]),
+    ]
     count = [5, 3] if view == "causal" else [2, 1]
     torch.testing.assert_close(joint, (count[0] * parts[0] + count[1] * parts[1]) / sum(count), rtol=1e-5, atol=1e-5)
 

@@ -73,13 +73,14 @@ def train(config, folder, until=None, loss="batch_loss", **options):
         return None
 
 
-@pytest.mark.parametrize("until", [0, 1, 3, 5, 7])
-def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure, tmp_path, until):
+@pytest.mark.parametrize(("until", "loss"), [(0, "item"), (1, "item"), (3, "sampled"), (5, "item"), (7, "sampled")])
+def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(configure, tmp_path, until, loss):
     """60 users in batches of 32 are 2 batches an epoch; 4 epochs; stopping in the first, within and after others."""
-    whole = train(configure(checkpoint_file=str(tmp_path / "whole.pth")), tmp_path)
-    config = configure(checkpoint_file=str(tmp_path / "part.pth"))
+    settings = {"loss": loss, "sampled_items": 8}
+    whole = train(configure(checkpoint_file=str(tmp_path / "whole.pth"), **settings), tmp_path)
+    config = configure(checkpoint_file=str(tmp_path / "part.pth"), **settings)
     train(config, tmp_path, until)
-    part = train(configure(checkpoint_file=str(tmp_path / "part.pth")), tmp_path)
+    part = train(configure(checkpoint_file=str(tmp_path / "part.pth"), **settings), tmp_path)
     assert part.valid == whole.valid
     assert part.test() == whole.test()
     for name, value in whole.model.state_dict().items():
@@ -264,10 +265,11 @@ def test_metrics_from_ranks_are_recboles(configure, tmp_path, metrics):
         assert ours == pytest.approx(theirs, abs=1e-9)
 
 
-@pytest.mark.parametrize("schedule", ["joint", "alternate"])
-def test_the_shares_of_two_processes_add_up_to_the_whole(configure, tmp_path, schedule):
+@pytest.mark.parametrize(("schedule", "loss"), [("joint", "item"), ("alternate", "item"), ("joint", "sampled")])
+def test_the_shares_of_two_processes_add_up_to_the_whole(configure, tmp_path, schedule, loss):
     """Loss and gradient of the two halves of a batch, without dropout, against one process that has all of it."""
     off = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "view_schedule": schedule, "epochs": 1}
+    off |= {"loss": loss, "sampled_items": 4}
     run = train(configure(**off), tmp_path)
     model, batch = run.model.train(), run.trainer.model.device
     rows = run.valid_data._dataset
@@ -281,7 +283,7 @@ def test_the_shares_of_two_processes_add_up_to_the_whole(configure, tmp_path, sc
             loss = model.batch_loss(interaction, torch.Generator().manual_seed(1), share)
             loss.backward()
             total += loss.item()
-        return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        return total, torch.cat([p.grad.to_dense().flatten() for p in model.parameters() if p.grad is not None])
 
     (one, whole), (two, halves) = gradient([(0, 1)]), gradient([(0, 2), (1, 2)])
     assert one == pytest.approx(two, rel=1e-5)
@@ -362,7 +364,8 @@ def test_pretraining_and_finetuning_on_two_processes_equal_one(tmp_path):
     for processes in (1, 2):
         folder = tmp_path / f"out{processes}"
         base = ["--data_path", str(tmp_path / "data"), *OFF, "--epochs=2", "--pretrain_epochs=2"]
-        first, _ = call(processes, folder, "pretrain", "--datasets", "A", "B", "--targets", "T", *base)
+        sampled = ["--loss=sampled", "--sampled_items=8"]
+        first, _ = call(processes, folder, "pretrain", "--datasets", "A", "B", "--targets", "T", *base, *sampled)
         vocabulary = folder / "A+B+T"
         assert {path.name for path in vocabulary.glob("?.sid")} == {"A.sid", "B.sid", "T.sid"}
         second, said = call(processes, folder, "finetune", "--dataset=T", "--vocabulary", str(vocabulary), *base)

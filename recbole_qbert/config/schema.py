@@ -174,6 +174,7 @@ class TrainConfig(Settings):
     domain_sampling: str
     freeze: tuple[str, ...]
     annealing: float = 0.0
+    sampled_items: int = 4096
     teachers: int = 0
     teacher_weight: float = 2.0
     pretrained: str | None = None

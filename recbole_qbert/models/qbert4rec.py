@@ -12,6 +12,7 @@ from torch import Tensor
 from recbole_qbert.config.schema import SequenceConfig, TrainConfig, read
 from recbole_qbert.recbole_integration import checkpoint_io, patches
 from recbole_qbert.recbole_integration.scoring_model import ScoringRecommender
+from recbole_qbert.sequence.candidates import CandidateSampler
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from recbole_qbert.sequence.soft_targets import SoftTargets
@@ -40,9 +41,10 @@ class QBERT4Rec(ScoringRecommender):
         sequence = read(SequenceConfig, values | {"max_length": self.max_seq_length})
         tokens = dataset.item_tokens()
         self.ids, self.identifier_figures = dataset.semantic_ids, dataset.identifier_figures
-        if not self.ids.prefixes and not (sequence.use_item_embedding and sequence.loss == "item"):
+        if not self.ids.prefixes and not (sequence.use_item_embedding and sequence.loss != "code"):
             raise ValueError(
-                "semantic_ids is none: an item is its embedding alone, which needs use_item_embedding: true and loss: item"
+                "semantic_ids is none: an item is its embedding alone, which needs use_item_embedding: true and a loss over "
+                "items (item or sampled)"
             )
         codes = torch.full((self.n_items, self.ids.codes.shape[1]), -1)
         codes[1:] = torch.from_numpy(self.ids.aligned(tokens, "the .sid file").astype("int64"))
@@ -58,6 +60,14 @@ class QBERT4Rec(ScoringRecommender):
             )
         domains = None if config["domains"] is None else domains_of(tokens, config["domains"])
         self.network = SemanticSequenceModel(sequence, codes, self.ids.size, domains)
+        self.sampler = None
+        if sequence.loss == "sampled":
+            if domains is not None and self.settings.domain_sampling == "balanced":
+                raise ValueError(
+                    "loss is sampled and domain_sampling is balanced: how often an item is in a batch is known for "
+                    "proportional sampling alone; set domain_sampling: proportional or loss: item"
+                )
+            self.sampler = CandidateSampler(dataset.inter_feat[self.ITEM_SEQ], self.n_items, self.settings.sampled_items)
         self.prior = None
         if self.settings.structural_prior == "cooccurrence":
             self.prior = CooccurrencePrior(dataset.histories, self.n_items, content=dataset.content_likeness())
@@ -102,7 +112,7 @@ class QBERT4Rec(ScoringRecommender):
         if self.settings.view_schedule == "alternate":
             views = (views[int(self.batches) % len(views)],)
             self.batches += 1
-        return self.network.loss(sequences, lengths, views, self.settings.mask_ratios, masks, share, soft)
+        return self.network.loss(sequences, lengths, views, self.settings.mask_ratios, masks, share, soft, self.sampler)
 
     def _scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         scores = super()._scores(sequences, lengths)

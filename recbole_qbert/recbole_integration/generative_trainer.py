@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer, WarmupAdamW
+from recbole_qbert.recbole_integration.optimizer import WarmupAdamW
+from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
 
 
 class ScheduledAdamW(WarmupAdamW):

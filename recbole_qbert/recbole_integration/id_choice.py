@@ -78,7 +78,7 @@ def _kinds(student: Any) -> list[str]:
     kinds = ["fused"]
     if modalities > 1 and config["rq_codes"] ** (config["rq_levels"] // modalities) >= student.model.n_items:
         kinds.append("per_modality")
-    if network.use_item_embedding and network.loss == "item":
+    if network.use_item_embedding and network.loss != "code":
         kinds.append("none")
     return kinds
 

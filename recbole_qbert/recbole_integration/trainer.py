@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -17,41 +17,13 @@ from tqdm import tqdm
 from recbole_qbert.data.multi_domain import balanced_order
 from recbole_qbert.recbole_integration import checkpoint_io
 from recbole_qbert.recbole_integration.id_choice import train_best_kind
+from recbole_qbert.recbole_integration.optimizer import WarmupAdamW, stored_gradients
 from recbole_qbert.recbole_integration.resume import Callback, TrainingState
 from recbole_qbert.recbole_integration.teachers import learn_from_teachers
 from recbole_qbert.retrieval.catalog_ranker import CatalogRanker
 from recbole_qbert.sequence import prior_fitting
 from recbole_qbert.sequence.soft_targets import SoftTargets
 from recbole_qbert.utils.distributed import barrier
-
-
-class WarmupAdamW(torch.optim.AdamW):
-    """AdamW whose learning rate rises linearly over the first steps.
-
-    The number of steps is part of the parameter groups, so that it is saved and resumed with them.
-    """
-
-    def __init__(self, groups: Any, *, lr: float, betas: tuple[float, float], warmup_steps: int) -> None:
-        super().__init__(groups, lr=lr, betas=betas, fused=True)  # one pass over each parameter instead of about ten
-        for group in self.param_groups:
-            group["full_lr"], group["warmup_steps"], group["taken"] = lr, warmup_steps, 0
-
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Load a state. Older states were not fused, which this optimizer always is."""
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group["fused"] = True
-
-    def step(self, closure: Any = None) -> Any:
-        """Update the parameters at the learning rate of the warm-up."""
-        for group in self.param_groups:
-            group["taken"] += 1
-            group["lr"] = group["full_lr"] * self.share_of_rate(group)
-        return super().step(closure)
-
-    def share_of_rate(self, group: Mapping[str, Any]) -> float:
-        """Return the share of the learning rate at the step that a parameter group has come to."""
-        return min(1.0, group["taken"] / max(group["warmup_steps"], 1))
 
 
 class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
@@ -222,7 +194,7 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             self._check_nan(value)
             scaler.unscale_(self.optimizer)
             if self.clip_grad_norm:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+                torch.nn.utils.clip_grad_norm_(stored_gradients(self.model.parameters()), **self.clip_grad_norm)
             scaler.step(self.optimizer)
             scaler.update()
             total += value.item()
@@ -266,10 +238,14 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         for parameter in learning:
             if parameter.grad is None:  # in a process whose share of the batch has no target for it
                 parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([*(p.grad.flatten() for p in learning), loss.reshape(1)])
+        gradients = (
+            parameter.grad for parameter in stored_gradients(learning)
+        )  # of a sample: the same rows in every process
+        stored = [values for values in gradients if values is not None]
+        flat = torch.cat([*(values.flatten() for values in stored), loss.reshape(1)])
         distributed.all_reduce(flat)
-        for parameter, summed in zip(learning, flat.split([p.numel() for p in learning] + [1]), strict=False):
-            parameter.grad.copy_(summed.view_as(parameter))
+        for values, summed in zip(stored, flat.split([values.numel() for values in stored] + [1]), strict=False):
+            values.copy_(summed.view_as(values))
         return flat[-1]
 
     # ------------------------------------------------------------------------------------------------ evaluation

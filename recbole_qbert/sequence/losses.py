@@ -1,4 +1,4 @@
-"""Losses of stage 3: softmax over all items (default) and over the codes of each level (Eq. 11)."""
+"""Losses of stage 3: softmax over items, all (default) or a sample, and over the codes of each level (Eq. 11)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def item_softmax_loss(
     history: tuple[Tensor, Tensor],
     valid: Tensor,
     shares: Tensor | None = None,
+    weights: tuple[Tensor | None, Tensor] | None = None,
 ) -> Tensor:
     """Compute the mean cross-entropy of the target among all items, with a penalty on items of the visible history.
 
@@ -40,6 +41,8 @@ def item_softmax_loss(
             sorted by position.
         valid: ``[N]`` bool, false for rows that are not items (padding).
         shares: ``[P, K]`` float, shares of several targets; a row sums to 1, and a target may stand in it twice.
+        weights: where ``items`` are a sample, ``(log_weight [N], own [P, L])``: an item counts ``exp(log_weight)`` times,
+            and once at positions that have its row number in ``own`` (``candidates``).
 
     Returns:
         ``[]`` float, mean over positions.
@@ -48,11 +51,13 @@ def item_softmax_loss(
         target, shares = target[:, None], hidden.new_ones(len(target), 1)
     device = hidden.device.type
     if not torch.is_autocast_enabled(device):
-        return _ItemSoftmax.apply(hidden, items, target, penalty, *history, valid, hidden.dtype, shares)  # type: ignore[no-untyped-call]
+        return _ItemSoftmax.apply(  # type: ignore[no-untyped-call]
+            hidden, items, target, penalty, *history, valid, hidden.dtype, shares, *(weights or (None, None))
+        )
     with torch.autocast(device, enabled=False):
         product = torch.get_autocast_dtype(device)
         float32 = hidden.float(), items.float(), target, penalty.float()
-        return _ItemSoftmax.apply(*float32, *history, valid, product, shares)  # type: ignore[no-untyped-call]
+        return _ItemSoftmax.apply(*float32, *history, valid, product, shares, *(weights or (None, None)))  # type: ignore[no-untyped-call]
 
 
 class _ItemSoftmax(torch.autograd.Function):
@@ -68,6 +73,8 @@ class _ItemSoftmax(torch.autograd.Function):
         valid: Tensor,
         product: torch.dtype,
         shares: Tensor,
+        log_weight: Tensor | None,
+        own: Tensor | None,
     ) -> Tensor:
         count = max(len(hidden), 1)
         grad_hidden, grad_items = torch.empty_like(hidden), torch.zeros_like(items)
@@ -80,6 +87,11 @@ class _ItemSoftmax(torch.autograd.Function):
         for number, start in enumerate(range(0, len(hidden), step)):
             rows = hidden[start : start + step].to(product)
             logits = (rows @ low_items.T).to(hidden.dtype)
+            if log_weight is not None and own is not None:
+                counted_once = own[start : start + step]
+                unchanged = logits.gather(1, counted_once)
+                logits += log_weight
+                logits.scatter_(1, counted_once, unchanged)
             pairs = slice(bounds[number], bounds[number + 1])
             at = (position[pairs] - start, item[pairs])
             logits.index_put_(at, -penalty.expand(len(at[0])), accumulate=True)
@@ -106,7 +118,7 @@ class _ItemSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, items, penalty = ctx.saved_tensors
-        return grad[0] * hidden, grad[0] * items, None, grad[0] * penalty, None, None, None, None, None
+        return grad[0] * hidden, grad[0] * items, None, grad[0] * penalty, None, None, None, None, None, None, None
 
 
 def code_loss(tables: Tensor, target: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from recbole_qbert.config.schema import SequenceConfig
 from recbole_qbert.sequence import masking
+from recbole_qbert.sequence.candidates import Candidates, CandidateSampler
 from recbole_qbert.sequence.encoder import SequenceEncoder
 from recbole_qbert.sequence.losses import code_loss, item_softmax_loss
 from recbole_qbert.sequence.packing import PackedSequences
@@ -121,7 +122,11 @@ class SemanticSequenceModel(nn.Module):
     def item_vectors(self, items: Tensor) -> Tensor:
         """Compose the vectors of some items, ``[...]`` int64 to ``[..., D]``: the same as ``item_table()[items]``."""
         flat = items.flatten()
-        own = None if self.item_embedding is None else self.item_embedding[flat]
+        own: Tensor | None = None
+        if self.item_embedding is not None and self.config.loss == "sampled":  # a gradient for these rows alone
+            own = F.embedding(flat, self.item_embedding, sparse=True)
+        elif self.item_embedding is not None:
+            own = self.item_embedding[flat]
         return self._compose(self.flat_codes[flat], own).view(*items.shape, self.codebook.shape[2])
 
     def _compose(self, flat_codes: Tensor, own: Tensor | None) -> Tensor:
@@ -182,6 +187,7 @@ class SemanticSequenceModel(nn.Module):
         generator: torch.Generator | None = None,
         share: tuple[int, int] = (0, 1),
         soft: SoftTargets | None = None,
+        sampler: CandidateSampler | None = None,
     ) -> Tensor:
         """Sum the views' losses over a batch of whole training sequences (Eq. 11).
 
@@ -196,6 +202,7 @@ class SemanticSequenceModel(nn.Module):
                 the mean over, the whole batch: the losses of all processes add up to the loss of one process.
             soft: what teachers expect at the positions of the causal view, learned beside the true items. It takes
                 ``loss: item`` and one domain.
+            sampler: draws the items of the softmax, with ``loss: sampled``.
 
         Returns:
             ``[]`` float; a view's loss is the mean over its supervised positions, 0 (with a gradient) if it has none.
@@ -204,14 +211,19 @@ class SemanticSequenceModel(nn.Module):
             ValueError: ``masked`` with ``ratios`` that ``masking.draw`` refuses.
         """
         views = (views,) if isinstance(views, str) else tuple(views)
-        table = self.item_table() if self.config.loss == "item" else None  # the loss over codes needs only a few of its rows
+        candidates = self._candidates(sequences, generator, sampler)
         hidden = masking.draw(lengths, sequences.shape[1], ratios, generator) if "masked" in views else None
         process_rows = torch.arange(len(lengths), device=lengths.device)[share[0] :: share[1]]
         buckets = [length_bucket(sequences, lengths, process_rows[rows]) for rows in rows_by_length(lengths[process_rows])]
         if not buckets:
-            return torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum() * 0.0
+            unused: list[Tensor] = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            if candidates is not None and candidates.log_weight is not None:  # a gradient of the kind that others have
+                unused = [parameter for parameter in unused if parameter is not self.item_embedding] + [candidates.vectors]
+            return torch.stack([parameter.sum() for parameter in unused]).sum() * 0.0
         items = torch.cat([bucket.items.flatten()[bucket.packed.position] for bucket in buckets])
-        vectors = self.item_vectors(items) if table is None else F.embedding(items, table)
+        vectors = (
+            self.item_vectors(items) if candidates is None else F.embedding(candidates.columns(items), candidates.vectors)
+        )
         targets = [
             causal_targets(buckets, lengths, None if soft is None else soft.start)
             if hidden is None or view == "causal"
@@ -226,7 +238,7 @@ class SemanticSequenceModel(nn.Module):
         layout = [(bucket.packed, view_targets.causal) for view_targets in targets for bucket in buckets]
         states = self.encoder.encode(torch.cat(tokens), layout, torch.cat(supervised))
         losses = [
-            self._view_loss(table, view_targets, state, soft if view_targets.causal else None)
+            self._view_loss(candidates, sequences, view_targets, state, soft if view_targets.causal else None)
             * (view_targets.count / view_targets.total)
             for view_targets, state in zip(
                 targets, states.split([view_targets.count for view_targets in targets]), strict=True
@@ -234,12 +246,30 @@ class SemanticSequenceModel(nn.Module):
         ]
         return torch.stack(losses).sum()
 
+    def _candidates(
+        self, batch: Tensor, generator: torch.Generator | None, sampler: CandidateSampler | None
+    ) -> Candidates | None:
+        """Return the items of the softmax over items; the loss over codes has none and needs only a few vectors."""
+        if self.config.loss == "code":
+            return None
+        if self.config.loss == "item":
+            return Candidates(torch.arange(len(self.codes), device=batch.device), self.item_table())
+        if sampler is None:
+            raise ValueError("loss is 'sampled', which needs a sampler of candidates")
+        items, log_weight = sampler.draw(batch, generator)
+        return Candidates(items, self.item_vectors(items), log_weight)
+
     def _view_loss(
-        self, table: Tensor | None, targets: ViewTargets, state: Tensor, soft: SoftTargets | None = None
+        self,
+        candidates: Candidates | None,
+        batch: Tensor,
+        targets: ViewTargets,
+        state: Tensor,
+        soft: SoftTargets | None = None,
     ) -> Tensor:
-        """Mean loss over a view's supervised tokens, given their ``state [P, D]``; over codes where ``table`` is None."""
+        """Mean loss over a view's supervised tokens, given their ``state [P, D]``; over codes without candidates."""
         target = torch.cat(targets.items)
-        if table is None:
+        if candidates is None:
             tables = torch.einsum("pd,kmd->pkm", state, self.codebook)
             return code_loss(tables, self.codes[target].long())
         position, item = (torch.cat(part) for part in zip(*targets.history, strict=True))
@@ -248,23 +278,51 @@ class SemanticSequenceModel(nn.Module):
             part = soft.weight / (1 + soft.weight)
             all_targets = torch.cat([target[:, None], items], 1)
             all_shares = torch.cat([torch.full_like(shares[:, :1], 1 - part), part * shares], 1)
-            return item_softmax_loss(state, table, all_targets, self.penalty, (position, item), self.valid, all_shares)
-        return self._item_loss(table, state, target, position, item)
+            history = (position, item)
+            return item_softmax_loss(
+                state, candidates.vectors, all_targets, self.penalty, history, self.valid, shares=all_shares
+            )
+        own = None
+        if candidates.log_weight is not None:
+            own = candidates.columns(batch)[torch.cat(targets.rows)]
+        return self._item_loss(candidates, state, candidates.columns(target), (position, candidates.columns(item)), own)
 
-    def _item_loss(self, table: Tensor, state: Tensor, target: Tensor, position: Tensor, item: Tensor) -> Tensor:
-        """Softmax loss over the items of the target's domain; arguments as for ``losses.item_softmax_loss``."""
+    def _item_loss(
+        self, candidates: Candidates, state: Tensor, target: Tensor, history: tuple[Tensor, Tensor], own: Tensor | None
+    ) -> Tensor:
+        """Softmax loss over the candidates of the target's domain (``losses.item_softmax_loss``).
+
+        Args:
+            candidates: ``C`` items.
+            state: ``[P, D]``.
+            target: ``[P]`` columns.
+            history: positions and columns.
+            own: ``[P, L]`` columns of each position's whole row, for candidates that are weighted.
+        """
+        is_item = candidates.items > 0
         if self.domains is None:
-            return item_softmax_loss(state, table, target, self.penalty, (position, item), self.valid)
+            weights = None if own is None else (candidates.log_weight, own)
+            return item_softmax_loss(state, candidates.vectors, target, self.penalty, history, is_item, weights=weights)
         losses = []
-        target_domain = self.domains[target]
+        domains = self.domains[candidates.items]
+        target_domain = domains[target]
+        position, column = history
         for domain in target_domain.unique().tolist():
-            members = ((self.domains == domain) & self.valid).nonzero()[:, 0]
-            row_of = torch.zeros_like(self.domains).index_put_((members,), torch.arange(len(members), device=members.device))
+            members = ((domains == domain) | ~is_item).nonzero()[:, 0]  # padding stays the first
+            place = torch.zeros_like(domains).index_put_((members,), torch.arange(len(members), device=members.device))
             in_domain = target_domain == domain
             number, pairs = in_domain.cumsum(0) - 1, in_domain[position]
-            history = number[position[pairs]], row_of[item[pairs]]
+            weights = None
+            if own is not None and candidates.log_weight is not None:
+                weights = candidates.log_weight[members], place[own[in_domain]]
             loss = item_softmax_loss(
-                state[in_domain], table[members], row_of[target[in_domain]], self.penalty, history, self.valid[members]
+                state[in_domain],
+                candidates.vectors[members],
+                place[target[in_domain]],
+                self.penalty,
+                (number[position[pairs]], place[column[pairs]]),
+                is_item[members],
+                weights=weights,
             )
             losses.append(loss * (in_domain.sum() / len(target)))
         return torch.stack(losses).sum()
@@ -309,9 +367,9 @@ class SemanticSequenceModel(nn.Module):
     def scores(self, sequences: Tensor, lengths: Tensor) -> Tensor:
         """Score every item by the mean over ``score_views`` of its log-probability (Eq. 2).
 
-        With ``loss: item``, the log-probability is a softmax over the catalog (penalty included). With ``loss: code``, it is
-        the sum over levels of the log-probability of the item's code relative to a uniform guess, so that a level which the
-        item does not have neither helps nor harms.
+        With ``loss: item`` or ``sampled``, the log-probability is a softmax over the catalog (penalty included). With
+        ``loss: code``, it is the sum over levels of the log-probability of the item's code relative to a uniform guess, so
+        that a level which the item does not have neither helps nor harms.
 
         Args:
             sequences, lengths: as for :meth:`states`.

@@ -40,6 +40,7 @@ class ViewTargets:
         total: supervised positions of the whole batch, including those of other processes.
         supervised: ``[T]`` bool, true at packed tokens that are supervised.
         items: ``[P]`` int64, the item to predict at each supervised token.
+        rows: ``[P]`` int64, row in the batch of each supervised token.
         history: ``(number of the supervised token among all buckets, item of its history)``, both ``[S]`` int64.
         numbers: number of each supervised position among those of all training rows, where soft targets need it.
         count: supervised tokens so far.
@@ -49,6 +50,7 @@ class ViewTargets:
     total: int
     supervised: list[Tensor] = field(default_factory=list)
     items: list[Tensor] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
     history: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     numbers: list[Tensor] = field(default_factory=list)
     count: int = 0
@@ -67,6 +69,7 @@ class ViewTargets:
         self.history.append((number[row, position], bucket.items[row, source]))
         self.supervised.append(supervised.flatten()[bucket.packed.position])
         self.items.append(items[supervised])
+        self.rows.append(bucket.rows[:, None].expand_as(supervised)[supervised])
         self.count += len(self.items[-1])
 
 

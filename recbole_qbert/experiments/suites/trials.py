@@ -34,6 +34,7 @@ LATER_PROPERTIES: Mapping[str, Any] = {
     "train_users": 1.0,
     "pretrained_parts": ["encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"],
     "text_vectors": "joined",
+    "sampled_items": 4096,
 }
 #: Properties of the network of stage 1, with the value that they have in the key where it is not run; ``None``: in no key.
 _OF_NETWORK = {
