@@ -96,3 +96,20 @@ def test_recboles_quick_start_is_imported_without_ray() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "reported {'score': 2}"
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", "::"])
+def test_tables_are_those_of_the_slow_parser_with_exact_numbers(tmp_path: Path, separator: str) -> None:
+    numbers = ["0.1", "1e-7", "123456789.123456789", "2.2250738585072014e-308", "1400457600", ""]
+    texts = ['"q""r"', " padded ", "001", "NA", "ü", f'"a{separator}b"' if len(separator) == 1 else "a"]
+    lines = [separator.join(cells) for cells in [("item:token", "price:float"), *zip(texts, numbers, strict=True)]]
+    path = tmp_path / "table"
+    path.write_text("\n".join(lines) + "\n\n", encoding="latin-1")
+    options: dict[str, Any] = {
+        "delimiter": separator, "usecols": ["item:token", "price:float"], "encoding": "latin-1", "engine": "python",
+        "dtype": {"item:token": str, "price:float": np.float64},
+    }  # fmt: skip
+    mine = recbole_dataset.pd.read_csv(path, **options)  # type: ignore[attr-defined]
+    pd.testing.assert_frame_equal(mine, pd.read_csv(path, **options), rtol=1e-14)
+    if len(separator) == 1:
+        assert mine["price:float"].tolist()[:-1] == [float(number) for number in numbers[:-1]]
