@@ -117,8 +117,8 @@ class _Pandas(ModuleType):
     def read_csv(*args: Any, **options: Any) -> Any:
         """Read a table; lists are split next, and have text in every cell.
 
-        RecBole asks for the parser in Python: seven times as slow, twice the memory, and every fourth number with many digits
-        is one unit in the last place off. It is left to files whose columns are separated by more than one character.
+        RecBole asks for the parser in Python: seven times as slow, and every fourth number with many digits is one unit in
+        the last place off. It is left to files whose columns are separated by more than one character.
         """
         if options.get("engine") == "python" and len(options.get("delimiter") or "") == 1:
             options |= {"engine": "c", "float_precision": "round_trip"}
