@@ -203,15 +203,6 @@ def test_padded_groups_compute_what_packed_ones_do(monkeypatch):
     assert loss_and_states(model, matrix, targets)[0].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_what_is_added_reaches_the_encoder_only():
-    model = network().eval()
-    source = PackedTokens.of(batch()[0])
-    plain = model.encode(source).states
-    added = torch.randn(len(source.tokens), 20)
-    assert torch.equal(model.encode(source, torch.zeros_like(added)).states, plain)
-    assert not torch.allclose(model.encode(source, added).states, plain, atol=1e-2)
-
-
 def test_dropout_acts_in_training_only_and_changes_with_the_seed():
     model = network(dropout=0.3)
     matrix, targets = batch()

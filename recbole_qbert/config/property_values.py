@@ -247,6 +247,17 @@ OF_OUR_MODELS: Mapping[str, Check] = {
     "ranking": one_of("cutoff", "exact", "beam"),
     "beams": whole(1, 100_000),
     "valid_users": _COUNT,
+    # P5CID
+    "backbone": _FILE,
+    "new_rows": one_of("unit", "table"),
+    "whole_words": _COUNT,
+    "test_prompt": whole(1, 1000),
+    "score_end": one_of("auto", "always"),
+    "target_draw": one_of("every", "random"),
+    "draws_per_target": whole(1, 10_000),
+    "cid_clusters": whole(2, 32_000),
+    "cid_leaf": whole(2, 10_000_000),
+    "cid_levels": whole(1, 1000),
     # CooccurrenceKNN
     "shrink": number(0, 1e12),
     "decay": number(0, 1, above=True),
