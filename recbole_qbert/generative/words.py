@@ -17,7 +17,7 @@ from recbole_qbert.generative.vocabulary import FIRST
 
 #: SentencePiece's mark of a piece that starts a word.
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"
-_PARTS = re.compile(r"\d|[^\d]+")
+_PARTS = re.compile(rf"{MARK}?\d|\D+")
 
 
 class Words(Protocol):

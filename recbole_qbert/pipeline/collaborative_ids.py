@@ -47,10 +47,14 @@ def load_or_build(
     file = output / f"{catalog.dataset}.cid.npy"
 
     def build() -> dict[str, Any]:
-        count = cooccurrence.counts(catalog.histories, len(catalog.items))
+        # RecBole numbers items as they first occur in the file, held-out interactions included: tokens carry no such order.
+        order = np.argsort(np.array(catalog.items))
+        count = cooccurrence.counts(catalog.histories, len(catalog.items))[order][:, order]
         made = spectral_ids(count, config.clusters, config.leaf, config.levels)
-        write_array(file, made.ids)
-        length, items = np.unique((made.ids >= 0).sum(1), return_counts=True)
+        ids = np.empty_like(made.ids)
+        ids[order] = made.ids
+        write_array(file, ids)
+        length, items = np.unique((ids >= 0).sum(1), return_counts=True)
         return {
             "tokens": made.tokens,
             "clusters": made.clusters,
