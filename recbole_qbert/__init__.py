@@ -1,8 +1,8 @@
 """Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
 
 Importing the package registers ``QBERT4Rec``, and the baselines ``CooccurrenceKNN``, ``VQRec``, ``MISSRec``, ``TIGER``,
-``MQL4GRec`` and ``P5CID``, with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole only the functions that do
-not need it work: recommending with an exported model.
+``MQL4GRec``, ``P5CID`` and ``VIP5``, with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole only
+the functions that do not need it work: recommending with an exported model.
 
 Every command of the command line is a function here: ``train``, ``pretrain``, ``finetune``, ``build_semantic_ids``,
 ``add_items``, ``export_model``, ``recommend``.
@@ -42,7 +42,7 @@ else:
     from recbole_qbert.config.generative import MQL4GRecConfig, TIGERConfig, checker
     from recbole_qbert.config.property_files import property_file
     from recbole_qbert.config.schema import QuantizerConfig, check_all
-    from recbole_qbert.config.sentences import CollaborativeConfig, P5CIDConfig
+    from recbole_qbert.config.sentences import CollaborativeConfig, NumberConfig, SentenceConfig, VIP5Config
     from recbole_qbert.recbole_integration import checkpoint_io, patches, registry
 
     patches.apply()
@@ -56,6 +56,7 @@ else:
     from recbole_qbert.models.p5cid import P5CID
     from recbole_qbert.models.qbert4rec import QBERT4Rec
     from recbole_qbert.models.tiger import TIGER
+    from recbole_qbert.models.vip5 import VIP5
     from recbole_qbert.models.vqrec import VQRec
     from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
     from recbole_qbert.recbole_integration.code_dataset import CodeDataset
@@ -63,7 +64,7 @@ else:
     from recbole_qbert.recbole_integration.feature_datasets import PrefixFeatureDataset, ProductCodeDataset
     from recbole_qbert.recbole_integration.generative_trainer import GenerativeTrainer
     from recbole_qbert.recbole_integration.scoring_trainer import ScoringTrainer
-    from recbole_qbert.recbole_integration.sentence_datasets import CollaborativeIDDataset
+    from recbole_qbert.recbole_integration.sentence_datasets import CollaborativeIDDataset, PictureDataset
     from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
     from recbole_qbert.recbole_integration.workflows import build_semantic_ids, finetune, pretrain, train
 
@@ -100,7 +101,8 @@ else:
     for _model, _dataset, _settings in (
         (TIGER, CodeDataset, (TIGERConfig, QuantizerConfig)),
         (MQL4GRec, CodeDataset, (MQL4GRecConfig, QuantizerConfig)),
-        (P5CID, CollaborativeIDDataset, (P5CIDConfig, CollaborativeConfig)),
+        (P5CID, CollaborativeIDDataset, (SentenceConfig, CollaborativeConfig)),
+        (VIP5, PictureDataset, (VIP5Config, NumberConfig)),
     ):
         registry.register(
             _model,
@@ -118,6 +120,7 @@ else:
 __all__ = [
     "P5CID",
     "TIGER",
+    "VIP5",
     "CooccurrenceKNN",
     "MISSRec",
     "MQL4GRec",

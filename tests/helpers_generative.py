@@ -14,7 +14,7 @@ OWN = {
     "TIGER": {"user_tokens": 7},
     "MQL4GRec": {},
     "P5CID": {"cid_clusters": 3, "cid_leaf": 6},
-    "VIP5": {"draws_per_user": 4},
+    "VIP5": {"draws": 4},
 }
 CODES = {"rq_levels": 2, "rq_codes": 8, "rq_dim": 8, "rq_hidden": [16], "rq_warmup_epochs": 2, "rq_epochs": 4}
 

@@ -23,7 +23,7 @@ from tests.test_trainer import KilledError
 
 pytestmark = pytest.mark.pipeline
 
-MODELS = ["TIGER", "MQL4GRec", "P5CID"]
+MODELS = ["TIGER", "MQL4GRec", "P5CID", "VIP5"]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_same_seed_same_metrics_other_seed_other_weights(data, tmp_path, trained
     assert not torch.equal(other.model.network.embedding[:3], again.model.network.embedding[:3])
 
 
-@pytest.mark.parametrize(("model", "until"), [("TIGER", 3), ("MQL4GRec", 5), ("P5CID", 3)])
+@pytest.mark.parametrize(("model", "until"), [("TIGER", 3), ("MQL4GRec", 5), ("P5CID", 3), ("VIP5", 3)])
 def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(data, tmp_path, model, until):
     whole = train(data, tmp_path, model, checkpoint_file=str(tmp_path / "whole.pth"))
     settings = {"checkpoint_file": str(tmp_path / "part.pth")}

@@ -1,5 +1,7 @@
 """P5CID: IDs of training co-occurrence, sentences and draws by hand, weights to start from."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -179,7 +181,7 @@ def test_sentences_by_hand():
     assert two == [*words.pieces("user_21"), *has, 101, 102, *comma, 101, 104, 105, *dot, 1]
     after = writer.write(1, items, users, none)[1]
     sentence = [words.pieces(word) for word in "what does user_21 buy ?".split()]
-    assert after[after >= 0].tolist() == [*words.pieces("After"), 101, 102, *comma, 101, 104, 105, *sum(sentence, []), 1]
+    assert after[after >= 0].tolist() == [*words.pieces("After"), 101, 102, *comma, 101, 104, 105, *itertools.chain(*sentence), 1]
 
 
 HISTORIES = [[1, 2, 3, 4, 5, 6], [3], [2, 5], [6, 5, 4, 3, 2, 1, 6, 5, 4]]
@@ -231,7 +233,10 @@ def test_a_random_target_is_any_position_of_its_history():
     drawn = every(examples)
     assert len(drawn) == 200 * (5 + 1 + 8)
     of_first = [pair for number, pair in enumerate(drawn) if number % 14 < 5]
-    counts = {end: sum(pair == (HISTORIES[0][max(0, end - 4) : end], HISTORIES[0][end]) for pair in of_first) for end in range(1, 6)}
+    counts = {
+        end: sum(pair == (HISTORIES[0][max(0, end - 4) : end], HISTORIES[0][end]) for pair in of_first)
+        for end in range(1, 6)
+    }
     assert sum(counts.values()) == len(of_first) and min(counts.values()) > 150
 
 
@@ -294,10 +299,10 @@ def test_a_backbone_is_copied_and_new_tokens_keep_rows_of_their_own(t5):
 
 
 def test_backbones_that_cannot_be_are_refused(t5, tmp_path):
+    write_t5(tmp_path / "bert")
+    file = tmp_path / "bert" / "config.json"
+    file.write_text(file.read_text().replace('"model_type": "t5"', '"model_type": "bert"'))
     with pytest.raises(ValueError, match="model_type is 'bert'"):
-        write_t5(tmp_path / "bert")
-        file = tmp_path / "bert" / "config.json"
-        file.write_text(file.read_text().replace('"model_type": "t5"', '"model_type": "bert"'))
         load_backbone(str(tmp_path / "bert"))
     write_t5(tmp_path / "mute", tokenizer=False)
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):

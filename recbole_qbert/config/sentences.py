@@ -12,21 +12,26 @@ from recbole_qbert.config.schema import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceConfig(GenerativeConfig):
-    """What P5CID and VIP5 have in common. Fields are named as the property keys; the property files document them."""
+    """Settings of P5CID, and what VIP5 has in common with it. Fields are named as the property keys."""
 
     new_rows: str
     whole_words: int
     test_prompt: int
     score_end: str
+    target_draw: str
+    draws: int
     backbone: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class P5CIDConfig(SentenceConfig):
-    """Settings of P5CID."""
+class VIP5Config(SentenceConfig):
+    """Settings of VIP5."""
 
-    target_draw: str
-    draws_per_target: int
+    visual_tokens: int
+    missing_image: str
+    adapter_reduction: int
+    freeze_backbone: bool
+    train_tables: bool
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,12 @@ class CollaborativeConfig(Settings):
         super().__post_init__()
         if self.clusters > self.leaf:
             raise ValueError(f"cid_clusters is {self.clusters} and cid_leaf is {self.leaf}; cid_leaf must not be smaller")
+
+
+@dataclass(frozen=True)
+class NumberConfig(Settings):
+    """What VIP5 reads of a data set: item numbers and pictures."""
+
+    item_numbers: str
+    image_features: str
+    visual_tokens: int

@@ -24,7 +24,7 @@ class Drawing:
         rule: ``every``: each position but the first is a target; ``random``: as many examples, of which each has a random
             target of its history (P5-CID's release); ``last``: one example a history, whose target is one of the last three
             and whose history starts at one of the first three items (VIP5's release).
-        count: examples of each target, or history, in an epoch.
+        count: examples of each target, or of each history with ``last``, in an epoch.
         templates: numbers of the templates of training. The ``count`` examples go through them from a random one on.
     """
 

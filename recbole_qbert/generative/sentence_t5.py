@@ -33,12 +33,16 @@ class SentenceT5(T5):
         vectors = self.token_vectors(source.tokens)
         if self.words is None:
             return vectors
-        number = word_numbers(source.tokens, source.rows.lengths, self.starts[source.tokens])
+        number = word_numbers(source.tokens, source.rows.lengths, self.starts_word(source.tokens))
         return vectors + F.embedding(number.clamp(max=len(self.words) - 1), self.words)
 
     def token_vectors(self, tokens: Tensor) -> Tensor:
         """Return the vectors of tokens, ``[T]`` int64 to ``[T, D]``."""
         return F.embedding(tokens, self.embedding)
+
+    def starts_word(self, tokens: Tensor) -> Tensor:
+        """Tell which tokens start a word, ``[T]`` int64 to ``[T]`` bool."""
+        return self.starts[tokens]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Weights of a pretrained T5: of a local folder as transformers' ``save_pretrained`` writes it, or by its name on the hub."""
+"""Weights of a pretrained T5, from a folder that transformers' ``save_pretrained`` wrote, or by a name on the hub."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_qbert.config.sentences import P5CIDConfig
 from recbole_qbert.generative.sentence_examples import Drawing
 from recbole_qbert.generative.words import Words
 from recbole_qbert.recbole_integration.sentence_model import SentenceRecommender
@@ -41,12 +40,10 @@ class P5CID(SentenceRecommender):
 
     templates = TEMPLATES
     length_power = 1
-    settings_kind = P5CIDConfig
-    settings: P5CIDConfig
 
     def drawing(self) -> Drawing:
         """Return how examples are drawn: from all ten sentences."""
-        return Drawing(self.settings.target_draw, self.settings.draws_per_target, range(len(TEMPLATES)))
+        return Drawing(self.settings.target_draw, self.settings.draws, range(len(TEMPLATES)))
 
     def write_items(self, dataset: Any, words: Words) -> tuple[Tensor, Tensor, int]:
         """Write each item as ``item_`` and the new tokens of its path, in a history as in a target."""

@@ -1,4 +1,4 @@
-"""Item IDs as paths in a tree of co-occurrence clusters (Hua et al., How to Index Item IDs, SIGIR-AP 2023, collaborative indexing).
+"""Item IDs as paths in a tree of co-occurrence clusters: collaborative indexing (Hua et al., SIGIR-AP 2023).
 
 Items that the same users chose share the beginning of their IDs. A cluster is a token, and no two clusters share one; a last
 token counts the items of a leaf and is shared by all leaves. IDs differ in length, and none is a prefix of another.

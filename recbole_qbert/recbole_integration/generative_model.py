@@ -40,6 +40,7 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
     exclude_history = False  # in evaluation; a comparison sets it for every model (experiment.exclude_history)
     prior = None  # of the trainer: none is added to a generative model
     settings_kind: type[GenerativeConfig] = GenerativeConfig
+    checked_on_load: tuple[str, ...] = ("catalog", "identifiers")  # attributes that a checkpoint holds
     length_power = 0  # 0: the loss is a mean over tokens; 1: of the sequences' means; 2: these divided by the lengths again
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -56,7 +57,7 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
         self._tries: dict[int, ItemRanker] = {}
         self.catalog = digest(dataset.item_tokens())
         self.identifiers = digest([self.catalog, *(language.ids.tolist() for language in self.vocabulary.languages)])
-        self.other_parameter_name = ["catalog", "identifiers"]
+        self.other_parameter_name = list(self.checked_on_load)
         self.histories = digest([history.tolist() for history in dataset.histories])
 
     # ------------------------------------------------------------------------------------------------- of each model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -43,6 +44,7 @@ class SentenceRecommender(GenerativeRecommender):
 
     templates: ClassVar[tuple[str, ...]] = ()
     separators: ClassVar[tuple[str, ...]] = (",",)
+    checked_on_load = (*GenerativeRecommender.checked_on_load, "backbone_digest")
     settings_kind: type[SentenceConfig] = SentenceConfig
     settings: SentenceConfig
 
@@ -98,7 +100,7 @@ class SentenceRecommender(GenerativeRecommender):
         if backbone is not None:
             start_from(network, backbone, self.settings.new_rows)
             self.start = f"{backbone.name} ({backbone.digest[:12]})"
-        self._start_digest = backbone.digest if backbone else FROM_SCRATCH
+        self.backbone_digest = backbone.digest if backbone else FROM_SCRATCH
         self.identifier_figures["backbone"] = self.start
         self.logger.info(f"{type(self).__name__} starts {'' if backbone is None else 'from '}{self.start}")
         return network
@@ -117,4 +119,17 @@ class SentenceRecommender(GenerativeRecommender):
 
     def fingerprint(self) -> str:
         """Return a digest of what training starts from besides the settings: data, IDs and weights."""
-        return digest([super().fingerprint(), self._start_digest])
+        return digest([super().fingerprint(), self.backbone_digest])
+
+    def load_other_parameter(self, para: Mapping[str, Any] | None) -> None:
+        """Check that a checkpoint was trained with the IDs and the backbone that the model has.
+
+        Raises:
+            ValueError: it was trained with others; its tokens mean other words, or frozen weights are not in it.
+        """
+        if para and (trained := para.get("backbone_digest", self.backbone_digest)) != self.backbone_digest:
+            raise ValueError(
+                f"the checkpoint was trained from the backbone {trained[:12]}, and backbone is {self.start} now; name the "
+                "backbone of the training"
+            )
+        super().load_other_parameter(para)
