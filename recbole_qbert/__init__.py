@@ -1,8 +1,8 @@
 """Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
 
 Importing the package registers ``QBERT4Rec``, and the baselines ``CooccurrenceKNN``, ``VQRec``, ``MISSRec``, ``TIGER``,
-``MQL4GRec``, ``P5CID`` and ``VIP5``, with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole only
-the functions that do not need it work: recommending with an exported model.
+``MQL4GRec``, ``P5CID`` and ``VIP5``, with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole
+only the functions that do not need it work: recommending with an exported model.
 
 Every command of the command line is a function here: ``train``, ``pretrain``, ``finetune``, ``build_semantic_ids``,
 ``add_items``, ``export_model``, ``recommend``.

@@ -180,8 +180,8 @@ def test_sentences_by_hand():
     assert one == [*words.pieces("user_4"), *has, 103, *dot, 1]
     assert two == [*words.pieces("user_21"), *has, 101, 102, *comma, 101, 104, 105, *dot, 1]
     after = writer.write(1, items, users, none)[1]
-    sentence = [words.pieces(word) for word in "what does user_21 buy ?".split()]
-    assert after[after >= 0].tolist() == [*words.pieces("After"), 101, 102, *comma, 101, 104, 105, *itertools.chain(*sentence), 1]
+    end = itertools.chain(*(words.pieces(word) for word in "what does user_21 buy ?".split()))
+    assert after[after >= 0].tolist() == [*words.pieces("After"), 101, 102, *comma, 101, 104, 105, *end, 1]
 
 
 HISTORIES = [[1, 2, 3, 4, 5, 6], [3], [2, 5], [6, 5, 4, 3, 2, 1, 6, 5, 4]]

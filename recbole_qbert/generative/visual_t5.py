@@ -1,4 +1,4 @@
-"""VIP5's network: T5 that reads pictures as tokens, with adapters beside frozen weights (Geng et al., EMNLP Findings 2023)."""
+"""VIP5's network: T5 that reads pictures as tokens, and adapters in frozen weights (Geng et al., EMNLP Findings 2023)."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ class VisualT5(SentenceT5):
     vectors: Tensor
     present: Tensor
 
-    def __init__(
-        self, sizes: T5Sizes, starts: Tensor, whole_words: int, pictures: Pictures | None, reduction: int
-    ) -> None:
+    def __init__(self, sizes: T5Sizes, starts: Tensor, whole_words: int, pictures: Pictures | None, reduction: int) -> None:
         super().__init__(sizes, starts, whole_words)
         self.categories = nn.Parameter(torch.randn(2, sizes.d_model))
         self.visual: VisualTokens | None = None
@@ -146,23 +144,23 @@ class VisualT5(SentenceT5):
         """
         for parameter in self.parameters():
             parameter.requires_grad_(False)
-        for name, parameter in self._learned(train_tables):
+        for parameter in self._learned(train_tables):
             parameter.requires_grad_(True)
         tables = {"words", "categories"}
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self._kept_elsewhere = frozenset(frozen - tables)
 
-    def _learned(self, train_tables: bool) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, module in self.named_modules():
+    def _learned(self, train_tables: bool) -> Iterator[nn.Parameter]:
+        for module in self.modules():
             if isinstance(module, RMSNorm | VisualTokens):
-                yield from module.named_parameters(name)
+                yield from module.parameters()
             elif isinstance(module, AdaptedLinear):
-                yield from module.down.named_parameters(f"{name}.down")
-                yield from module.up.named_parameters(f"{name}.up")
+                yield from module.down.parameters()
+                yield from module.up.parameters()
         if train_tables:
-            yield "categories", self.categories
+            yield self.categories
             if self.words is not None:
-                yield "words", self.words
+                yield self.words
 
 
 def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

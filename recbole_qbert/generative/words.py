@@ -37,7 +37,7 @@ class Words(Protocol):
 class WordList:
     """Number words as they occur: a digit is a piece, and what stands between digits is one.
 
-    So ``user_17`` is ``user_``, ``1``, ``7``. A piece at the start of a word is another one than the same piece within a word,
+    So ``user_17`` is ``user_``, ``1``, ``7``. A piece at the start of a word is another one than the same piece within it,
     as in SentencePiece. Only what occurs has a row in the token table.
     """
 

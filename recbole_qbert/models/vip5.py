@@ -1,4 +1,4 @@
-"""VIP5 as a RecBole model (Geng et al., VIP5: Towards Multimodal Foundation Models for Recommendation, EMNLP Findings 2023)."""
+"""VIP5 as a RecBole model (Geng et al., Towards Multimodal Foundation Models for Recommendation, EMNLP Findings 2023)."""
 
 from __future__ import annotations
 
