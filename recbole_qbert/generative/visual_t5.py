@@ -103,8 +103,8 @@ class VisualT5(SentenceT5):
             self.register_buffer("present", pictures.present, persistent=False)
         self._kept_elsewhere: frozenset[str] = frozenset()
         self._add_adapters(reduction)
-        self.register_state_dict_post_hook(_leave_out)
-        self.register_load_state_dict_pre_hook(_fill_in)
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_fill_in)  # type: ignore[no-untyped-call]
 
     def _add_adapters(self, reduction: int) -> None:
         blocks: list[Block] = [*self.encoder.blocks, *self.decoder.blocks]
