@@ -201,10 +201,11 @@ def test_a_checkpoint_is_reloaded_and_refused_with_other_ids(data, trained, tmp_
             moved.model.load_other_parameter(checkpoint_io.load_checkpoint(path)["other_parameter"])
 
 
-def test_a_suite_trains_and_tests_them_without_a_prior(data, tmp_path):
+@pytest.mark.parametrize(("model", "file"), [("TIGER", f"{NAME}.sid"), ("P5CID", f"{NAME}.cid.npy")])
+def test_a_suite_trains_and_tests_them_without_a_prior(data, tmp_path, model, file):
     """IDs lie beside those of other trials; given codes change what a trial is; both evaluations are of items."""
     settings = {key: value for key, value in {**QUICK, **CODES}.items() if key not in ("show_progress", "state", "seed")}
-    content = {"title": "Tiny", "kind": "quality", "seeds": [1], "models": {"TIGER": {"model": "TIGER"}}}
+    content = {"title": "Tiny", "kind": "quality", "seeds": [1], "models": {model: {"model": model}}}
     content["shared"] = suite_spec.load("table2").shared | settings | {"epochs": 1}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
     suite = suite_spec.load(str(tmp_path / "tiny.yaml"))
@@ -213,9 +214,12 @@ def test_a_suite_trains_and_tests_them_without_a_prior(data, tmp_path):
     worker.run(trial.folder)
     result, ranks = trial.result(), trial.ranks()
     assert result is not None and result["prior"] is None and set(ranks) == {"plain", "history_excluded", "users"}
-    assert result["identifiers"]["semantic_ids"]["code_sets"][0]["code_set"] == "text"
-    assert len(list((tmp_path / "out" / "vocabularies").glob(f"*/**/{NAME}.sid"))) == 1
+    assert len(list((tmp_path / "out" / "vocabularies").glob(f"*/**/{file}"))) == 1
     assert result["test"]["plain"] == pytest.approx(metrics_from_ranks(ranks["plain"]))
+    if model == "P5CID":
+        assert result["identifiers"]["backbone"] == "from scratch"
+        return
+    assert result["identifiers"]["semantic_ids"]["code_sets"][0]["code_set"] == "text"
     write_tables(data, tmp_path / "given", shared=2)
     [given] = trials.plan_runs(suite, NAME, tmp_path / "given", tmp_path / "out", {}).trials
     assert given.folder != trial.folder
@@ -354,7 +358,8 @@ def test_files_of_sizes_hold_known_keys(path):
     registry.check_keys(yaml.safe_load(path.read_text()), registry.known_properties(model), str(path))
 
 
-def test_a_cyclic_language_is_learned(tmp_path):
+@pytest.mark.parametrize("model", ["TIGER", "P5CID", "VIP5"])
+def test_a_cyclic_language_is_learned(tmp_path, model):
     """The item after i is i + 1: HR@1 is 1 within seconds."""
     folder = tmp_path / "data" / "Ring"
     folder.mkdir(parents=True)
@@ -367,9 +372,14 @@ def test_a_cyclic_language_is_learned(tmp_path):
     # Two items are read: of longer histories those of the test are longer than all of the training.
     settings = {**QUICK, **CODES, "epochs": 15, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "dropout_rate": 0.0}
     settings |= {"learning_rate": 0.005, "train_batch_size": 32, "eval_step": 5, "MAX_ITEM_LIST_LENGTH": 2}
-    settings |= {"user_tokens": 0, "lr_schedule": "constant", "checkpoint_dir": str(tmp_path / "saved")}
+    settings |= {"lr_schedule": "constant", "checkpoint_dir": str(tmp_path / "saved")}
+    settings |= {
+        "TIGER": {"user_tokens": 0},
+        "P5CID": {"cid_clusters": 3, "cid_leaf": 10},
+        "VIP5": {"visual_tokens": 0, "target_draw": "every", "draws": 4},
+    }[model]
     with experiment.working_directory(tmp_path):
-        run = experiment.train(experiment.configure("TIGER", "Ring", tmp_path / "data", settings))
+        run = experiment.train(experiment.configure(model, "Ring", tmp_path / "data", settings))
     assert run.test()["hit@1"] > 0.95
 
 
