@@ -29,6 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
+from recbole_qbert.experiments.suites import suite_spec
 from recbole_qbert.utils.formatting import format_share
 from recbole_qbert.utils.io import atomic_write
 from recbole_qbert.utils.spelling import did_you_mean
@@ -260,7 +261,8 @@ def quality(reports: Sequence[Mapping[str, Any]]) -> list[str]:
             for name, row in rows.items()
             if row["figures"]
         }
-        paper = {name: row["published"] for name, row in rows.items() if row["published"]} | report["copied"]
+        paper = {name: row["published"] for name, row in rows.items() if row["published"]}
+        paper |= {suite_spec.current_name(name): printed for name, printed in report["copied"].items()}
         head.append(f"{report['dataset'].removeprefix('Amazon_')} HR@10")
         columns.append({name: of_row["hit@10"] | {"outdated": of_row["outdated"]} for name, of_row in figures.items()})
         head.append("NDCG@10")

@@ -1,8 +1,8 @@
 """Semantic-ID sequential recommendation on RecBole: Q-BERT4Rec.
 
-Importing the package registers ``QBERT4Rec``, and the baselines ``CooccurrenceKNN``, ``VQRec``, ``MISSRec``, ``TIGER`` and
-``MQL4GRec``, with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole only the functions that do
-not need it work: recommending with an exported model.
+Importing the package registers ``QBERT4Rec``, and the baselines ``CooccurrenceKNN``, ``VQRec``, ``MISSRec``, ``TIGER``,
+``MQL4GRec``, ``P5CID`` and ``VIP5``, with RecBole, so that ``run_recbole(model="QBERT4Rec", ...)`` works. Without RecBole
+only the functions that do not need it work: recommending with an exported model.
 
 Every command of the command line is a function here: ``train``, ``pretrain``, ``finetune``, ``build_semantic_ids``,
 ``add_items``, ``export_model``, ``recommend``.
@@ -41,7 +41,8 @@ else:
     from recbole_qbert.config.baseline_schema import check_missrec, check_vqrec
     from recbole_qbert.config.generative import MQL4GRecConfig, TIGERConfig, checker
     from recbole_qbert.config.property_files import property_file
-    from recbole_qbert.config.schema import check_all
+    from recbole_qbert.config.schema import QuantizerConfig, check_all
+    from recbole_qbert.config.sentences import CollaborativeConfig, NumberConfig, SentenceConfig, VIP5Config
     from recbole_qbert.recbole_integration import checkpoint_io, patches, registry
 
     patches.apply()
@@ -52,8 +53,10 @@ else:
     from recbole_qbert.models.cooccurrence_knn import CooccurrenceKNN, CooccurrenceKNNTrainer
     from recbole_qbert.models.missrec import MISSRec
     from recbole_qbert.models.mql4grec import MQL4GRec
+    from recbole_qbert.models.p5cid import P5CID
     from recbole_qbert.models.qbert4rec import QBERT4Rec
     from recbole_qbert.models.tiger import TIGER
+    from recbole_qbert.models.vip5 import VIP5
     from recbole_qbert.models.vqrec import VQRec
     from recbole_qbert.recbole_integration.attribute_dataset import AttributeDataset
     from recbole_qbert.recbole_integration.code_dataset import CodeDataset
@@ -61,6 +64,7 @@ else:
     from recbole_qbert.recbole_integration.feature_datasets import PrefixFeatureDataset, ProductCodeDataset
     from recbole_qbert.recbole_integration.generative_trainer import GenerativeTrainer
     from recbole_qbert.recbole_integration.scoring_trainer import ScoringTrainer
+    from recbole_qbert.recbole_integration.sentence_datasets import CollaborativeIDDataset, PictureDataset
     from recbole_qbert.recbole_integration.trainer import QBERT4RecTrainer
     from recbole_qbert.recbole_integration.workflows import build_semantic_ids, finetune, pretrain, train
 
@@ -94,14 +98,19 @@ else:
         reset_on_load={"rebuild": False},
         check_values=check_missrec,
     )
-    for _model, _settings in ((TIGER, TIGERConfig), (MQL4GRec, MQL4GRecConfig)):
+    for _model, _dataset, _settings in (
+        (TIGER, CodeDataset, (TIGERConfig, QuantizerConfig)),
+        (MQL4GRec, CodeDataset, (MQL4GRecConfig, QuantizerConfig)),
+        (P5CID, CollaborativeIDDataset, (SentenceConfig, CollaborativeConfig)),
+        (VIP5, PictureDataset, (VIP5Config, NumberConfig)),
+    ):
         registry.register(
             _model,
-            dataset=CodeDataset,
+            dataset=_dataset,
             trainer=GenerativeTrainer,
             properties=property_file(f"model/{_model.__name__}.yaml"),
             reset_on_load={"rebuild": False},
-            check_values=checker(_settings),
+            check_values=checker(*_settings),
         )
     registry.use_dataset(["FDSA", "S3Rec"], AttributeDataset, dataset_arguments=["attribute_min_items"])
 
@@ -109,7 +118,9 @@ else:
     objective_function = registry.objective_function
 
 __all__ = [
+    "P5CID",
     "TIGER",
+    "VIP5",
     "CooccurrenceKNN",
     "MISSRec",
     "MQL4GRec",

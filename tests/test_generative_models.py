@@ -1,4 +1,4 @@
-"""TIGER and MQL4GRec inside RecBole: contracts, examples, ranks, determinism, resume, bad input."""
+"""The generative models inside RecBole: contracts, examples, ranks, determinism, resume, bad input."""
 
 import json
 import os
@@ -17,38 +17,19 @@ from recbole_qbert.generative.packed_tokens import PackedTokens
 from recbole_qbert.recbole_integration import checkpoint_io, experiment, registry
 from recbole_qbert.utils.io import write_json
 from recbole_qbert.utils.metrics import metrics_from_ranks
+from tests.helpers_generative import CODES, NAME, QUICK, configure, train
 from tests.helpers_recbole import write_dataset
 from tests.test_trainer import KilledError
 
 pytestmark = pytest.mark.pipeline
 
-NAME = "Tiny"
-QUICK = {
-    "epochs": 2, "train_batch_size": 64, "eval_batch_size": 32, "MAX_ITEM_LIST_LENGTH": 8, "show_progress": False,
-    "seed": 2026, "state": "ERROR", "d_model": 16, "d_ff": 32, "d_kv": 4, "num_heads": 2, "num_layers": 1,
-    "num_decoder_layers": 1, "learning_rate": 0.005, "rq_levels": 2, "rq_codes": 8, "rq_dim": 8, "rq_hidden": [16],
-    "rq_warmup_epochs": 2, "rq_epochs": 4, "beams": 10,
-}  # fmt: skip
-MODELS = ["TIGER", "MQL4GRec"]
+MODELS = ["TIGER", "MQL4GRec", "P5CID", "VIP5"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """60 users, 40 items with text, of which one has no picture; some users with very few interactions."""
     return write_dataset(tmp_path_factory.mktemp("data"), NAME)
-
-
-def configure(data, folder, model, **settings):
-    base = {"checkpoint_dir": str(folder / "saved")}
-    if model == "TIGER":
-        base["user_tokens"] = 7
-    return experiment.configure(model, NAME, data, {**QUICK, **base, **settings})
-
-
-def train(data, folder, model, **settings):
-    folder.mkdir(exist_ok=True)
-    with experiment.working_directory(folder):
-        return experiment.train(configure(data, folder, model, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +40,7 @@ def trained(data, tmp_path_factory):
 def test_run_recbole_by_name(data, tmp_path):
     from recbole.quick_start import run_recbole
 
-    result = run_recbole(model="TIGER", dataset=NAME, config_dict={**QUICK, "epochs": 1, "data_path": str(data)})
+    result = run_recbole(model="TIGER", dataset=NAME, config_dict={**QUICK, **CODES, "epochs": 1, "data_path": str(data)})
     assert 0 <= result["test_result"]["ndcg@10"] <= 1
     assert (tmp_path / "saved" / "semantic_ids" / "TIGER" / NAME / f"{NAME}.sid").exists()
 
@@ -98,8 +79,8 @@ def test_metrics_are_those_of_ranks_by_hand_with_and_without_the_history(trained
 @pytest.mark.parametrize("model", MODELS)
 def test_other_ways_to_rank(data, tmp_path, trained, model, ranking):
     """All items scored gives the same metrics; a beam as wide as the catalog, too."""
-    run = train(data, tmp_path, model, ranking=ranking, beams=40 if ranking == "beam" and model == "TIGER" else 10)
-    if ranking == "exact" or model == "TIGER":
+    run = train(data, tmp_path, model, ranking=ranking, beams=10 if model == "MQL4GRec" else 40)
+    if ranking == "exact" or model != "MQL4GRec":
         assert run.test() == trained[model].test() and run.valid == trained[model].valid
     assert 0 <= run.test()["ndcg@10"] <= 1
 
@@ -113,7 +94,7 @@ def test_same_seed_same_metrics_other_seed_other_weights(data, tmp_path, trained
     assert not torch.equal(other.model.network.embedding[:3], again.model.network.embedding[:3])
 
 
-@pytest.mark.parametrize(("model", "until"), [("TIGER", 3), ("MQL4GRec", 5)])
+@pytest.mark.parametrize(("model", "until"), [("TIGER", 3), ("MQL4GRec", 5), ("P5CID", 3), ("VIP5", 3)])
 def test_a_killed_training_that_goes_on_equals_one_that_was_not_killed(data, tmp_path, model, until):
     whole = train(data, tmp_path, model, checkpoint_file=str(tmp_path / "whole.pth"))
     settings = {"checkpoint_file": str(tmp_path / "part.pth")}
@@ -172,7 +153,7 @@ def test_two_processes_train_and_rank_as_one_does(data, tmp_path):
         "    print(json.dumps([result['best_valid_score'], result['test_result']]))\n"
     )
     (tmp_path / "script.py").write_text(code)
-    settings = {**QUICK, "data_path": str(data), "dropout_rate": 0.0}
+    settings = {**QUICK, **CODES, "data_path": str(data), "dropout_rate": 0.0}
     with experiment.working_directory(tmp_path / "one"):
         one = run("MQL4GRec", NAME, config_dict=settings.copy())
     (tmp_path / "two").mkdir()
@@ -220,10 +201,11 @@ def test_a_checkpoint_is_reloaded_and_refused_with_other_ids(data, trained, tmp_
             moved.model.load_other_parameter(checkpoint_io.load_checkpoint(path)["other_parameter"])
 
 
-def test_a_suite_trains_and_tests_them_without_a_prior(data, tmp_path):
+@pytest.mark.parametrize(("model", "file"), [("TIGER", f"{NAME}.sid"), ("P5CID", f"{NAME}.cid.npy")])
+def test_a_suite_trains_and_tests_them_without_a_prior(data, tmp_path, model, file):
     """IDs lie beside those of other trials; given codes change what a trial is; both evaluations are of items."""
-    settings = {key: value for key, value in QUICK.items() if key not in ("show_progress", "state", "seed")}
-    content = {"title": "Tiny", "kind": "quality", "seeds": [1], "models": {"TIGER": {"model": "TIGER"}}}
+    settings = {key: value for key, value in {**QUICK, **CODES}.items() if key not in ("show_progress", "state", "seed")}
+    content = {"title": "Tiny", "kind": "quality", "seeds": [1], "models": {model: {"model": model}}}
     content["shared"] = suite_spec.load("table2").shared | settings | {"epochs": 1}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
     suite = suite_spec.load(str(tmp_path / "tiny.yaml"))
@@ -232,9 +214,12 @@ def test_a_suite_trains_and_tests_them_without_a_prior(data, tmp_path):
     worker.run(trial.folder)
     result, ranks = trial.result(), trial.ranks()
     assert result is not None and result["prior"] is None and set(ranks) == {"plain", "history_excluded", "users"}
-    assert result["identifiers"]["semantic_ids"]["code_sets"][0]["code_set"] == "text"
-    assert len(list((tmp_path / "out" / "vocabularies").glob(f"*/**/{NAME}.sid"))) == 1
+    assert len(list((tmp_path / "out" / "vocabularies").glob(f"*/**/{file}"))) == 1
     assert result["test"]["plain"] == pytest.approx(metrics_from_ranks(ranks["plain"]))
+    if model == "P5CID":
+        assert result["identifiers"]["backbone"] == "from scratch"
+        return
+    assert result["identifiers"]["semantic_ids"]["code_sets"][0]["code_set"] == "text"
     write_tables(data, tmp_path / "given", shared=2)
     [given] = trials.plan_runs(suite, NAME, tmp_path / "given", tmp_path / "out", {}).trials
     assert given.folder != trial.folder
@@ -373,7 +358,8 @@ def test_files_of_sizes_hold_known_keys(path):
     registry.check_keys(yaml.safe_load(path.read_text()), registry.known_properties(model), str(path))
 
 
-def test_a_cyclic_language_is_learned(tmp_path):
+@pytest.mark.parametrize("model", ["TIGER", "P5CID", "VIP5"])
+def test_a_cyclic_language_is_learned(tmp_path, model):
     """The item after i is i + 1: HR@1 is 1 within seconds."""
     folder = tmp_path / "data" / "Ring"
     folder.mkdir(parents=True)
@@ -384,11 +370,16 @@ def test_a_cyclic_language_is_learned(tmp_path):
     codes = ["item_id\tcode_0\tcode_1", *(f"i{item}\t{item // 6}\t{item % 6}" for item in range(30))]
     (folder / "Ring.text_codes.tsv").write_text("\n".join(codes) + "\n")
     # Two items are read: of longer histories those of the test are longer than all of the training.
-    settings = {**QUICK, "epochs": 15, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "dropout_rate": 0.0}
+    settings = {**QUICK, **CODES, "epochs": 15, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "dropout_rate": 0.0}
     settings |= {"learning_rate": 0.005, "train_batch_size": 32, "eval_step": 5, "MAX_ITEM_LIST_LENGTH": 2}
-    settings |= {"user_tokens": 0, "lr_schedule": "constant", "checkpoint_dir": str(tmp_path / "saved")}
+    settings |= {"lr_schedule": "constant", "checkpoint_dir": str(tmp_path / "saved")}
+    settings |= {
+        "TIGER": {"user_tokens": 0},
+        "P5CID": {"cid_clusters": 3, "cid_leaf": 10},
+        "VIP5": {"visual_tokens": 0, "target_draw": "every", "draws": 4},
+    }[model]
     with experiment.working_directory(tmp_path):
-        run = experiment.train(experiment.configure("TIGER", "Ring", tmp_path / "data", settings))
+        run = experiment.train(experiment.configure(model, "Ring", tmp_path / "data", settings))
     assert run.test()["hit@1"] > 0.95
 
 

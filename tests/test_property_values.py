@@ -116,7 +116,7 @@ def test_values_are_refused_wherever_they_are_set(key: str, kind: str, make: Any
 def test_every_default_is_accepted_and_every_property_has_a_kind(data: Any) -> None:
     kinds = {**property_values.OF_RECBOLE, **property_values.OF_OUR_MODELS}
     assert set(DEFAULTS) <= set(kinds)
-    models = ("QBERT4Rec", "CooccurrenceKNN", "TIGER", "MQL4GRec")
+    models = ("QBERT4Rec", "CooccurrenceKNN", "TIGER", "MQL4GRec", "P5CID", "VIP5")
     assert set(kinds) <= frozenset().union(*map(known_properties, models))
     for path in sorted(property_file("paper").parent.glob("**/QBERT4Rec.yaml")):
         if path.parent.name != "tuning":

@@ -230,7 +230,9 @@ def test_suites_of_several_data_sets_stand_side_by_side(tmp_path: Path) -> None:
 
     first = [line("SASRec", 0.1, published=0.07), line("FDSA", None), line("ours", 0.2, 0.01)]
     second = [line("Pop", 0.01), line("SASRec", 0.3, 0.02), line("ours", 0.25, 0.01) | {"other_features": "of before"}]
-    for name, lines, copied in (("A", first, {"TIGER": {"ndcg@10": 0.095}}), ("B", second, {})):
+    names_of_the_paper = {"TIGER": {"ndcg@10": 0.095}, "VQ-Rec": {"ndcg@10": 0.089}}
+    second.append(line("VQRec", 0.2))
+    for name, lines, copied in (("A", first, names_of_the_paper), ("B", second, {})):
         content = {"dataset": f"Amazon_{name}", "rows": lines, "copied": copied}
         (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     assert readme_tables.table("quality file=A|B", tmp_path) == [
@@ -239,6 +241,7 @@ def test_suites_of_several_data_sets_stand_side_by_side(tmp_path: Path) -> None:
         "| Pop |  |  |  | .0100 | .0100 |",
         "| SASRec | .1000 | .1000 | *.0700* | **.3000** (.0200) | **.3000** (.0200) |",
         "| ours | **.2000** (.0100) | **.2000** (.0100) |  | .2500 (.0100) † | .2500 (.0100) † |",
+        "| VQRec |  |  | *.0890* | .2000 | .2000 |",
         "| TIGER |  |  | *.0950* |  |  |",
     ]
     with pytest.raises(FileNotFoundError, match=r"C\.json"):

@@ -278,6 +278,15 @@ def test_a_row_that_the_data_cannot_serve_is_said_to_be_impossible(data, tmp_pat
     assert "FDSA: not possible on this data set: needs item attributes" in suite_kinds.make(plan)
 
 
+def test_a_row_that_needs_pictures_is_impossible_without(data, tmp_path):
+    row = {"model": "VIP5", "needs": ["image"]}
+    assert planned(tmp_path, data, {"VIP5": row}).trials
+    folder = write_dataset(tmp_path / "without", NAME)
+    (folder / NAME / f"{NAME}.image.npy").unlink()
+    plan = planned(tmp_path, folder, {"VIP5": row})
+    assert not plan.trials and f"{NAME}.image.npy" in plan.impossible["VIP5"]
+
+
 def test_words_of_titles_are_the_attributes_where_there_are_no_categories(tmp_path):
     folder = write_dataset(tmp_path / "data", NAME)
     (folder / NAME / f"{NAME}.item").write_text("item_id:token\ttitle:token_seq\ni1\ta pen\n")

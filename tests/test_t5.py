@@ -10,6 +10,7 @@ from recbole_qbert.generative import t5_weights
 from recbole_qbert.generative.packed_tokens import LengthGroups, PackedTokens
 from recbole_qbert.generative.relative_bias import buckets, distance_table
 from recbole_qbert.generative.t5 import T5, RMSNorm, T5Sizes, shift
+from tests.helpers_generative import import_transformers, write_t5
 
 SMALL = {"vocab_size": 50, "d_model": 20, "d_ff": 36, "d_kv": 6, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2}
 
@@ -30,16 +31,10 @@ def batch(seed=1, rows=9, longest=40, targets=4, vocab=50):
 
 
 def transformers_t5(sizes):
-    try:
-        from dataset_prep.encoders import torchvision_ops
-
-        torchvision_ops.make_importable()
-        from transformers import T5Config, T5ForConditionalGeneration
-    except ImportError:
-        pytest.skip("transformers is not installed")
+    transformers = import_transformers()
     torch.manual_seed(5)
-    config = T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0.0, feed_forward_proj="relu")
-    model = T5ForConditionalGeneration(config)
+    config = transformers.T5Config(**sizes, decoder_start_token_id=0, dropout_rate=0.0, feed_forward_proj="relu")
+    model = transformers.T5ForConditionalGeneration(config)
     with torch.no_grad():  # norms start at 1, which would hide a missing weight
         for name, value in model.named_parameters():
             if "layer_norm" in name:
@@ -88,10 +83,7 @@ def test_states_loss_and_gradients_equal_those_of_transformers(tmp_path):
 
 
 def test_a_folder_of_another_architecture_is_refused(tmp_path):
-    transformers_t5(SMALL)
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    T5ForConditionalGeneration(T5Config(**SMALL, feed_forward_proj="gated-gelu")).save_pretrained(tmp_path / "gated")
+    write_t5(tmp_path / "gated", tokenizer=False, feed_forward_proj="gated-gelu")
     with pytest.raises(ValueError, match=r"feed_forward_proj.*gated-gelu"):
         t5_weights.read_folder(tmp_path / "gated")
     (tmp_path / "gated" / "config.json").write_text('{"d_model": 3}')
@@ -201,15 +193,6 @@ def test_padded_groups_compute_what_packed_ones_do(monkeypatch):
     one = classmethod(lambda cls, lengths: cls((PackedSequences.of(lengths, int(lengths[-1])),)))
     monkeypatch.setattr(LengthGroups, "of", one)
     assert loss_and_states(model, matrix, targets)[0].item() == pytest.approx(expected.item(), abs=1e-5)
-
-
-def test_what_is_added_reaches_the_encoder_only():
-    model = network().eval()
-    source = PackedTokens.of(batch()[0])
-    plain = model.encode(source).states
-    added = torch.randn(len(source.tokens), 20)
-    assert torch.equal(model.encode(source, torch.zeros_like(added)).states, plain)
-    assert not torch.allclose(model.encode(source, added).states, plain, atol=1e-2)
 
 
 def test_dropout_acts_in_training_only_and_changes_with_the_seed():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from recbole_qbert.config.property_values import OF_OUR_MODELS, check_value
-from recbole_qbert.config.schema import QuantizerConfig, Settings, read
+from recbole_qbert.config.schema import Settings, read
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class GenerativeConfig(Settings):
     num_layers: int
     num_decoder_layers: int
     dropout_rate: float
-    unused_tokens: int
     lr_schedule: str
     warmup_ratio: float
     warmup_steps: int
@@ -58,6 +57,7 @@ class GenerativeConfig(Settings):
 class TIGERConfig(GenerativeConfig):
     """Settings of TIGER."""
 
+    unused_tokens: int
     user_tokens: int
 
 
@@ -65,22 +65,25 @@ class TIGERConfig(GenerativeConfig):
 class MQL4GRecConfig(GenerativeConfig):
     """Settings of MQL4GRec."""
 
+    unused_tokens: int
     tasks: tuple[str, ...]
     prompt_tokens: int
     fuse: str
     ensemble_bonus: float
 
 
-def checker(kind: type[GenerativeConfig]) -> Any:
+def checker(kind: type[GenerativeConfig], *others: type[Settings]) -> Any:
     """Return a function that refuses properties that a generative model cannot have (``registry.register``).
 
     Args:
         kind: the model's settings.
+        others: settings of what makes its IDs.
     """
 
     def check(values: Mapping[str, Any]) -> None:
         read(kind, {**values, "longest": values.get("MAX_ITEM_LIST_LENGTH"), "cuts": values.get("topk")})
-        read(QuantizerConfig, values)
+        for other in others:
+            read(other, values)
         for key in OF_OUR_MODELS:
             if key in values:
                 check_value(key, values[key])

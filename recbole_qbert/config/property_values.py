@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from recbole_qbert.config.generative_values import OF_GENERATIVE
 from recbole_qbert.config.value_checks import (
     Check,
     check,
@@ -226,32 +227,11 @@ OF_OUR_MODELS: Mapping[str, Check] = {
     "rq_beta": number(0, 1e6),
     "rq_kmeans_iterations": _COUNT,
     "rq_kmeans_sample": _SIZE,
-    # generative models
-    "ids": one_of("auto", "given", "trained"),
-    "collisions": one_of("reallocate", "digit", "keep"),
-    "d_model": _WIDTH,
-    "d_ff": _WIDTH,
-    "d_kv": _WIDTH,
-    "num_heads": whole(1, 1024),
-    "num_layers": whole(1, 1000),
-    "num_decoder_layers": whole(1, 1000),
-    "dropout_rate": number(0, 0.95),
-    "unused_tokens": whole(0, 10_000_000),
-    "user_tokens": whole(0, 10_000_000),
-    "prompt_tokens": whole(0, 1000),
-    "tasks": list_of(one_of("seqrec", "seqimage", "item2image", "image2item", "fusionseqrec"), least=1, different=True),
-    "fuse": one_of("lists", "text", "image"),
-    "ensemble_bonus": number(0, 1e6),
-    "lr_schedule": one_of("constant", "linear", "cosine", "inverse_sqrt"),
-    "warmup_ratio": number(0, 1),
-    "adam_eps": number(0, 1, above=True),
-    "ranking": one_of("cutoff", "exact", "beam"),
-    "beams": whole(1, 100_000),
-    "valid_users": _COUNT,
     # CooccurrenceKNN
     "shrink": number(0, 1e12),
     "decay": number(0, 1, above=True),
     "content_weight": number(0, 1e12),
+    **OF_GENERATIVE,
 }
 
 #: Properties that VQRec and MISSRec read besides those above.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_qbert.generative.packed_tokens import EMPTY
-from recbole_qbert.generative.vocabulary import END, Vocabulary
+from recbole_qbert.generative.vocabulary import END, Vocabulary, with_end
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class ExampleBatch:
     def tokens(self) -> int:
         """Return the number of target tokens."""
         return int((self.target >= 0).sum())
+
+    def total(self, length_power: int) -> int:
+        """Return what a sum of losses is divided by: the tokens, or the rows where each is a mean (``length_power`` > 0)."""
+        return len(self.target) if length_power else self.tokens
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Examples:
             targets.append(batch.target)
             rows.append(at)
         back = torch.cat(rows).argsort()
-        return ExampleBatch(_stack(sources)[back], _stack(targets)[back])
+        return ExampleBatch(stack(sources)[back], stack(targets)[back])
 
     def of_users(self, users: Tensor) -> ExampleBatch:
         """Assemble the first task's examples of some users (RecBole's ids), in their order."""
@@ -169,14 +173,13 @@ class Examples:
         return torch.cat([*parts, items.new_full((len(items), 1), END)], 1)
 
     def target(self, language: int, items: Tensor) -> Tensor:
-        """Write targets ``[B]`` int64: the item's ID and the end mark, ``[B, K + 1]``."""
-        ids = self.vocabulary.languages[language].ids.to(items.device)[items]
-        return F.pad(ids, (0, 1), value=END)
+        """Write targets ``[B]`` int64: the item's ID and the end mark, ``[B, K + 1]``; -1 behind it."""
+        return with_end(self.vocabulary.languages[language].ids.to(items.device)[items])
 
-    def history(self, place: Tensor, row: Tensor) -> Tensor:
-        """Return the newest items before places of histories: ``[B]``, ``[B]`` int64 to ``[B, longest]``, 0 in front."""
+    def history(self, place: Tensor, first: Tensor) -> Tensor:
+        """Return the newest items before places: ``[B]`` int64, from ``first [B]`` on, to ``[B, longest]``, 0 in front."""
         source = place[:, None] + torch.arange(-self.longest, 0)
-        return torch.where(source >= self.histories.start[row][:, None], self.histories.items[source.clamp(min=0)], 0)
+        return torch.where(source >= first[:, None], self.histories.items[source.clamp(min=0)], 0)
 
     # ---------------------------------------------------------------------------------------------------------- parts
     def _of_task(self, task: Task) -> Tensor:
@@ -194,7 +197,8 @@ class Examples:
         """Assemble examples of one task; a draw chooses the direction of each."""
         if task.next_item:
             place, row = self._place[members], self._row[members]
-            read, written, users = self.history(place, row), self.histories.items[place], self.histories.user[row]
+            read = self.history(place, self.histories.start[row])
+            written, users = self.histories.items[place], self.histories.user[row]
         else:
             read, written, users = members[:, None], members, None
         direction = draws(self.seed, self.epoch, numbers, len(task.source))
@@ -209,13 +213,13 @@ class Examples:
             target.append(self.target(task.target[way], written[at]))
             rows.append(at)
         back = torch.cat(rows).argsort()
-        return ExampleBatch(_stack(source)[back], _stack(target)[back])
+        return ExampleBatch(stack(source)[back], stack(target)[back])
 
 
-def draws(seed: int, epoch: int, numbers: Tensor, choices: int) -> Tensor:
+def draws(seed: int, epoch: int, numbers: Tensor, choices: int | Tensor) -> Tensor:
     """Draw a number below ``choices`` for each example by a hash of seed, epoch and the example's number, ``[B]`` int64.
 
-    The hash is the finalizer of splitmix64.
+    The hash is the finalizer of splitmix64. ``choices`` may differ by example, ``[B]`` int64.
     """
     key = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9) % 2**64
     with np.errstate(over="ignore"):
@@ -223,10 +227,10 @@ def draws(seed: int, epoch: int, numbers: Tensor, choices: int) -> Tensor:
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
         mixed ^= mixed >> np.uint64(31)
-    return torch.from_numpy(((mixed >> np.uint64(33)) % np.uint64(choices)).astype(np.int64))
+    return torch.from_numpy((mixed >> np.uint64(33)).astype(np.int64)) % choices
 
 
-def _stack(parts: Sequence[Tensor]) -> Tensor:
+def stack(parts: Sequence[Tensor]) -> Tensor:
     """Put matrices of different widths below each other, filled with -1 on the right."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([F.pad(part, (0, width - part.shape[1]), value=EMPTY) for part in parts])

@@ -103,15 +103,13 @@ class T5(nn.Module):
             decoder_block.cross.joint.weight.normal_(std=narrow)
             decoder_block.cross.mix.weight.normal_(std=wide)
 
-    def encode(self, source: PackedTokens, added: Tensor | None = None) -> Encoded:
-        """Encode source sequences.
+    def source_vectors(self, source: PackedTokens) -> Tensor:
+        """Return the vectors of source tokens, ``[T, D]``; networks that add to them or replace some override this."""
+        return F.embedding(source.tokens, self.embedding)
 
-        Args:
-            source: the sequences.
-            added: ``[T, D]`` vectors added to those of the tokens.
-        """
-        hidden = F.embedding(source.tokens, self.embedding)
-        hidden = self.drop(hidden if added is None else hidden + added)
+    def encode(self, source: PackedTokens) -> Encoded:
+        """Encode source sequences."""
+        hidden = self.drop(self.source_vectors(source))
         attention = SelfAttention(source.rows, self.encoder.distances(source.rows.longest))
         for block in self.encoder.blocks:
             hidden = block.feed(block.attention(hidden, attention))

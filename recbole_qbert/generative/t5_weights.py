@@ -1,7 +1,10 @@
-"""Weights of a pretrained T5, read from a local folder as transformers' ``save_pretrained`` writes it."""
+"""Weights of a pretrained T5, from a folder that transformers' ``save_pretrained`` wrote, or by a name on the hub."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +12,76 @@ import torch
 from torch import Tensor
 
 from recbole_qbert.generative.t5 import T5, DecoderBlock, Stack, T5Sizes
+from recbole_qbert.generative.words import read_tokenizer
 from recbole_qbert.utils.io import read_json
 from recbole_qbert.utils.tensor_file import load_tensors
 
 #: Defaults of transformers' ``T5Config``, whose files may leave them out.
 _DEFAULTS = {
+    "model_type": "t5",
     "feed_forward_proj": "relu",
     "tie_word_embeddings": True,
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
 }
-_NEEDED = ("feed_forward_proj", "tie_word_embeddings")
+_NEEDED = ("model_type", "feed_forward_proj", "tie_word_embeddings")
+WAY_OUT = "name a folder that transformers' save_pretrained wrote"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained T5.
+
+    Attributes:
+        name: folder, or name on the hub.
+        config: its configuration, keys as of transformers' ``T5Config``.
+        weights: name -> tensor in float32.
+        tokenizer: its ``tokenizers.Tokenizer``.
+    """
+
+    name: str
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    tokenizer: Any
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the hex digest of the weights, which does not depend on where they lie."""
+        total = hashlib.sha256()
+        for name, value in sorted(self.weights.items()):
+            total.update(f"{name} {tuple(value.shape)}".encode())
+            total.update(value.contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+
+def load_backbone(name: str) -> Backbone:
+    """Load a T5 and its tokenizer from a folder, or by a name on the hub through transformers.
+
+    Raises:
+        FileNotFoundError: there is no such folder or name, or a file is missing.
+        ImportError: a name is given and transformers is not installed.
+        ValueError: it is another architecture; names the key that differs.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return Backbone(name, *read_folder(folder), read_tokenizer(folder))
+    try:
+        from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
+    except ImportError as error:
+        raise ImportError(
+            f"backbone is {name!r}, which is no folder here; a name on the hub needs transformers: pip install "
+            "'recbole-qbert[encoders]'"
+        ) from error
+    try:
+        config = _checked(AutoConfig.from_pretrained(name).to_dict(), f"backbone {name}")
+        model = T5ForConditionalGeneration.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+    except OSError as error:
+        raise FileNotFoundError(
+            f"backbone is {name!r}, which is neither a folder here nor a model that transformers finds ({error}); "
+            "name a folder with a saved T5, or leave backbone out to train from scratch"
+        ) from error
+    return Backbone(name, config, {key: value.float() for key, value in model.state_dict().items()}, tokenizer)
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -37,20 +99,25 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"backbone is {str(folder)!r}, which is no folder; name a folder with a saved T5")
-    way_out = "name a folder that transformers' save_pretrained wrote"
-    config = _DEFAULTS | read_json(folder / "config.json", way_out)
+    config = _checked(read_json(folder / "config.json", WAY_OUT), str(folder / "config.json"))
+    return config, {name: value.float() for name, value in _tensors(folder).items()}
+
+
+def _checked(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Fill a configuration up with defaults, and refuse another architecture."""
+    config = _DEFAULTS | config
     if config.get("num_decoder_layers") is None:
         config["num_decoder_layers"] = config.get("num_layers")
     for key in _NEEDED:
         if config[key] != _DEFAULTS[key]:
-            raise ValueError(f"{folder}: {key} is {config[key]!r}; the network here is a T5 with {key}: {_DEFAULTS[key]!r}")
+            raise ValueError(f"{where}: {key} is {config[key]!r}; the network here is a T5 with {key}: {_DEFAULTS[key]!r}")
     missing = [name for name in T5Sizes.__dataclass_fields__ if name != "dropout_rate" and name not in config]
     if missing:
-        raise ValueError(f"{folder / 'config.json'} has no {', '.join(missing)}, so it is not of a T5; {way_out}")
-    return config, {name: value.float() for name, value in _tensors(folder, way_out).items()}
+        raise ValueError(f"{where} has no {', '.join(missing)}, so it is not of a T5; {WAY_OUT}")
+    return config
 
 
-def _tensors(folder: Path, way_out: str) -> dict[str, Tensor]:
+def _tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     files = sorted(folder.glob("*.safetensors"))
@@ -58,7 +125,7 @@ def _tensors(folder: Path, way_out: str) -> dict[str, Tensor]:
         return {name: value for file in files for name, value in load_file(file).items()}
     file = folder / "pytorch_model.bin"
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} has neither *.safetensors nor {file.name}; {way_out}")
+        raise FileNotFoundError(f"{folder} has neither *.safetensors nor {file.name}; {WAY_OUT}")
     return load_tensors(file)
 
 

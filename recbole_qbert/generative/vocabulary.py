@@ -11,9 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 PAD, END = 0, 1
 FIRST = 2
+
+
+def with_end(ids: Tensor) -> Tensor:
+    """Put the end mark behind each ID: ``[..., K]`` int64, -1 behind the end, to ``[..., K + 1]``; no ID stays none."""
+    length = (ids >= 0).sum(-1, keepdim=True)
+    longer = F.pad(ids, (0, 1), value=-1)
+    return longer.scatter(-1, length, torch.where(length > 0, END, -1))
 
 
 @dataclass(frozen=True)

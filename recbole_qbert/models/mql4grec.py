@@ -13,7 +13,7 @@ from recbole_qbert.generative.examples import Task
 from recbole_qbert.generative.fusion import FusedRanker
 from recbole_qbert.generative.vocabulary import Vocabulary
 from recbole_qbert.quantization.code_sets import CodeSet
-from recbole_qbert.recbole_integration.generative_model import GenerativeRecommender, Rank
+from recbole_qbert.recbole_integration.generative_model import CodeRecommender, Rank
 
 TEXT, IMAGE = 0, 1
 #: The published tasks. Prompts stand before three of them, as in the released code; its figure shows one for each.
@@ -26,7 +26,7 @@ TASKS = {
 }
 
 
-class MQL4GRec(GenerativeRecommender):
+class MQL4GRec(CodeRecommender):
     """Write the next item in text codes and in image codes, and join both rankings.
 
     Items without a picture have no image codes; they are left out of the image language's tasks and list. In a data set

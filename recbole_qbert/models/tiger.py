@@ -8,10 +8,10 @@ from recbole_qbert.config.generative import TIGERConfig
 from recbole_qbert.generative.examples import Task
 from recbole_qbert.generative.vocabulary import Vocabulary
 from recbole_qbert.quantization.code_sets import CodeSet
-from recbole_qbert.recbole_integration.generative_model import GenerativeRecommender
+from recbole_qbert.recbole_integration.generative_model import CodeRecommender
 
 
-class TIGER(GenerativeRecommender):
+class TIGER(CodeRecommender):
     """Write the semantic ID of the next item after a user token and the IDs of the history.
 
     The data set provides the IDs: codes of the text by an RQ-VAE, and a last digit that tells items with equal codes apart.

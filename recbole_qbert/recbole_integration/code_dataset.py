@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.quantization import code_sets, semantic_ids
 from recbole_qbert.quantization.code_sets import CodeSet
@@ -26,18 +24,10 @@ class CodeDataset(HistoryDataset):
     Attributes:
         code_sets: codes of all items, without the padding item; set by ``build``.
         identifier_figures: figures on how they were made; set by ``build``.
-        history_users: RecBole's user id of each of ``histories``, ``[U]`` int64; set by ``split``.
     """
 
     code_sets: list[CodeSet]
     identifier_figures: dict[str, Any]
-    history_users: np.ndarray
-
-    def data_augmentation(self) -> None:
-        """Make the rows of ``HistoryDataset``, and keep whose histories they are."""
-        super().data_augmentation()
-        assert self._interactions is not None
-        self.history_users = self._interactions.rows[self.uid_field][self._interactions.start].numpy()
 
     def build(self) -> list[HistoryDataset]:
         """Split the data and load or make the codes.

@@ -54,6 +54,7 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
 
     Attributes:
         histories: whole training history of each user, RecBole's item ids; set by ``split``.
+        history_users: RecBole's user id of each of ``histories``, ``[U]`` int64; set by ``split``.
 
     Raises:
         ValueError: a setting asks for other rows, or RecBole would misread the ``.inter`` file; names the setting, or the
@@ -62,6 +63,7 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
 
     inter_feat: Any
     histories: list[np.ndarray]
+    history_users: np.ndarray
     _interactions: _Interactions | None = None
 
     def __init__(self, config: Any) -> None:
@@ -156,6 +158,7 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         )
         items = self.inter_feat[self.iid_field].numpy()
         self.histories = [items[s : s + n] for s, n in zip(start[learned].tolist(), train[learned].tolist(), strict=True)]
+        self.history_users = self.inter_feat[self.uid_field][start[learned]].numpy()
         self._interactions = _Interactions(self.inter_feat, start, count)
         self._training = _Interactions(self.inter_feat, start, train)
         self.inter_feat, self._held_out = parts[0], parts[1:]

@@ -30,7 +30,7 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
 
     Args:
         config: RecBole's configuration with the keys of the model's property file.
-        dataset: training part of a ``CodeDataset`` that was built.
+        dataset: training part of a data set that was built, with ``histories`` and ``identifier_figures``.
 
     Raises:
         ValueError: a setting is refused, or the data set lacks what the model needs.
@@ -40,37 +40,46 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
     exclude_history = False  # in evaluation; a comparison sets it for every model (experiment.exclude_history)
     prior = None  # of the trainer: none is added to a generative model
     settings_kind: type[GenerativeConfig] = GenerativeConfig
+    checked_on_load: tuple[str, ...] = ("catalog", "identifiers")  # attributes that a checkpoint holds
+    length_power = 0  # 0: the loss is a mean over tokens; 1: of the sequences' means; 2: these divided by the lengths again
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         values = patches.ConfigValues(config)
         self.settings = read(self.settings_kind, values | {"longest": self.max_seq_length, "cuts": config["topk"]})
-        self.identifier_figures = dataset.identifier_figures
-        self.code_sets = self.choose_code_sets(dataset.code_sets)
-        self.vocabulary, tasks, prompt_tokens = self.define(self.code_sets)
+        self.identifier_figures = dict(dataset.identifier_figures)
         histories = Histories.of(dataset.histories, dataset.history_users)
-        self.examples = Examples(
-            tasks, self.vocabulary, histories, self.max_seq_length, prompt_tokens, seed=int(config["seed"])
-        )
+        self.examples = self.build_examples(dataset, histories, int(config["seed"]))
         if not len(self.examples):
             raise ValueError(f"{config['dataset']}: no user has two training items, so there is nothing to learn from")
-        names = T5Sizes.__dataclass_fields__.keys() & self.settings.__dataclass_fields__.keys()
-        sizes = {name: getattr(self.settings, name) for name in names}
-        self.network = T5(T5Sizes(vocab_size=self.vocabulary.size, **sizes))
+        self.vocabulary = self.examples.vocabulary
+        self.network = self.build_network()
         self._tries: dict[int, ItemRanker] = {}
         self.catalog = digest(dataset.item_tokens())
         self.identifiers = digest([self.catalog, *(language.ids.tolist() for language in self.vocabulary.languages)])
-        self.other_parameter_name = ["catalog", "identifiers"]
+        self.other_parameter_name = list(self.checked_on_load)
         self.histories = digest([history.tolist() for history in dataset.histories])
 
     # ------------------------------------------------------------------------------------------------- of each model
-    def choose_code_sets(self, code_sets: Sequence[CodeSet]) -> list[CodeSet]:
-        """Choose the code sets that the model uses."""
-        return list(code_sets)
-
     @abstractmethod
-    def define(self, code_sets: Sequence[CodeSet]) -> tuple[Vocabulary, list[Task], int]:
-        """Return the tokens, the tasks, of which the first is to predict the next item, and the tokens of a prompt."""
+    def build_examples(self, dataset: Any, histories: Histories, seed: int) -> Examples:
+        """Return the examples of an epoch, with the vocabulary that they are written in."""
+
+    def build_network(self) -> T5:
+        """Return the network before its first step: a T5 of the settings' sizes."""
+        return T5(self.sizes())
+
+    def sizes(self) -> T5Sizes:
+        """Return the sizes that the settings name, with the vocabulary's number of tokens."""
+        names = T5Sizes.__dataclass_fields__.keys() & self.settings.__dataclass_fields__.keys()
+        return T5Sizes(vocab_size=self.vocabulary.size, **{name: getattr(self.settings, name) for name in names})
+
+    def ranked_ids(self, language: int) -> Tensor:
+        """Return the IDs that rank, ``[N + 1, K]`` int64 tokens; -1 behind an end.
+
+        The end mark is left out, because all IDs of a code set have one length.
+        """
+        return self.vocabulary.languages[language].ids
 
     def full_scores(self, sequences: Tensor, users: Tensor) -> Tensor:
         """Score all items, ``[B, N + 1]``; -inf for the padding item."""
@@ -95,7 +104,9 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
     def batch_loss(
         self, batch: ExampleBatch, masks: Any = None, share: tuple[int, int] = (0, 1), soft: Any = None
     ) -> Tensor:
-        """Return the mean cross-entropy of a batch's target tokens, or one process's part of it; the parts sum to it.
+        """Return the mean cross-entropy of a batch's targets, or one process's part of it; the parts sum to it.
+
+        The mean is over tokens, or over sequences (``length_power``).
 
         Args:
             batch: examples of the whole batch.
@@ -104,15 +115,16 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
             soft: not used.
         """
         del masks, soft
-        total, own = batch.tokens, batch.share(*share)
+        total, own = batch.total(self.length_power), batch.share(*share)
         if not len(own.source):
-            return self.network.embedding.sum() * 0.0
+            return next(one for one in self.network.parameters() if one.requires_grad).sum() * 0.0
         source = PackedTokens.of(own.source)
         target = own.target[source.order]
         states = self.network.decode(shift(target.clamp(min=0)), self.network.encode(source))
         real = target >= 0
-        loss: Tensor = F.cross_entropy(self.network.logits(states[real]).float(), target[real], reduction="sum")
-        return loss / total
+        loss: Tensor = F.cross_entropy(self.network.logits(states[real]).float(), target[real], reduction="none")
+        weight = (real.sum(1, keepdim=True).expand_as(real)[real]).float() ** -self.length_power
+        return loss.dot(weight) / total
 
     # -------------------------------------------------------------------------------------------------------- ranking
     def full_sort_predict(self, interaction: Any) -> Tensor:
@@ -132,7 +144,7 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
         """Return the ranker of a language, on the model's device."""
         known = self._tries.get(language)
         if known is None or known.ids.device != self.network.embedding.device:
-            ids = self.vocabulary.languages[language].ids.to(self.network.embedding.device)
+            ids = self.ranked_ids(language).to(self.network.embedding.device)
             known = ItemRanker(self.network, ids, self.settings.ranking, self.settings.beams)
             self._tries[language] = known
         return known
@@ -154,3 +166,21 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
                 "the IDs of the training (semantic_id_dir, semantic_id_file), or train again"
             )
         super().load_other_parameter(para)
+
+
+class CodeRecommender(GenerativeRecommender):
+    """A ``GenerativeRecommender`` whose languages are the code sets of a ``CodeDataset``."""
+
+    def build_examples(self, dataset: Any, histories: Histories, seed: int) -> Examples:
+        """Return the examples of the tasks that ``define`` names."""
+        self.code_sets = self.choose_code_sets(dataset.code_sets)
+        vocabulary, tasks, prompt_tokens = self.define(self.code_sets)
+        return Examples(tasks, vocabulary, histories, self.max_seq_length, prompt_tokens, seed=seed)
+
+    def choose_code_sets(self, code_sets: Sequence[CodeSet]) -> list[CodeSet]:
+        """Choose the code sets that the model uses."""
+        return list(code_sets)
+
+    @abstractmethod
+    def define(self, code_sets: Sequence[CodeSet]) -> tuple[Vocabulary, list[Task], int]:
+        """Return the tokens, the tasks, of which the first is to predict the next item, and the tokens of a prompt."""

@@ -13,7 +13,7 @@ from recbole_qbert.utils.spelling import did_you_mean
 PUBLISHED = "published"  # benchmark/published.yaml holds the paper's figures and is no suite
 KINDS = ("quality", "statistics", "cost", "embedding")
 METRICS = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10")  # the paper's; NDCG@1 equals HR@1 with one relevant item
-NEEDS = ("item_attributes",)
+NEEDS = ("item_attributes", "image")
 COOCCURRENCE = " + co-occurrence"  # suffix of a model's second table row, with the co-occurrence prior added
 EVALUATIONS = {"plain": False, "history_excluded": True}  # name -> whether items of the history are ranked last
 
@@ -21,6 +21,7 @@ EVALUATIONS = {"plain": False, "history_excluded": True}  # name -> whether item
 RENAMED = {
     "default": "QBERT4Rec", "paper": "QBERT4Rec (paper)", "SASRec fast": "SASRec (ours)",
     "BERT4Rec corrected": "BERT4Rec (ours)",
+    "VQ-Rec": "VQRec", "P5-CID": "P5CID",  # as the paper prints them
 }  # fmt: skip
 _RENAMED_KEYS = {"rows": "models", "against": "reference"}  # of a suite file
 
@@ -50,7 +51,7 @@ class ModelSpec:
         seeds: how many of the suite's seeds are run; ``None`` for all.
         note: printed under the table.
         needs: what the data set must have, of ``NEEDS``. ``item_attributes``: the column ``categories`` of its ``.item``,
-            or else ``title``, whose words then serve.
+            or else ``title``, whose words then serve. ``image``: vectors of pictures, or pictures.
         tuned: whose settings of the ``tune`` command are used where they exist; empty for none.
         prior: adds a second table row with the co-occurrence prior.
         keep: keep the checkpoint.

@@ -18,6 +18,7 @@ from recbole_qbert.config.property_files import property_file as properties
 from recbole_qbert.config.property_files import read_properties
 from recbole_qbert.config.schema import MODEL, RENAMED_PROPERTIES, RUNTIME_PROPERTIES
 from recbole_qbert.data.atomic_files import AtomicFormat
+from recbole_qbert.data.item_features import available
 from recbole_qbert.experiments.suites.suite_spec import RENAMED, ModelSpec, Suite, are_seeds
 from recbole_qbert.recbole_integration import experiment, patches, registry
 from recbole_qbert.utils.io import digest, read_json, sha256
@@ -43,7 +44,7 @@ _OF_NETWORK = {
     "injection_attention": None,
     "injection_reconstruction": None,
 }
-_OF_FEATURES = ("VQRec", "MISSRec")  # models that read item features besides QBERT4Rec
+_OF_FEATURES = ("VQRec", "MISSRec", "VIP5")  # models that read item features besides QBERT4Rec
 _INTERACTION_FILES = (".inter", ".item")
 _DATA_FILES = (*_INTERACTION_FILES, ".items.txt", ".npy", ".sid")
 
@@ -363,6 +364,9 @@ def _known_properties(spec: ModelSpec, suite: Suite, dataset: str, data_path: Pa
 
 def _fitted(spec: ModelSpec, items: Path, form: AtomicFormat) -> tuple[ModelSpec, str | None]:
     """Adapt a model to a data set, given its ``.item`` file; also return why it is impossible there, if it is."""
+    folder, dataset = items.parent, items.name.removesuffix(".item")
+    if "image" in spec.needs and "image" not in available(folder, dataset) and not (folder / "images").is_dir():
+        return spec, f"needs pictures: there is neither {dataset}.image.npy nor a folder images"
     if "item_attributes" not in spec.needs:
         return spec, None
     columns = form.header(items).names if items.exists() else ()

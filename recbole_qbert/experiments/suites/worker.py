@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_qbert.config.schema import MODEL
+from recbole_qbert.config.schema import MODEL, read
+from recbole_qbert.config.sentences import CollaborativeConfig
 from recbole_qbert.experiments.suites import learning_curve
 from recbole_qbert.experiments.suites.suite_spec import EVALUATIONS
 from recbole_qbert.experiments.suites.trials import (
@@ -29,6 +30,7 @@ from recbole_qbert.experiments.suites.trials import (
     LATER_PROPERTIES,
     fingerprint,
     identity,
+    interactions_fingerprint,
     is_reusable,
     reads_features,
     resolve_property_file,
@@ -257,8 +259,17 @@ def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) ->
 
 
 def _identifiers(request: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Return the folder of a trial's semantic IDs; trials of the same data, seed and settings of stages 1 and 2 share it."""
-    if not reads_features(config) or request["sources"]:
+    """Return the folder of a trial's item IDs; trials of the same data and settings of what makes the IDs share it.
+
+    The settings of stages 1 and 2 hold the seed. P5CID's IDs depend on training histories only.
+    """
+    if request["sources"]:
+        return {}
+    if config["cid_clusters"] is not None:
+        tree = asdict(read(CollaborativeConfig, patches.ConfigValues(config)))
+        data = interactions_fingerprint(Path(request["data_path"]), request["dataset"])
+        return {"semantic_id_dir": str(Path(request["vocabularies"]) / digest([data, tree])[:12])}
+    if not reads_features(config):
         return {}
     settings = asdict(stage_settings(with_defaults(config)))
     if config["collisions"]:
