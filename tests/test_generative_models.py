@@ -420,3 +420,39 @@ def test_given_codes_of_the_published_data(shared_data, tmp_path):
     assert len(built["TIGER"].examples) == 84_890 and len(built["MQL4GRec"].examples) == 267_170
     assert built["TIGER"].code_sets[0].sizes == (256, 256, 256, 256, 2)
     assert [one["shared_before"] for one in built["MQL4GRec"].identifier_figures["semantic_ids"]["code_sets"]] == [524, 0]
+
+
+def write_codes(folder, name, sizes=(4, 5), seed=0):
+    """Tables of given codes, as of one quantizer: an item of a number has the same codes in every data set."""
+    items = (folder / name / f"{name}.items.txt").read_text().split()
+    for language, shift in (("text", 0), ("image", 3)):
+        rows = [f"{item}\t{(int(item[1:]) + shift) % sizes[0]}\t{int(item[1:]) // sizes[0] % sizes[1]}" for item in items]
+        (folder / name / f"{name}.{language}_codes.tsv").write_text("item_id\tcode_0\tcode_1\n" + "\n".join(rows) + "\n")
+
+
+def test_mql4grec_takes_body_and_codes_of_its_pretraining_and_starts_prompts_anew(tmp_path):
+    for name, items in (("A", 15), ("B", 18), (NAME, 17)):
+        write_dataset(tmp_path, name, users=20, items=items, seed=items)
+        write_codes(tmp_path, name)
+    write_union(["A", "B"], tmp_path, tmp_path, "A+B")
+    before = {"collisions": "digit", "tasks": ["seqrec", "seqimage"]}
+    config = experiment.configure("MQL4GRec", "A+B", tmp_path, {**QUICK, "checkpoint_dir": str(tmp_path / "first"), **before})
+    with experiment.working_directory(tmp_path):
+        first = experiment.train(config)
+    path = first.trainer.saved_model_file
+    untrained = MQL4GRec(configured(tmp_path, epochs=1), loaded := dataset_of(tmp_path))
+    started = MQL4GRec(configured(tmp_path, pretrained=path), loaded)
+    theirs, mine = first.model.network.state_dict(), started.network.state_dict()
+    for name, value in mine.items():
+        if name != "embedding":
+            assert torch.equal(value, theirs[name]), name
+    for level, (start, size) in started.code_rows.items():
+        other, others = first.model.code_rows[level]
+        count = min(size, others)
+        assert torch.equal(mine["embedding"][start : start + count], theirs["embedding"][other : other + count]), level
+    prompts = slice(started.vocabulary.first_prompt, started.code_rows["text 0"][0])
+    assert prompts.stop > prompts.start
+    assert torch.equal(mine["embedding"][prompts], untrained.network.embedding[prompts]), "drawn from the same seed"
+    assert started.fingerprint() != untrained.fingerprint()
+    with pytest.raises(ValueError, match="d_model"):
+        MQL4GRec(configured(tmp_path, pretrained=path, d_model=24), loaded)

@@ -70,6 +70,7 @@ class MQL4GRecConfig(GenerativeConfig):
     prompt_tokens: int
     fuse: str
     ensemble_bonus: float
+    pretrained: str | None = None
 
 
 def checker(kind: type[GenerativeConfig], *others: type[Settings]) -> Any:

@@ -20,9 +20,11 @@ from torch import Tensor
 from recbole_qbert.data import item_features as features
 from recbole_qbert.data.atomic_files import RECBOLE_FORMAT, AtomicFormat
 from recbole_qbert.utils.cached_step import CachedStep
+from recbole_qbert.utils.failures import reading
 from recbole_qbert.utils.io import atomic_write, sha256, write_json
 
 INTERACTION_TYPES = ("token", "token", "float")
+CODE_TABLES = (".text_codes.tsv", ".image_codes.tsv")  # given codes, of one quantizer for all data sets
 
 
 def write_union(
@@ -30,8 +32,9 @@ def write_union(
 ) -> Path:
     """Write the union of data sets, or reuse it while its parts have not changed.
 
-    Interactions keep their order. Item texts (``.item``) are united if every data set has them, features if every data set
-    has the same modalities in the same shape; pictures are linked.
+    Interactions keep their order. Item texts (``.item``) are united if every data set has them, and so are tables of given
+    codes (``.text_codes.tsv``, ``.image_codes.tsv``), features if every data set has the same modalities in the same shape;
+    pictures are linked.
 
     Args:
         datasets: names of the data sets.
@@ -46,7 +49,7 @@ def write_union(
     Raises:
         FileNotFoundError: a data set is missing.
         ValueError: no data set, a name twice or with a '/', a header without user, item and timestamp, or
-            features that differ in modalities or shape.
+            features that differ in modalities or shape, or codes in their levels.
     """
     if len(set(datasets)) != len(datasets) or not datasets or any("/" in dataset for dataset in datasets):
         raise ValueError(f"datasets are {', '.join(datasets) or 'none'}; name each once, without '/'")
@@ -58,7 +61,8 @@ def write_union(
     target.mkdir(parents=True, exist_ok=True)
     modalities = _common_modalities(folders)
     texts = all((folder / f"{dataset}.item").exists() for dataset, folder in folders.items())
-    suffixes = [".inter", *([".item"] if texts else [])]
+    codes = [suffix for suffix in CODE_TABLES if all((f / f"{d}{suffix}").exists() for d, f in folders.items())]
+    suffixes = [".inter", *([".item"] if texts else []), *codes]
     suffixes += [".items.txt", *(f".{modality}.npy" for modality in modalities)] if modalities else []
     hashes = {
         str(path): sha256(path) for d, f in folders.items() for suffix in suffixes if (path := f / f"{d}{suffix}").exists()
@@ -71,12 +75,14 @@ def write_union(
         count = _unite_interactions(folders, target / f"{name}.inter", form)
         if texts:
             _unite_items(folders, target / f"{name}.item", form)
+        for suffix in codes:
+            _unite_codes({d: f / f"{d}{suffix}" for d, f in folders.items()}, target / f"{name}{suffix}")
         if modalities:
             _unite_features(folders, target, name, modalities)
         return {"interactions": count, "modalities": list(modalities), "texts": texts}
 
     current = [*suffixes, ".features.json"] if modalities else suffixes
-    for suffix in (".item", ".items.txt", ".features.json", *(f".{old}.npy" for old in features.available(target, name))):
+    for suffix in (".item", ".items.txt", *CODE_TABLES, ".features.json", *(f".{old}.npy" for old in features.available(target, name))):
         if suffix not in current:  # of an earlier union, which had more files
             (target / f"{name}{suffix}").unlink(missing_ok=True)
     CachedStep(target, f"{name}.union", inputs, [target / f"{name}{suffix}" for suffix in suffixes]).run(build)
@@ -151,6 +157,24 @@ def _unite_items(folders: dict[str, Path], path: Path, form: AtomicFormat) -> No
         write([[f"{name}:{types[name]}" if types.get(name) else name for name in columns]])
         for dataset in folders:
             write(rows(dataset))
+
+
+def _unite_codes(files: dict[str, Path], path: Path) -> None:
+    """Unite tables of given codes, whose items get the name of their data set."""
+    headers = {}
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as united:
+        for dataset, file in files.items():
+            with reading(file), open(file, encoding="utf-8") as handle:
+                headers[dataset] = handle.readline()
+                if len(headers) == 1:
+                    united.write(headers[dataset])
+                if headers[dataset].split() != next(iter(headers.values())).split():
+                    first = next(iter(files.values()))
+                    raise ValueError(
+                        f"{file}:1: its columns are {', '.join(headers[dataset].split())}, those of {first} are "
+                        f"{', '.join(next(iter(headers.values())).split())}; codes of all data sets must be of one quantizer"
+                    )
+                united.writelines(f"{dataset}/{line.rstrip()}\n" for line in handle)
 
 
 def _common_modalities(folders: dict[str, Path]) -> tuple[str, ...]:

@@ -31,10 +31,12 @@ class Language:
     Attributes:
         name: of the code set.
         ids: ``[N + 1, K]`` int64 tokens by RecBole's item ids; -1 at the padding item and at items without an ID.
+        levels: first token and number of tokens of each level; empty where levels share tokens.
     """
 
     name: str
     ids: Tensor
+    levels: tuple[tuple[int, int], ...] = ()
 
     def has(self, items: Tensor) -> Tensor:
         """Tell which items have an ID, bool of the shape of ``items``."""
@@ -83,9 +85,15 @@ class Vocabulary:
             offset = first + np.cumsum([0, *sizes])
             ids = np.where(codes < 0, -1, codes + offset[:-1])
             padded = np.concatenate([np.full((1, codes.shape[1]), -1), ids]).astype(np.int64)
-            languages.append(Language(name, torch.from_numpy(padded)))
+            levels = tuple(zip(offset[:-1].tolist(), map(int, sizes), strict=True))
+            languages.append(Language(name, torch.from_numpy(padded), levels))
             first = int(offset[-1])
         return cls(first + unused, FIRST, users, first_prompt, tuple(languages))
+
+    @property
+    def code_rows(self) -> dict[str, tuple[int, int]]:
+        """Return the first row and the number of rows of each level of each language, by a name such as ``text 0``."""
+        return {f"{one.name} {level}": rows for one in self.languages for level, rows in enumerate(one.levels)}
 
     def user_tokens(self, users: Tensor) -> Tensor:
         """Return the token of each user, by the remainder of RecBole's user id; ``users`` int64."""

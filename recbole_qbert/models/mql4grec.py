@@ -14,6 +14,7 @@ from recbole_qbert.generative.fusion import FusedRanker
 from recbole_qbert.generative.vocabulary import Vocabulary
 from recbole_qbert.quantization.code_sets import CodeSet
 from recbole_qbert.recbole_integration.generative_model import CodeRecommender, Rank
+from recbole_qbert.recbole_integration.generative_pretraining import start_from
 
 TEXT, IMAGE = 0, 1
 #: The published tasks. Prompts stand before three of them, as in the released code; its figure shows one for each.
@@ -37,11 +38,18 @@ class MQL4GRec(CodeRecommender):
         dataset: training part of a ``CodeDataset`` that was built.
 
     Raises:
-        ValueError: ``tasks`` lacks the next item in the language that ranks.
+        ValueError: ``tasks`` lacks the next item in the language that ranks, or ``pretrained`` does not fit.
     """
 
     settings_kind = MQL4GRecConfig
     settings: MQL4GRecConfig
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.code_rows = self.vocabulary.code_rows
+        self.other_parameter_name.append("code_rows")
+        if self.settings.pretrained:
+            start_from(self, self.settings.pretrained)
 
     def choose_code_sets(self, code_sets: Sequence[CodeSet]) -> list[CodeSet]:
         """Choose the codes of text and image; those of the text alone where items have no pictures."""

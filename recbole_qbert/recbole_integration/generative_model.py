@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -20,7 +21,7 @@ from recbole_qbert.generative.t5 import T5, T5Sizes, shift
 from recbole_qbert.generative.vocabulary import Vocabulary
 from recbole_qbert.quantization.code_sets import CodeSet
 from recbole_qbert.recbole_integration import patches
-from recbole_qbert.utils.io import digest
+from recbole_qbert.utils.io import digest, sha256
 
 Rank = Callable[[Any, Tensor, Tensor, "Tensor | None"], Tensor]
 
@@ -152,7 +153,8 @@ class GenerativeRecommender(SequentialRecommender):  # type: ignore[misc]
     # ---------------------------------------------------------------------------------------------------- checkpoints
     def fingerprint(self) -> str:
         """Return a digest of what training starts from besides the settings: data and IDs."""
-        return digest([self.identifiers, self.histories])
+        start = getattr(self.settings, "pretrained", None)
+        return digest([self.identifiers, self.histories, *([sha256(Path(start))] if start else [])])
 
     def load_other_parameter(self, para: Mapping[str, Any] | None) -> None:
         """Check that a checkpoint was trained with the IDs that the model has.

@@ -47,7 +47,7 @@ class ModelSpec:
         files: property files under ``properties/``; later ones win.
         settings: properties that define this entry; they win over files, shared properties and the command line.
         stages: properties of consecutive trainings; ``checkpoint_as`` names the property that hands a stage's checkpoint to
-            the next.
+            the next. A stage with ``on_sources: true`` runs on the union of ``--sources``.
         seeds: how many of the suite's seeds are run; ``None`` for all.
         note: printed under the table.
         needs: what the data set must have, of ``NEEDS``. ``item_attributes``: the column ``categories`` of its ``.item``,

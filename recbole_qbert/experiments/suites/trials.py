@@ -190,6 +190,9 @@ def plan_runs(
     fitted = [_fitted(spec, data_path / dataset / f"{dataset}.item", form) for spec in suite.models]
     suite = replace(suite, models=tuple(spec for spec, _ in fitted))
     impossible = {spec.name: reason for spec, reason in fitted if reason}
+    if not sources:
+        without = "is pretrained on other data sets: name them by --sources"
+        impossible |= {spec.name: without for spec in suite.models if pretrains_on_sources(spec)}
     requests: dict[str, dict[str, Any]] = {}
     understood: set[str] = set()
     for spec in suite.models:
@@ -304,7 +307,7 @@ def _request(
     tuned_settings: Path,
 ) -> dict[str, Any]:
     """Return ``config.json`` of a model's trials, without the seed."""
-    sources = sources[: spec.sources] if spec.model == MODEL else ()
+    sources = sources[: spec.sources] if spec.model == MODEL or pretrains_on_sources(spec) else ()
     old_name = next((old for old, name in RENAMED.items() if name == spec.tuned), spec.tuned)
     candidates = [tuned_settings / f"{name}.yaml" for name in (spec.tuned, old_name)]
     tuned = next(filter(Path.exists, candidates), candidates[0])
@@ -340,6 +343,11 @@ def _request(
         "pretrained": str(output / "pretrained" / dataset),
         "keep": spec.keep,
     }
+
+
+def pretrains_on_sources(spec: ModelSpec) -> bool:
+    """Tell whether a stage of a model runs on the union of ``--sources``."""
+    return any(stage.get("on_sources") for stage in spec.stages)
 
 
 def _refuse_seeds(seeds: Sequence[int], overrides: Mapping[str, Any]) -> None:

@@ -23,6 +23,8 @@ import numpy as np
 
 from recbole_qbert.config.schema import MODEL, read
 from recbole_qbert.config.sentences import CollaborativeConfig
+from recbole_qbert.data.atomic_files import AtomicFormat
+from recbole_qbert.data.multi_domain import write_union
 from recbole_qbert.experiments.suites import learning_curve
 from recbole_qbert.experiments.suites.suite_spec import EVALUATIONS
 from recbole_qbert.experiments.suites.trials import (
@@ -40,7 +42,7 @@ from recbole_qbert.pipeline.catalog import stage_settings
 from recbole_qbert.recbole_integration import experiment, patches
 from recbole_qbert.recbole_integration.identifiers import existing_file, with_defaults
 from recbole_qbert.recbole_integration.job import Job
-from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary
+from recbole_qbert.recbole_integration.shared_vocabulary import build_vocabulary, union_name
 from recbole_qbert.utils import environment
 from recbole_qbert.utils.io import atomic_write, digest, file_lock, read_json, write_json
 from recbole_qbert.utils.metrics import metrics_from_ranks
@@ -243,7 +245,10 @@ def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) ->
     data = (request["dataset"], request["data_path"])
     if request["stages"]:
         named = [(f"stage-{number}", dict(given)) for number, given in enumerate(request["stages"], 1)]
-        return [Stage(name, *data, given, given.pop("checkpoint_as", None)) for name, given in named]
+        return [
+            Stage(name, *(_union(request) if given.pop("on_sources", False) else data), given, given.pop("checkpoint_as", None))
+            for name, given in named
+        ]
     if request["model"] != MODEL:
         return [Stage("train", *data)]
     last = Stage("finetune", *data)
@@ -256,6 +261,16 @@ def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) ->
         last.settings["semantic_id_file"] = str(ids)
     pretrained = config["pretrain_epochs"] > 0 and not config["pretrained"]
     return [before, last] if pretrained else [last]
+
+
+def _union(request: Mapping[str, Any]) -> tuple[str, str]:
+    """Return name and ``data_path`` of the union of the sources; trials of the same sources share it."""
+    sources, data_path = request["sources"], Path(request["data_path"])
+    data = [fingerprint(data_path, name) for name in sources]
+    folder = Path(request["vocabularies"]) / digest([sources, data])[:12]
+    with file_lock(folder):
+        write_union(sources, data_path, folder, union_name(sources), AtomicFormat.from_config(request["settings"]))
+    return union_name(sources), str(folder)
 
 
 def _identifiers(request: Mapping[str, Any], config: Any) -> dict[str, Any]:
