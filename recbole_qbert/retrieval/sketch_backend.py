@@ -18,9 +18,7 @@ from recbole_qbert.retrieval.dense_backend import DenseItems
 from recbole_qbert.retrieval.numba_backend import run_in_threads
 from recbole_qbert.retrieval.torch_backend import Changes, best_of_parts
 
-# Below, the product is as fast or faster (benchmarks/ranking.py), for few users and for a batch.
-MIN_ITEMS, MIN_ITEMS_OF_A_BATCH = 1 << 15, 1 << 17
-BATCH = 8
+MIN_ITEMS = 1 << 11  # for fewer, the product is as fast, and there is nothing to compile
 MAX_K = 1024  # the best items are a sorted list: inserting costs k
 MAX_WIDTH = 4096  # for wider vectors, int16 leaves a query less than 3 bits a number
 LARGEST_SUM = (1 << 15) - 1  # sums are int16
@@ -89,7 +87,7 @@ class SketchedItems(DenseItems):
     def _uses_sketch(self, queries: Tensor, k: int) -> bool:
         if k > MAX_K or queries.shape[1] > MAX_WIDTH or not self.max_norm <= NORMS[1]:
             return False
-        if not self.always and self.items < (MIN_ITEMS if len(queries) < BATCH else MIN_ITEMS_OF_A_BATCH):
+        if not self.always and self.items < MIN_ITEMS:
             return False
         norms = torch.linalg.vector_norm(queries, dim=1)
         return bool(((norms >= NORMS[0]) & (norms <= NORMS[1])).all())

@@ -11,7 +11,7 @@ from recbole_qbert.retrieval.numba_layout import Array
 from recbole_qbert.utils.jit import compiled
 
 BLOCK = 256  # items scanned at once: their words and sums stay in the first cache, whatever the number of users
-STRIP = 32  # items whose bounds are compared at once, by vector instructions; if one is reached, they are looked at singly
+STRIP = 64  # items whose bounds are compared at once, by vector instructions; if one is reached, they are looked at singly
 PENDING = 32  # candidates that are scored together, so that their vectors are fetched from memory side by side
 LANES = 16  # partial sums of an exact score, as in scoring.row_dots
 LEVELS = 7  # a number is one of -7 ... 7 times the scale of its item
@@ -144,17 +144,16 @@ def _candidates(
     count: int,
 ) -> int:
     """Append the items of a block whose bound reaches a limit to the first ``count`` of ``pending``; return their number."""
+    worst = norm * np.float32(255) + margin  # the first look takes the largest error for that of each item
     for low in range(start, stop, STRIP):
-        high, hits = min(low + STRIP, stop), 0
+        high, hit = min(low + STRIP, stop), False
         if len(bias) == 0:
             for row in range(low, high):
-                rest = norm * np.float32(errors[row]) + margin
-                hits += scales[row] * (step * np.float32(np.int16(sums[row - start])) + rest) >= limit
+                hit |= scales[row] * (step * np.float32(np.int16(sums[row - start])) + worst) >= limit
         else:
             for row in range(low, high):
-                rest = norm * np.float32(errors[row]) + margin
-                hits += scales[row] * (step * np.float32(np.int16(sums[row - start])) + rest) + bias[row] >= limit
-        if hits == 0:
+                hit |= scales[row] * (step * np.float32(np.int16(sums[row - start])) + worst) + bias[row] >= limit
+        if not hit:
             continue
         for row in range(low, high):
             rest = norm * np.float32(errors[row]) + margin
