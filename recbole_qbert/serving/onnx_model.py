@@ -142,6 +142,7 @@ def _encode(encoder: SequenceEncoder, vectors: Tensor, lengths: Tensor, causal: 
     bias = bias.masked_fill(is_hidden, -torch.inf)
     hidden = encoder.norm(vectors)
     for block in encoder.blocks:
+        assert isinstance(block, Block)
         hidden = _block(block, hidden, bias, len(encoder.distance))
     return hidden
 
