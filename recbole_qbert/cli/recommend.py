@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recbole_qbert.cli.common import Figures, add_config_files
-from recbole_qbert.serving.export import export_model
+from recbole_qbert.serving.export import FORMATS, export_model
 from recbole_qbert.serving.recommend_file import recommend as recommend_histories
 from recbole_qbert.serving.recommender import Recommendation
 from recbole_qbert.utils.console import progress_bars_wanted, say
@@ -21,6 +21,8 @@ def add_commands(add: Any) -> None:
     command = add("export", export, text, kind="plain")
     command.add_argument("--checkpoint", required=True, metavar="FILE", help="what finetune or train wrote (.pth)")
     command.add_argument("--output", "--to", dest="output", required=True, metavar="DIR", help="folder to write")
+    text = "folder: safetensors and text, what recommend reads (default); onnx: also an ONNX file that scores histories"
+    command.add_argument("--format", choices=FORMATS, default="folder", help=text)
     _add_origin(command, "semantic IDs the model was trained with (default: where training found them)")
 
     command = add("recommend", recommend, "items for histories: a table on the terminal, or a file", kind="plain")
@@ -45,7 +47,8 @@ def _add_origin(command: argparse.ArgumentParser, sid: str) -> None:
 
 def export(args: argparse.Namespace) -> Figures:
     """Run ``serving.export.export_model``."""
-    figures = export_model(args.checkpoint, args.output, args.data_path, args.sid, args.properties, args.config_files)
+    origin = (args.data_path, args.sid, args.properties, args.config_files)
+    figures = export_model(args.checkpoint, args.output, *origin, format=args.format)
     prior = figures["cooccurrence_prior"]
     megabytes = figures["bytes"] / 1e6
     say(f"{figures['folder']}: {figures['items']} items, {figures['titles']} with a title, {megabytes:.1f} MB")

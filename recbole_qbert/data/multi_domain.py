@@ -82,7 +82,8 @@ def write_union(
         return {"interactions": count, "modalities": list(modalities), "texts": texts}
 
     current = [*suffixes, ".features.json"] if modalities else suffixes
-    for suffix in (".item", ".items.txt", *CODE_TABLES, ".features.json", *(f".{old}.npy" for old in features.available(target, name))):
+    old_features = [f".{modality}.npy" for modality in features.available(target, name)]
+    for suffix in (".item", ".items.txt", *CODE_TABLES, ".features.json", *old_features):
         if suffix not in current:  # of an earlier union, which had more files
             (target / f"{name}{suffix}").unlink(missing_ok=True)
     CachedStep(target, f"{name}.union", inputs, [target / f"{name}{suffix}" for suffix in suffixes]).run(build)

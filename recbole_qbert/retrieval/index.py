@@ -1,12 +1,12 @@
 """Exact best items and ranks over catalogs of any size, from the codes of the items or from a dense matrix.
 
 ``ItemIndex`` is built once for a catalog and searched with a batch of users' tables of code scores; ``DenseIndex`` is the
-same for vectors. A ``[B, N]`` matrix never exists. From codes, the result equals ``scoring.code_scores`` followed by
+same for vectors. A ``[B, N]`` matrix never exists. The result equals ``scoring.code_scores``, or ``dot_scores``, followed by
 ``scoring.top_k`` or ``rank_of`` to the bit, whatever the method, the batch and the number of threads.
 
-A score is the sum over levels (in the order of ``scoring.sum_levels``, float32), plus the bias of the item, plus the
-adjustments of the call. The higher score comes first, among equal scores the lower item row. An item at -inf is never
-recommended.
+A score is the sum over levels or the product (float32, in the order of ``scoring.sum_levels`` or ``row_dots``), plus the
+bias of the item, plus the adjustments of the call. The higher score comes first, among equal scores the lower item row. An
+item at -inf is never recommended.
 
 Tables of a trained network with ``use_item_embedding: false``: the logits of a view are ``state . codebook``, less the
 penalty of the history's items. A softmax subtracts the same number from all logits of a user, so the mean of the views'
@@ -29,12 +29,15 @@ import torch
 from torch import Tensor
 
 from recbole_qbert.retrieval.base import Index, max_magnitude
+from recbole_qbert.retrieval.dense_backend import DenseItems
 from recbole_qbert.retrieval.numba_backend import MergedItems, unmergeable, width_of
+from recbole_qbert.retrieval.sketch_backend import SketchedItems
 from recbole_qbert.retrieval.torch_backend import MAX_CHUNK, ChunkedItems, Scorer
 from recbole_qbert.sequence.scoring import check_codes, pad_missing_level, sum_levels
 
 MIN_PRUNED_ITEMS = 1 << 18  # for fewer items, pruning costs more than it saves (benchmarks/ranking.py)
 METHODS = ("auto", "chunked", "merged", "pruned")
+DENSE_METHODS = ("auto", "product", "sketch")
 
 
 class ItemIndex(Index):
@@ -101,34 +104,47 @@ class ItemIndex(Index):
 class DenseIndex(Index):
     """Items described by vectors, for networks with ``use_item_embedding: true``; ``queries`` are states, ``[B, D]``.
 
-    The rounding of a matrix product depends on the library: scores, and the order of items whose scores differ in the last
-    bits, may change with the number of users in a call.
+    Scores are those of ``scoring.dot_scores``, to the bit, whatever the method, the batch and the number of threads.
+
+    Methods: ``product`` finds the few items that may be among the best, or beside a target, by a matrix product (torch, on a
+    CPU or a GPU). ``sketch`` (compiled, CPU) finds the best items by a scan of 4 bits a number, wherever its bounds hold.
+    ``auto`` is ``sketch`` on a CPU where it is faster. Ranks and ``log_sum_exp`` always take the product.
 
     Args:
-        vectors: ``[N, D]`` float; neither copied nor moved.
+        vectors: ``[N, D]`` float; neither copied nor moved if they are float32.
         bias, valid: as for :class:`ItemIndex`.
+        method: ``auto``, ``product`` or ``sketch``.
 
     Raises:
-        ValueError: shapes do not fit, or a number is not finite.
+        ValueError: shapes do not fit, a number is not finite, or the method is not possible (vectors on a GPU).
     """
 
-    def __init__(self, vectors: Tensor, *, bias: Tensor | None = None, valid: Tensor | None = None) -> None:
+    def __init__(
+        self, vectors: Tensor, *, bias: Tensor | None = None, valid: Tensor | None = None, method: str = "auto"
+    ) -> None:
         if vectors.dim() != 2 or not vectors.is_floating_point():
             raise ValueError(f"vectors are {vectors.dtype} {tuple(vectors.shape)}; they must be float [N, D]")
+        if method not in DENSE_METHODS:
+            raise ValueError(f"method is {method!r}; it must be one of {', '.join(DENSE_METHODS)}")
+        on_cpu = vectors.device.type == "cpu"
+        if method == "sketch" and not on_cpu:
+            raise ValueError(
+                f"method sketch: compiled ranking runs on the CPU and the vectors are on {vectors.device}; move them, or "
+                "choose the method product"
+            )
         super().__init__(len(vectors), vectors.device, bias, valid)
-        self.vectors = vectors.detach()
+        self.vectors = vectors.detach().float()
         self._max_norm = max([0.0, *(_max_norm(part, "vectors") for part in self.vectors.split(MAX_CHUNK))])
-        self.chunked = ChunkedItems(self.vectors, self._scorer, self.items, self.bias, self.valid)
+        self.chunked = DenseItems(self.vectors, self.bias, self.valid, self._max_norm)
+        if on_cpu and method != "product":
+            self.chunked = SketchedItems(self.vectors, self.bias, self.valid, self._max_norm, always=method == "sketch")
         self.backend = self.chunked
 
     def _queries(self, queries: Tensor) -> tuple[Tensor, float]:
         if queries.dim() != 2 or queries.shape[1] != self.vectors.shape[1]:
             raise ValueError(f"states have shape {tuple(queries.shape)}; they must be [B, {self.vectors.shape[1]}]")
-        queries = queries.detach().to(self.device, self.vectors.dtype)
+        queries = queries.detach().to(self.device, torch.float32)
         return queries, _max_norm(queries, "states") * self._max_norm
-
-    def _scorer(self, queries: Tensor) -> Scorer:
-        return lambda start, stop: (queries @ self.vectors[start:stop].T).float()
 
 
 def _by_level(codes: Tensor, size: int) -> Tensor:

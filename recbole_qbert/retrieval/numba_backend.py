@@ -134,7 +134,7 @@ class MergedItems:
         def run(part: slice) -> None:
             self.kernels.top_k(items, blocks, _slice(users, part), _slice(bounds, part), allowed, scores[part], rows[part])
 
-        _run_in_threads(run, len(queries), threads)
+        run_in_threads(run, len(queries), threads)
         return torch.from_numpy(scores), torch.from_numpy(rows)
 
     def rank(self, queries: Tensor, target: Tensor, changes: Changes, threads: int) -> Tensor:
@@ -152,7 +152,7 @@ class MergedItems:
             rest = (targets[part], places[part], worst, ranks[part])
             self.kernels.rank(items, blocks, _slice(users, part), _slice(bounds, part), allowed, *rest)
 
-        _run_in_threads(run, len(queries), threads)
+        run_in_threads(run, len(queries), threads)
         return torch.from_numpy(ranks)
 
     def _allowed(self, changes: Changes) -> tuple[Items, Blocks, np.ndarray]:
@@ -195,7 +195,7 @@ def _slice(arrays: Any, part: slice) -> Any:
     return type(arrays)(*(array[part] for array in arrays))
 
 
-def _run_in_threads(run: Callable[[slice], None], batch: int, threads: int) -> None:
+def run_in_threads(run: Callable[[slice], None], batch: int, threads: int) -> None:
     """Run over slices of the users, one a thread; the kernels release Python's lock."""
     threads = max(1, min(threads, batch))
     parts = [slice(batch * part // threads, batch * (part + 1) // threads) for part in range(threads)]

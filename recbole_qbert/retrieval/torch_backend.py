@@ -19,7 +19,7 @@ MAX_SCORES_CPU = 1 << 22  # scores of a chunk on a CPU: 16 MB
 MAX_SCORES_GPU = 1 << 26  # scores of a chunk on a GPU, which is fastest with few and large steps: 256 MB
 
 MAX_ROW = (1 << 32) - 1  # rows fit 32 bits
-MINUS_INF_KEY = -2139095041  # -inf in the order of _keys
+MINUS_INF_KEY = -2139095041  # -inf in the order of row_keys
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ def running_top_k(score: Scorer, batch: int, items: int, k: int, device: torch.d
         part, rows = score(start, stop), torch.arange(start, stop, device=device)
         if start:
             # Rows ascend, so a later item whose score equals the k-th best comes behind it: only better ones matter.
-            better = (part > _unpack(best[:, -1:])[0]).any(0).nonzero()[:, 0]
+            better = (part > unpack_keys(best[:, -1:])[0]).any(0).nonzero()[:, 0]
             if not len(better):
                 continue
             part, rows = part[:, better], rows[better]
         best = torch.cat([best, _best_keys(part, rows, k)], 1).topk(k, 1).values
-    return _unpack(best)
+    return unpack_keys(best)
 
 
 def running_rank(score: Scorer, items: int, target: Tensor) -> Tensor:
@@ -191,23 +191,39 @@ def _best_keys(scores: Tensor, rows: Tensor, k: int) -> Tensor:
     keys decides.
     """
     if scores.shape[1] <= k:
-        return _keys(scores, rows)
+        return row_keys(scores, rows)
     values, columns = scores.topk(k + 1, 1)
-    keys = _keys(values[:, :k], rows[columns[:, :k]])
+    keys = row_keys(values[:, :k], rows[columns[:, :k]])
     tied = (values[:, k - 1] == values[:, k]) & (values[:, k] > -torch.inf)
     if bool(tied.any()):
-        keys[tied] = _keys(scores[tied], rows).topk(k, 1).values
+        keys[tied] = row_keys(scores[tied], rows).topk(k, 1).values
     return keys
 
 
-def _keys(scores: Tensor, rows: Tensor) -> Tensor:
+def row_keys(scores: Tensor, rows: Tensor) -> Tensor:
     """Combine score and row into one int64, larger for the item that comes first; no two keys are equal."""
     bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
     rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats fall as their bits rise
     return (rising.long() << 32) + (MAX_ROW - rows)
 
 
-def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+def best_of_parts(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the best of the best items of several parts of a catalog.
+
+    Args:
+        scores: ``[parts, B, k]`` float32; -inf where a part has fewer items.
+        rows: ``[parts, B, k]`` int64, a row in one part at most; -1 where there is no item.
+
+    Returns:
+        ``(scores [B, k], rows [B, k])``, best first.
+    """
+    if len(scores) == 1:
+        return scores[0], rows[0]
+    keys = torch.cat(list(row_keys(scores, rows.clamp(min=0))), 1)
+    return unpack_keys(keys.topk(scores.shape[2], 1).values)
+
+
+def unpack_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     rising = (keys >> 32).int()
     scores = (rising ^ ((rising >> 31) & 0x7FFFFFFF)).view(torch.float32)
     return scores, torch.where(scores > -torch.inf, MAX_ROW - (keys & MAX_ROW), -1)

@@ -1,11 +1,15 @@
-"""Exact scores and ranks over a catalog of items described by codes.
+"""Exact scores and ranks over a catalog of items described by codes or by vectors.
 
-An item's score is the sum of one table entry per level, ``sum_k table[k, code_k]``: K look-ups whatever the width of the
-network, no beam search and no matching of ID strings. Every item of the catalog is scored, so ranks are exact.
+Codes: an item's score is the sum of one table entry per level, ``sum_k table[k, code_k]``: K look-ups whatever the width of
+the network, no beam search and no matching of ID strings. Every item of the catalog is scored, so ranks are exact.
 Level entries of -1 (the item lacks that modality) contribute nothing.
 
 The order of additions is part of the definition, so that every way to compute a score gives the same bits: levels are added
 in pairs, ``((t0 + t1) + (t2 + t3)) + (t4 + t5) …``. ``retrieval`` merges each pair into one table.
+
+Vectors: the score is the product of the user's state and the item's vector, in float32 and in the order of ``row_dots``,
+which does not depend on the other items and users of a call. A library's matrix product is rounded otherwise for every
+shape; ``retrieval`` uses it, and bounds, only to find the few items that need their exact score.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch import Tensor
 
 # Items scored at a time: limits the temporary [B, CHUNK] of the gather to a few MB for usual batches.
 CHUNK = 65_536
+LANES = 16  # partial sums of a product of two vectors: two registers of AVX2, one of AVX-512
 
 
 def code_scores(tables: Tensor, codes: Tensor) -> Tensor:
@@ -66,6 +71,46 @@ def sum_levels(tables: Tensor, codes: Tensor) -> Tensor:
             pair = pair + tables[:, low + 1].index_select(1, codes[low + 1])
         scores += pair
     return scores
+
+
+def dot_scores(states: Tensor, vectors: Tensor) -> Tensor:
+    """Score every item by the product of its vector with the users' states.
+
+    Args:
+        states: ``[B, D]`` float32.
+        vectors: ``[N, D]`` float32.
+
+    Returns:
+        ``[B, N]`` float32, equal to the bit whatever the batch and the catalog.
+    """
+    scores = states.new_empty(len(states), len(vectors))
+    for user, state in enumerate(states):
+        for start in range(0, len(vectors), CHUNK):
+            scores[user, start : start + CHUNK] = row_dots(state, vectors[start : start + CHUNK])
+    return scores
+
+
+def row_dots(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply vectors row by row and add up the products in the defined order.
+
+    Product ``d`` is added to partial sum ``d % LANES``, in ascending order; then the upper half of the partial sums is added
+    to the lower half until one is left.
+
+    Args:
+        left, right: ``[..., D]`` float32, broadcast against each other.
+
+    Returns:
+        ``[...]`` float32, never -0.0.
+    """
+    products = left * right
+    lanes = products.new_zeros(*products.shape[:-1], LANES)
+    for start in range(0, products.shape[-1], LANES):
+        part = products[..., start : start + LANES]
+        lanes[..., : part.shape[-1]] += part
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

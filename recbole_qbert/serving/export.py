@@ -2,7 +2,8 @@
 
 The folder holds ``config.json`` (format, data set, settings of the network, structural prior, hashes of all files),
 ``model.safetensors`` (weights, and the pairs of the prior), ``items.sid`` (items in the order of their rows, with their
-semantic IDs) beside ``items.sid.json`` (names and size of the levels, vocabulary), and ``titles.tsv``.
+semantic IDs) beside ``items.sid.json`` (names and size of the levels, vocabulary), and ``titles.tsv``; on demand
+``model.onnx``, the same model as one ONNX graph.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 CONFIG_DIGEST = "config_sha256"  # of the rest of config.json
 CONFIG, WEIGHTS, IDS, TITLES = "config.json", "model.safetensors", "items.sid", "titles.tsv"
+ONNX = "model.onnx"
+FORMATS = ("folder", "onnx")
 _HASHED = (WEIGHTS, IDS, f"{IDS}.json", TITLES)
 _PAIR_BUFFERS = ("pair", "value", "size", "likeness")  # buffers of the prior that are not in its state_dict
 _WAY_OUT = "export the model again with 'run_recbole_qbert.py export'"
@@ -223,6 +226,7 @@ def export_model(
     semantic_ids: str | os.PathLike[str] | None = None,
     properties: Mapping[str, Any] | None = None,
     config_files: Sequence[str | os.PathLike[str]] = (),
+    format: str = "folder",
 ) -> dict[str, Any]:
     """Write the model of a checkpoint as a folder that needs neither RecBole nor the data.
 
@@ -233,14 +237,26 @@ def export_model(
         semantic_ids: ``.sid`` file of the training; by default the one used at training.
         properties: properties that override those of the training.
         config_files: property files, likewise.
+        format: ``folder``, or ``onnx`` for a folder that also holds ``model.onnx`` (``serving.onnx_model``).
+
+    Raises:
+        ImportError: RecBole, or for ``onnx`` the package onnx, is not installed.
+        FileNotFoundError: a file is missing.
+        ValueError: another ``format``, or a checkpoint that cannot be exported (``from_checkpoint``).
 
     Returns:
         ``folder``, ``dataset``, ``items``, ``titles`` (numbers of them), ``levels``, ``cooccurrence_prior`` and ``bytes``.
     """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
     data, sid = (None if path is None else Path(path) for path in (data_path, semantic_ids))
     model = from_checkpoint(Path(checkpoint), data, sid, properties, config_files)
     folder = Path(output)
     config = write(model, folder)
+    if format == "onnx":
+        from recbole_qbert.serving.onnx_model import write_onnx  # imported late: only this format needs it
+
+        write_onnx(model.network, model.prior, folder / ONNX)
     return {
         "folder": str(folder),
         "dataset": model.dataset,
@@ -275,6 +291,7 @@ def _write(model: TrainedModel, folder: Path) -> dict[str, Any]:
 
     # Removed first and written last, so that an interruption leaves a folder that is visibly incomplete.
     (folder / CONFIG).unlink(missing_ok=True)
+    (folder / ONNX).unlink(missing_ok=True)  # of an earlier export
     tensors: dict[str, Tensor] = {name: value for name, value in model.network.state_dict().items() if name != "codes"}
     prior_values = None
     if model.prior is not None:

@@ -148,7 +148,13 @@ class Recommender:
         return cls(model, device)
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], k: int = 10, *, exclude_seen: bool = True, batch_size: int = 512
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        batch_size: int = 512,
+        normalised: bool = True,
     ) -> list[list[Recommendation]]:
         """Recommend the best items for each history; unknown items are logged as a warning.
 
@@ -158,6 +164,8 @@ class Recommender:
             k: number of items; fewer if the catalog has no more.
             exclude_seen: exclude all items of the history, including those that are too old to be used.
             batch_size: number of histories computed at a time; the result does not depend on it.
+            normalised: scores are log-probabilities, which takes a pass over the whole catalog. Without, they are lower or
+                higher by one number for each history: the items and their order are the same, and sooner there.
 
         Returns:
             One list for each history, best first; of equal scores the item with the lower row comes first.
@@ -165,18 +173,24 @@ class Recommender:
         Raises:
             ValueError: ``k`` or ``batch_size`` below 1, or a history that is a string.
         """
-        ranked = self.recommend_arrays(histories, k, exclude_seen=exclude_seen, batch_size=batch_size)
+        ranked = self.recommend_arrays(histories, k, exclude_seen=exclude_seen, batch_size=batch_size, normalised=normalised)
         for line in ranked.skipped.lines():
             log.warning("%s", line)
         return self.named(ranked)
 
     def recommend_arrays(
-        self, histories: Sequence[Sequence[str]], k: int = 10, *, exclude_seen: bool = True, batch_size: int = 512
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        batch_size: int = 512,
+        normalised: bool = True,
     ) -> Ranked:
         """Recommend items for many histories: as ``recommend``, but returns arrays and logs no warning.
 
         Args:
-            histories, k, exclude_seen, batch_size: as for :meth:`recommend`.
+            histories, k, exclude_seen, batch_size, normalised: as for :meth:`recommend`.
         """
         if k < 1 or batch_size < 1:
             raise ValueError(f"k is {k} and batch_size {batch_size}; both must be at least 1")
@@ -189,7 +203,8 @@ class Recommender:
         order = order[np.count_nonzero(lengths == 0) :]
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            rows[part], scores[part] = self._best([encoded[number] for number in part], shape[1], exclude_seen)
+            some = [encoded[number] for number in part]
+            rows[part], scores[part] = self._best(some, shape[1], exclude_seen, normalised)
         return Ranked(rows, scores, skipped)
 
     def named(self, ranked: Ranked) -> list[list[Recommendation]]:
@@ -228,7 +243,9 @@ class Recommender:
         scores = self.network.scores(sequences, lengths)
         return scores if self.prior is None else scores + self.prior(sequences, lengths)
 
-    def _best(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _best(
+        self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool, normalised: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Find rows of ``items`` and scores, ``[B, k]`` each, for histories of network rows."""
         newest = [torch.from_numpy(history[-self.network.config.max_length :]) for history in histories]
         lengths = torch.tensor([len(history) for history in newest], device=self.device)
@@ -237,7 +254,8 @@ class Recommender:
         if exclude_seen:
             full = [torch.from_numpy(history) for history in histories]
             seen = pad_sequence(full, batch_first=True, padding_value=-1).to(self.device)
-        best, rows = self._ranker.top_k(sequences, lengths, k, exclude=seen, threads=torch.get_num_threads())
+        threads = torch.get_num_threads()
+        best, rows = self._ranker.top_k(sequences, lengths, k, exclude=seen, normalised=normalised, threads=threads)
         return ItemVocabulary.from_recbole(rows).clamp(min=-1).cpu().numpy(), best.cpu().numpy()
 
     def _encode(self, histories: Sequence[Sequence[str]]) -> tuple[list[np.ndarray], Skipped]:

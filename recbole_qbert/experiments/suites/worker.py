@@ -242,12 +242,13 @@ def _then(*revisions: str | None) -> str | None:
 
 def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) -> list[Stage]:
     """List the trainings of a trial in order."""
-    data = (request["dataset"], request["data_path"])
+    data: tuple[str, str] = (request["dataset"], request["data_path"])
     if request["stages"]:
         named = [(f"stage-{number}", dict(given)) for number, given in enumerate(request["stages"], 1)]
+        places = [_union(request) if given.pop("on_sources", False) else data for _, given in named]
         return [
-            Stage(name, *(_union(request) if given.pop("on_sources", False) else data), given, given.pop("checkpoint_as", None))
-            for name, given in named
+            Stage(name, *place, given, given.pop("checkpoint_as", None))
+            for (name, given), place in zip(named, places, strict=True)
         ]
     if request["model"] != MODEL:
         return [Stage("train", *data)]
