@@ -120,6 +120,19 @@ def test_with_a_gradient_everywhere_sparse_steps_are_those_of_adamw(steps, seed)
     torch.testing.assert_close(*parameters)
 
 
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_step_that_a_scaler_leaves_out_changes_nothing(is_sparse):
+    parameter = torch.nn.Parameter(torch.ones(6, 3))
+    optimizer = WarmupAdamW([{"params": [parameter], "weight_decay": 0.1}], lr=0.1, betas=(0.9, 0.9), warmup_steps=0)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.zeros(()))
+    gradient = torch.full((6, 3), torch.inf)
+    parameter.grad = gradient.to_sparse(1) if is_sparse else gradient
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert (parameter == 1).all()
+
+
 def test_without_a_sampler_the_loss_says_what_is_missing():
     with pytest.raises(ValueError, match="sampler"):
         make("sampled").loss(ROWS, LENGTHS, "causal", {})

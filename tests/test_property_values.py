@@ -155,6 +155,7 @@ def test_other_spellings_are_accepted(key: str, value: Any, data: Any) -> None:
         ({"eval_args": {"mode": "uni"}}, "eval_args is .*uni<number>"),
         ({"clip_grad_norm": {"max_norm": math.nan}}, "clip_grad_norm is .*max_norm"),
         ({"loss": "cod"}, "did you mean 'code'"),
+        ({"loss": "sampled", "learner": "adam"}, "loss is sampled and learner is adam.*learner: adamw or loss: item"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(settings: dict[str, Any], named: str, data: Any) -> None:

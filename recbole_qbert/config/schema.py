@@ -265,8 +265,16 @@ def check_all(values: Mapping[str, Any]) -> None:
         ValueError: names the key and the value.
     """
     values = {**values, "max_length": values.get("MAX_ITEM_LIST_LENGTH")}
-    for kind in (SequenceConfig, InjectionConfig, QuantizerConfig, TrainConfig, IdentifierConfig):
+    sequence, training = read(SequenceConfig, values), read(TrainConfig, values)
+    for kind in (InjectionConfig, QuantizerConfig, IdentifierConfig):
         read(kind, values)
     for key in OF_OUR_MODELS:
         if key in values:
             check_value(key, values[key])
+    learner = str(values.get("learner", "adamw"))
+    rows_learn = sequence.use_item_embedding and "item_embedding" not in training.freeze
+    if sequence.loss == "sampled" and rows_learn and learner.lower() != "adamw":
+        raise ValueError(
+            f"loss is sampled and learner is {learner}: of the learners only adamw steps from gradients of some items; set "
+            "learner: adamw or loss: item"
+        )

@@ -34,12 +34,15 @@ class WarmupAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         """Update the parameters at the learning rate of the warm-up."""
         by_row = []
+        found_inf = getattr(self, "found_inf", None)  # set by a gradient scaler, which leaves such a step out
+        is_finite = found_inf is None or not bool(found_inf)
         for group in self.param_groups:
             group["taken"] += 1
             group["lr"] = group["full_lr"] * self.share_of_rate(group)
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
-                    self._update_rows(group, parameter, parameter.grad.coalesce())
+                    if is_finite:
+                        self._update_rows(group, parameter, parameter.grad.coalesce())
                     by_row.append((parameter, parameter.grad))
                     parameter.grad = None  # torch's step leaves it out
         result = super().step(closure)
