@@ -309,6 +309,26 @@ def test_backbones_that_cannot_be_are_refused(t5, tmp_path):
         load_backbone(str(tmp_path / "mute"))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("config.json", None, "backbone is .*no config.json; name a folder"),
+        ("config.json", '{"vocab_size": 60, "d_model": "wide", "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 1}', "d_model is 'wide'"),
+        ("tokenizer.json", "{}", "tokenizer.json is no tokenizer .*save the tokenizer again"),
+        ("model.safetensors", "abc", "model.safetensors is damaged .*name a folder"),
+    ],
+)  # fmt: skip
+def test_damaged_backbones_are_refused_by_file_and_way_out(tmp_path, file, content, named):
+    write_t5(tmp_path / "t5")
+    path = tmp_path / "t5" / file
+    assert path.exists()
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=named):
+        load_backbone(str(tmp_path / "t5"))
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub of one model, which lies in the cache; nothing is fetched."""

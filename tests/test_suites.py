@@ -198,6 +198,11 @@ def test_what_a_suite_varies_is_not_taken_from_the_command_line(data, tmp_path):
         planned(tmp_path, data, {"base": {"model": "QBERT4Rec"}}, {"n_layers": 3}, sweep={"key": "n_layers", "values": [1]})
     with pytest.raises(ValueError, match="--sources"):
         planned(tmp_path, data, {"a": {"model": "QBERT4Rec"}}, sources=["Other"])
+    with pytest.raises(ValueError, match="--sources"):
+        planned(tmp_path, data, {"a": {"model": "QBERT4Rec"}}, sources=[NAME], transfer=True)
+    pretrained = {"a": {"model": "MQL4GRec", "stages": [{"on_sources": True, "checkpoint_as": "pretrained"}, {}]}}
+    for sources, reason in (((), "--sources"), (("Nowhere",), "Nowhere.inter is missing"), (("Other",), "text_codes.tsv")):
+        assert reason in planned(tmp_path, data, pretrained, sources=sources, transfer=True).impossible["a"]
 
 
 # -------------------------------------------------------------------------------------------------------------- trials

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recbole_qbert.generative.t5 import T5, DecoderBlock, Stack, T5Sizes
 from recbole_qbert.generative.words import read_tokenizer
+from recbole_qbert.utils.failures import reading
 from recbole_qbert.utils.io import read_json
 from recbole_qbert.utils.tensor_file import load_tensors
 
@@ -25,6 +26,7 @@ _DEFAULTS = {
     "relative_attention_max_distance": 128,
 }
 _NEEDED = ("model_type", "feed_forward_proj", "tie_word_embeddings")
+TABLE = "shared.weight"  # of the tokens
 WAY_OUT = "name a folder that transformers' save_pretrained wrote"
 
 
@@ -99,8 +101,13 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"backbone is {str(folder)!r}, which is no folder; name a folder with a saved T5")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"backbone is {str(folder)!r}, which has no config.json; {WAY_OUT}")
     config = _checked(read_json(folder / "config.json", WAY_OUT), str(folder / "config.json"))
-    return config, {name: value.float() for name, value in _tensors(folder).items()}
+    weights = {name: value.float() for name, value in _tensors(folder).items()}
+    if TABLE not in weights:
+        raise ValueError(f"backbone is {str(folder)!r}, whose weights have no {TABLE}, so they are not of a T5; {WAY_OUT}")
+    return config, weights
 
 
 def _checked(config: dict[str, Any], where: str) -> dict[str, Any]:
@@ -114,6 +121,10 @@ def _checked(config: dict[str, Any], where: str) -> dict[str, Any]:
     missing = [name for name in T5Sizes.__dataclass_fields__ if name != "dropout_rate" and name not in config]
     if missing:
         raise ValueError(f"{where} has no {', '.join(missing)}, so it is not of a T5; {WAY_OUT}")
+    sizes = {name: config[name] for name in T5Sizes.__dataclass_fields__ if name != "dropout_rate"}
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{where}: {name} is {size!r}, not a number of a T5; {WAY_OUT}")
     return config
 
 
@@ -122,7 +133,11 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
     files = sorted(folder.glob("*.safetensors"))
     if files:
-        return {name: value for file in files for name, value in load_file(file).items()}
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            with reading(file, WAY_OUT):
+                tensors |= load_file(file)
+        return tensors
     file = folder / "pytorch_model.bin"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} has neither *.safetensors nor {file.name}; {WAY_OUT}")

@@ -95,6 +95,7 @@ def read_tokenizer(folder: Path) -> Any:
 
     Raises:
         FileNotFoundError: the folder has no ``tokenizer.json``.
+        ValueError: the file is damaged.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -104,7 +105,13 @@ def read_tokenizer(folder: Path) -> Any:
         )
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(file))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no class of its own for a damaged file
+        raise ValueError(
+            f"backbone is {str(folder)!r}, whose {file.name} is no tokenizer ({error}); save the tokenizer again, or leave "
+            "backbone out to train from scratch"
+        ) from error
 
 
 def matrix_of(rows: list[list[int]]) -> Tensor:

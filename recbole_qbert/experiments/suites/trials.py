@@ -19,6 +19,7 @@ from recbole_qbert.config.property_files import read_properties
 from recbole_qbert.config.schema import MODEL, RENAMED_PROPERTIES, RUNTIME_PROPERTIES
 from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.data.item_features import available
+from recbole_qbert.data.multi_domain import CODE_TABLES
 from recbole_qbert.experiments.suites.suite_spec import RENAMED, ModelSpec, Suite, are_seeds
 from recbole_qbert.recbole_integration import experiment, patches, registry
 from recbole_qbert.utils.io import digest, read_json, sha256
@@ -172,12 +173,14 @@ def plan_runs(
 
     Raises:
         FileNotFoundError: the data set, a property file or every tuned setting of ``settings_from`` is missing.
-        ValueError: a model or property is unknown, a property is what the suite varies, a seed is given twice, or the suite
-            does not use ``sources``.
+        ValueError: a model or property is unknown, a property is what the suite varies, a seed is given twice, the suite
+            does not use ``sources``, or these hold the data set or one twice.
     """
     data_path, output = data_path.resolve(), output.resolve()
     if sources and not suite.transfer:
         raise ValueError(f"suite {suite.name} does not pretrain on other data sets: leave out --sources")
+    if dataset in sources or len(set(sources)) != len(sources):
+        raise ValueError(f"--sources is {' '.join(sources)}; it must name data sets other than {dataset}, each once")
     _refuse_seeds(seeds, overrides)
     if suite.sweep and (fixed := [key for key in suite.models[0].settings if key in overrides]):
         raise ValueError(f"--{fixed[0]} is what suite {suite.name} varies: leave it out")
@@ -190,9 +193,8 @@ def plan_runs(
     fitted = [_fitted(spec, data_path / dataset / f"{dataset}.item", form) for spec in suite.models]
     suite = replace(suite, models=tuple(spec for spec, _ in fitted))
     impossible = {spec.name: reason for spec, reason in fitted if reason}
-    if not sources:
-        without = "is pretrained on other data sets: name them by --sources"
-        impossible |= {spec.name: without for spec in suite.models if pretrains_on_sources(spec)}
+    if unfit := _unfit_sources(data_path, sources):
+        impossible |= {spec.name: unfit for spec in suite.models if pretrains_on_sources(spec)}
     requests: dict[str, dict[str, Any]] = {}
     understood: set[str] = set()
     for spec in suite.models:
@@ -274,7 +276,7 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def reads_features(config: Any) -> bool:
-    """Tell whether a model reads the item features of its data set: one with semantic IDs, VQRec, MISSRec."""
+    """Tell whether a model reads the item features of its data set: one with semantic IDs, VQRec, MISSRec, VIP5."""
     return config["model"] in _OF_FEATURES or config["semantic_ids"] not in (None, "none")
 
 
@@ -348,6 +350,21 @@ def _request(
 def pretrains_on_sources(spec: ModelSpec) -> bool:
     """Tell whether a stage of a model runs on the union of ``--sources``."""
     return any(stage.get("on_sources") for stage in spec.stages)
+
+
+def _unfit_sources(data_path: Path, sources: Sequence[str]) -> str | None:
+    """Return why no model can be pretrained on the union of the sources with given codes; ``None`` if one can."""
+    if not sources:
+        return "is pretrained on other data sets: name them by --sources"
+    files = {name: [data_path / name / f"{name}{ending}" for ending in (".inter", *CODE_TABLES)] for name in sources}
+    missing = [str(interactions) for interactions, *_ in files.values() if not interactions.exists()]
+    if missing:
+        return f"is pretrained on --sources, of which {missing[0]} is missing"
+    columns = zip(*(tables for _, *tables in files.values()), strict=True)
+    if not any(all(table.exists() for table in column) for column in columns):
+        endings = " or ".join(f"X{ending}" for ending in CODE_TABLES)
+        return f"is pretrained on --sources with given codes, and not every one of {', '.join(sources)} has {endings}"
+    return None
 
 
 def _refuse_seeds(seeds: Sequence[int], overrides: Mapping[str, Any]) -> None:
