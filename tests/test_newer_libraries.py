@@ -113,3 +113,14 @@ def test_tables_are_those_of_the_slow_parser_with_exact_numbers(tmp_path: Path, 
     pd.testing.assert_frame_equal(mine, pd.read_csv(path, **options), rtol=1e-14)
     if len(separator) == 1:
         assert mine["price:float"].tolist()[:-1] == [float(number) for number in numbers[:-1]]
+
+
+@pytest.mark.parametrize("cells", [("a\0b", "1"), ("a", "1_000"), ("a", "1e400")])
+def test_what_the_quick_parser_would_misread_or_refuse_is_read_as_before(tmp_path: Path, cells: tuple[str, str]) -> None:
+    path = tmp_path / "table"
+    path.write_text("user:token\tprice:float\n" + "\t".join(cells) + "\n")
+    types = {"user:token": str, "price:float": np.float64}
+    options: dict[str, Any] = {"delimiter": "\t", "dtype": types, "engine": "python"}
+    mine = recbole_dataset.pd.read_csv(path, **options)  # type: ignore[attr-defined]
+    pd.testing.assert_frame_equal(mine, pd.read_csv(path, **options))
+    assert mine["user:token"].tolist() == [cells[0]]

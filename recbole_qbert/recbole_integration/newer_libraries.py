@@ -118,12 +118,21 @@ class _Pandas(ModuleType):
         """Read a table; lists are split next, and have text in every cell.
 
         RecBole asks for the parser in Python: seven times as slow, and every fourth number with many digits is one unit in
-        the last place off. It is left to files whose columns are separated by more than one character.
+        the last place off. It is left to files whose columns are separated by more than one character, to those that the
+        parser in C refuses (numbers such as ``1_000``), and to those with NUL, where that one cuts cells off.
         """
-        if options.get("engine") == "python" and len(options.get("delimiter") or "") == 1:
-            options |= {"engine": "c", "float_precision": "round_trip"}
-        table = pd.read_csv(*args, **options)
+        table = None
+        if options.get("engine") == "python" and len(options.get("delimiter") or "") == 1 and not _has_nul(args[0]):
+            with contextlib.suppress(ValueError):
+                table = pd.read_csv(*args, **options | {"engine": "c", "float_precision": "round_trip"})
+        if table is None:
+            table = pd.read_csv(*args, **options)
         return table.fillna({name: "" for name in table.columns if str(name).endswith("_seq")})
+
+
+def _has_nul(path: str) -> bool:
+    with open(path, "rb") as file:
+        return any(b"\0" in part for part in iter(lambda: file.read(1 << 20), b""))
 
 
 def filled_columns(replace: Replace) -> None:
