@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from recbole_qbert.serving.export import export_model
 from recbole_qbert.serving.onnx_model import ScoringGraph, write_onnx
 from tests.test_catalog_ranker import CONFIG, ITEMS, KINDS, LONGEST, histories, make_network, make_prior
 
@@ -53,4 +54,11 @@ def test_both_views_and_the_masked_one_alone():
 def test_several_catalogs_in_one_graph_are_refused(tmp_path):
     with pytest.raises(ValueError, match="catalogs"):
         write_onnx(make_network(KINDS["codes"], domains=True), None, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_package_nothing_is_read_or_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("recbole_qbert.serving.onnx_model.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install onnx"):
+        export_model(tmp_path / "nothing.pth", tmp_path / "exported", format="onnx")
     assert not list(tmp_path.iterdir())

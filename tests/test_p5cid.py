@@ -1,6 +1,7 @@
 """P5CID: IDs of training co-occurrence, sentences and draws by hand, weights to start from."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -312,12 +313,12 @@ def test_backbones_that_cannot_be_are_refused(t5, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "named"),
     [
-        ("config.json", None, "backbone is .*no config.json; name a folder"),
-        ("config.json", '{"vocab_size": 60, "d_model": "wide", "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 1}', "d_model is 'wide'"),
-        ("tokenizer.json", "{}", "tokenizer.json is no tokenizer .*save the tokenizer again"),
-        ("model.safetensors", "abc", "model.safetensors is damaged .*name a folder"),
+        ("config.json", None, r"backbone is .*no config\.json; name a folder"),
+        ("config.json", json.dumps(dict.fromkeys(T5Sizes.__dataclass_fields__, 4) | {"d_ff": "wide"}), "d_ff is 'wide'"),
+        ("tokenizer.json", "{}", r"tokenizer\.json is no tokenizer .*save the tokenizer again"),
+        ("model.safetensors", "abc", r"model\.safetensors is damaged .*name a folder"),
     ],
-)  # fmt: skip
+)
 def test_damaged_backbones_are_refused_by_file_and_way_out(tmp_path, file, content, named):
     write_t5(tmp_path / "t5")
     path = tmp_path / "t5" / file

@@ -249,13 +249,15 @@ def export_model(
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
+    if format == "onnx":
+        from recbole_qbert.serving.onnx_model import require_onnx, write_onnx  # imported late: only this format needs it
+
+        require_onnx()  # before anything is written
     data, sid = (None if path is None else Path(path) for path in (data_path, semantic_ids))
     model = from_checkpoint(Path(checkpoint), data, sid, properties, config_files)
     folder = Path(output)
     config = write(model, folder)
     if format == "onnx":
-        from recbole_qbert.serving.onnx_model import write_onnx  # imported late: only this format needs it
-
         write_onnx(model.network, model.prior, folder / ONNX)
     return {
         "folder": str(folder),

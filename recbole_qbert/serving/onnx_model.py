@@ -157,6 +157,12 @@ def _block(block: Block, hidden: Tensor, bias: Tensor, heads: int) -> Tensor:
     return block.norm_feed(hidden + block.shrink(F.gelu(block.grow(hidden))))
 
 
+def require_onnx() -> None:
+    """Raise ImportError where the package onnx is not installed."""
+    if find_spec("onnx") is None:
+        raise ImportError("an ONNX file is written with the package onnx, which is not installed (pip install onnx)")
+
+
 def write_onnx(network: SemanticSequenceModel, prior: CooccurrencePrior | None, path: Path) -> None:
     """Write a model as an ONNX file with input ``histories [B, L]`` int64 and output ``scores [B, N + 1]``; any ``B``.
 
@@ -169,8 +175,7 @@ def write_onnx(network: SemanticSequenceModel, prior: CooccurrencePrior | None, 
         ImportError: onnx is not installed.
         ValueError: as for :class:`ScoringGraph`.
     """
-    if find_spec("onnx") is None:
-        raise ImportError("an ONNX file is written with the package onnx, which is not installed (pip install onnx)")
+    require_onnx()
     graph = ScoringGraph(network, prior).eval()
     example = torch.zeros(2, network.config.max_length, dtype=torch.int64)
     example[:, 0] = 1

@@ -177,10 +177,7 @@ def plan_runs(
             does not use ``sources``, or these hold the data set or one twice.
     """
     data_path, output = data_path.resolve(), output.resolve()
-    if sources and not suite.transfer:
-        raise ValueError(f"suite {suite.name} does not pretrain on other data sets: leave out --sources")
-    if dataset in sources or len(set(sources)) != len(sources):
-        raise ValueError(f"--sources is {' '.join(sources)}; it must name data sets other than {dataset}, each once")
+    _refuse_sources(suite, dataset, sources)
     _refuse_seeds(seeds, overrides)
     if suite.sweep and (fixed := [key for key in suite.models[0].settings if key in overrides]):
         raise ValueError(f"--{fixed[0]} is what suite {suite.name} varies: leave it out")
@@ -365,6 +362,13 @@ def _unfit_sources(data_path: Path, sources: Sequence[str]) -> str | None:
         endings = " or ".join(f"X{ending}" for ending in CODE_TABLES)
         return f"is pretrained on --sources with given codes, and not every one of {', '.join(sources)} has {endings}"
     return None
+
+
+def _refuse_sources(suite: Suite, dataset: str, sources: Sequence[str]) -> None:
+    if sources and not suite.transfer:
+        raise ValueError(f"suite {suite.name} does not pretrain on other data sets: leave out --sources")
+    if dataset in sources or len(set(sources)) != len(sources):
+        raise ValueError(f"--sources is {' '.join(sources)}; it must name data sets other than {dataset}, each once")
 
 
 def _refuse_seeds(seeds: Sequence[int], overrides: Mapping[str, Any]) -> None:
