@@ -18,6 +18,9 @@ The history is left out of the ranking for all. RecBole's models run without aut
 RecBole's models switches on for the whole process (sine.py) and this package off again; `SASRec as it comes` and so on run
 with it, as they do for whoever has RecBole alone. Semantic IDs are made first, in a process that is reported as a row of its
 own: what QBERT4Rec needs besides. On a machine with a GPU all train there, and `peak_gpu_mb` is reported too.
+
+`RecTools SASRec` and `RecTools BERT4Rec` (full softmax, on CPUs) run in an environment of their own, which is made in
+`--peers` where it is missing: a download of PyTorch and RecTools.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 
 AS_IT_COMES = "as it comes"
 OURS = {"QBERT4Rec both": ["causal", "masked"], "QBERT4Rec causal": ["causal"], "QBERT4Rec masked": ["masked"]}
-THEIRS = ("SASRec", "BERT4Rec", "GRU4Rec", *(f"{name} {AS_IT_COMES}" for name in ("SASRec", "BERT4Rec", "GRU4Rec")))
+RECBOLES = ("SASRec", "BERT4Rec", "GRU4Rec", *(f"{name} {AS_IT_COMES}" for name in ("SASRec", "BERT4Rec", "GRU4Rec")))
+RECTOOLS = ("RecTools SASRec", "RecTools BERT4Rec")
+THEIRS = (*RECBOLES, *RECTOOLS)
 IDENTIFIERS = "semantic IDs (stages 1 and 2)"
 COMMON = {
     "seed": 2026, "eval_batch_size": 512, "metrics": ["Hit", "NDCG"], "topk": [1, 5, 10], "valid_metric": "NDCG@10",
@@ -102,7 +107,7 @@ def configure(args: argparse.Namespace, model: str, folder: Path) -> Any:
         "MAX_ITEM_LIST_LENGTH": args.max_length, "epochs": args.epochs, "stopping_step": args.our_epochs + args.epochs,
         "checkpoint_dir": str(folder),
     }  # fmt: skip
-    if model in THEIRS:
+    if model in RECBOLES:
         model = model.removesuffix(f" {AS_IT_COMES}")
         settings |= {"num_layers": args.layers, "embedding_size": args.width} if model == "GRU4Rec" else {}
         files = [str(property_file(f"baseline/{file}.yaml")) for file in ("common", model)]
@@ -185,10 +190,9 @@ def peaks() -> dict[str, float | None]:
 class Child:
     """A process that trains one model, from outside."""
 
-    def __init__(self, model: str, arguments: Sequence[str], threads: int) -> None:
+    def __init__(self, model: str, command: Sequence[str], threads: int) -> None:
         self.model, self.turns, self.best = model, 0, 0.0
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, __file__, *arguments, "--model", model]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by `stop`
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
@@ -224,7 +228,33 @@ class Child:
         self.errors.close()
 
 
-def in_turns(models: Sequence[str], arguments: Sequence[str], threads: int, epochs: int) -> list[dict[str, Any]]:
+def command_of(model: str, args: argparse.Namespace) -> list[str]:
+    """The command of the process that trains a model."""
+    if model not in RECTOOLS:
+        return [sys.executable, __file__, *sys.argv[1:], "--model", model]
+    names = ("dataset", "data_path", "width", "layers", "heads", "max_length", "threads", "epochs")
+    options = [f"--{name}={getattr(args, name)}" for name in names]
+    return [str(peer_python(args.peers)), str(Path(__file__).with_name("peer_models.py")), *options, f"--model={model}"]
+
+
+def peer_python(folder: Path) -> Path:
+    """The interpreter of the environment with RecTools, which is made if it is not there."""
+    from benchmarks.peer_models import RECTOOLS as NEEDED
+
+    python = folder.resolve() / "bin" / "python"
+    ready = folder / "ready"
+    if not ready.exists():
+        from importlib.metadata import version
+
+        print(f"an environment with {NEEDED} in {folder}: downloads PyTorch, once", flush=True)
+        torch = f"torch=={version('torch').partition('+')[0]}"
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", torch, NEEDED], check=True)
+        ready.touch()
+    return python
+
+
+def in_turns(models: Sequence[str], commands: Sequence[Sequence[str]], threads: int, epochs: int) -> list[dict[str, Any]]:
     """Train all models, an epoch of one after an epoch of the other; the row of each, in the order of ``models``.
 
     After ``epochs`` turns ours wait for RecBole's to end, and go on alone until they have reached the same.
@@ -232,8 +262,8 @@ def in_turns(models: Sequence[str], arguments: Sequence[str], threads: int, epoc
     children: list[Child] = []
     rows: dict[str, dict[str, Any]] = {}
     try:
-        for model in models:
-            children.append(Child(model, arguments, threads))
+        for model, command in zip(models, commands, strict=True):
+            children.append(Child(model, command, threads))
             children[-1].next("")  # has read its data before the next one starts
             print(f"{model}: ready", flush=True)
         while len(rows) < len(models):
@@ -302,6 +332,7 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/training"), help="for checkpoints and semantic IDs")
+    parser.add_argument("--peers", type=Path, default=Path("runs/peers"), help="environment of the RecTools models")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", choices=[*OURS, *THEIRS, IDENTIFIERS], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -315,13 +346,13 @@ def main() -> None:
     models = list(dict.fromkeys(args.models))
     made = []
     if any(model in OURS for model in models):
-        child = Child(IDENTIFIERS, sys.argv[1:], args.threads)
+        child = Child(IDENTIFIERS, command_of(IDENTIFIERS, args), args.threads)
         try:
             made = [child.next("")]
         finally:
             child.stop()
         print(f"{IDENTIFIERS}: {figures(made[0])}", flush=True)
-    rows = in_turns(models, sys.argv[1:], args.threads, args.epochs)
+    rows = in_turns(models, [command_of(model, args) for model in models], args.threads, args.epochs)
     ratios = compare(rows)
     print("\n".join(f"{name}: {value:.2f}" for name, value in ratios.items()))
     if args.json:
