@@ -89,18 +89,18 @@ def rank(
     runs = np.empty((max(CORNER * CORNER, width), 2), np.int64)
     for user in range(len(users.tables)):
         result[user] = worst
-        if places[user] < 0 or not _is_allowed(allowed, target[user]):
+        if places[user] < 0 or not is_allowed(allowed, target[user]):
             continue
         merged, changed, amounts = _merge(users.tables[user]), users.items[user], users.amounts[user]
         score = _score(items, merged, places[user])
-        own = _find(changed, target[user])
+        own = find(changed, target[user])
         score = score + amounts[own] if own >= 0 else score
         if score == -np.inf:
             continue
         count = 0
         for at in range(len(changed)):  # correct their count: the runs below use their unchanged scores
             place = users.places[user, at]
-            if place >= 0 and _is_allowed(allowed, changed[at]):
+            if place >= 0 and is_allowed(allowed, changed[at]):
                 plain = _score(items, merged, place)
                 count += int(plain + amounts[at] >= score) - int(plain >= score)
         for step in range(max(width, 1)):
@@ -144,12 +144,13 @@ def _score(items: Items, merged: Array, place: int) -> float:
 
 
 @njit(inline="always")
-def _is_allowed(allowed: Array, row: int) -> bool:
+def is_allowed(allowed: Array, row: int) -> bool:
+    """Tell whether an item may be recommended; ``allowed`` is empty where all may."""
     return len(allowed) == 0 or allowed[row]
 
 
 @compiled
-def _find(rows: Array, row: int) -> int:
+def find(rows: Array, row: int) -> int:
     """Find the index of a row in ascending rows; -1 if it is not there."""
     low, high = 0, len(rows)
     while low < high:
@@ -169,7 +170,7 @@ def _start(items: Items, users: Users, user: int, merged: Array, allowed: Array,
     size = 0
     for at in range(users.items.shape[1]):
         place = users.places[user, at]
-        if place >= 0 and _is_allowed(allowed, users.items[user, at]):
+        if place >= 0 and is_allowed(allowed, users.items[user, at]):
             score = _score(items, merged, place) + users.amounts[user, at]
             if score > -np.inf:
                 size = _offer(best, best_rows, size, score, users.items[user, at])
@@ -269,7 +270,7 @@ def _scan(
                 score, row = _sum(merged, codes, pairs, place), rows[place]
                 if len(bias):
                     score += bias[place]
-                if score >= limit and score > -np.inf and _is_allowed(allowed, row) and _find(changed, row) < 0:
+                if score >= limit and score > -np.inf and is_allowed(allowed, row) and find(changed, row) < 0:
                     size = _offer(best, best_rows, size, score, row)
                     limit = best[0] if size == len(best) else floor
     return size
@@ -298,7 +299,7 @@ def _count(
                 total = _sum(merged, codes, pairs, place)
                 if len(bias):
                     total += bias[place]
-                count += total >= score and _is_allowed(allowed, rows[place])
+                count += total >= score and is_allowed(allowed, rows[place])
     return count
 
 

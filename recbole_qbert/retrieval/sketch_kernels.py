@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from recbole_qbert.retrieval.numba_kernels import find, is_allowed
 from recbole_qbert.retrieval.numba_layout import Array
 from recbole_qbert.utils.jit import compiled
 
@@ -160,7 +161,7 @@ def _candidates(
             bound = scales[row] * (step * np.float32(np.int16(sums[row - start])) + rest)
             if len(bias):
                 bound += bias[row]
-            if bound >= limit and _is_allowed(allowed, row) and not _contains(changed, row):
+            if bound >= limit and is_allowed(allowed, row) and find(changed, row) < 0:
                 pending[count] = row
                 count += 1
     return count
@@ -238,7 +239,7 @@ def _offer_changed(
 ) -> None:
     """Insert the items with changed scores, which scans leave out."""
     for at in range(len(changed)):
-        if changed[at] >= 0 and _is_allowed(allowed, changed[at]):
+        if changed[at] >= 0 and is_allowed(allowed, changed[at]):
             score = _score(vectors, bias, query, changed[at], lanes) + amounts[at]
             if _is_better(score, changed[at], scores, rows):
                 _insert(scores, rows, score, changed[at])
@@ -252,21 +253,3 @@ def _insert(scores: Array, rows: Array, score: float, row: int) -> None:
         scores[at], rows[at] = scores[at - 1], rows[at - 1]
         at -= 1
     scores[at], rows[at] = score, row
-
-
-@compiled
-def _is_allowed(allowed: Array, row: int) -> bool:
-    return len(allowed) == 0 or allowed[row]
-
-
-@compiled
-def _contains(rows: Array, row: int) -> bool:
-    """Tell whether a row is among ascending rows."""
-    low, high = 0, len(rows)
-    while low < high:
-        middle = (low + high) // 2
-        if rows[middle] < row:
-            low = middle + 1
-        else:
-            high = middle
-    return low < len(rows) and rows[low] == row
