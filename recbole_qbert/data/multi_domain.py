@@ -165,7 +165,7 @@ def _unite_codes(files: dict[str, Path], path: Path) -> None:
     headers = {}
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as united:
         for dataset, file in files.items():
-            with reading(file), open(file, encoding="utf-8") as handle:
+            with reading(file), open(file, encoding="utf-8-sig") as handle:
                 headers[dataset] = handle.readline()
                 if len(headers) == 1:
                     united.write(headers[dataset])
@@ -175,7 +175,7 @@ def _unite_codes(files: dict[str, Path], path: Path) -> None:
                         f"{file}:1: its columns are {', '.join(headers[dataset].split())}, those of {first} are "
                         f"{', '.join(next(iter(headers.values())).split())}; codes of all data sets must be of one quantizer"
                     )
-                united.writelines(f"{dataset}/{line.rstrip()}\n" for line in handle)
+                united.writelines(f"{dataset}/{line.rstrip()}\n" for line in handle if line.strip())
 
 
 def _common_modalities(folders: dict[str, Path]) -> tuple[str, ...]:
