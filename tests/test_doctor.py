@@ -14,7 +14,9 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import pandas as pd
 import pytest
+import recbole.data.dataset.dataset as recbole_dataset
 
 from dataset_prep import checks
 from dataset_prep.checks import atomic_lines, interactions
@@ -711,8 +713,9 @@ def recbole_reads(folder, **settings):
     return dataset, list(zip(*names, frame["timestamp"].tolist(), strict=True))
 
 
-def test_recbole_shifts_columns_when_rows_end_in_a_tab(toy):
-    """What the doctor calls an error is one: users become items' names, without a word from RecBole."""
+def test_recbole_shifts_columns_when_rows_end_in_a_tab(toy, monkeypatch):
+    """What the doctor calls an error is one: users become items' names, without a word from RecBole alone."""
+    monkeypatch.setattr(recbole_dataset.pd, "read_csv", pd.read_csv)  # this package's reader takes the named columns
     change_inter(toy, "u0\ti0\t1\t\nu0\ti1\t2\t\nu0\ti2\t3\t\n", "user_id:token\titem_id:token\ttimestamp:float\n")
     assert [row[:2] for row in recbole_reads(toy)[1]] == [("i0", "1"), ("i1", "2"), ("i2", "3")]
     assert "shifts" in trouble(toy)[0][2]

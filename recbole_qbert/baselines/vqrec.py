@@ -32,6 +32,7 @@ class VQRecNetwork(nn.Module):
     codes: Tensor
     flat_codes: Tensor
     valid: Tensor
+    alike: Tensor
     reassigned: Tensor
     domains = None  # one catalog
 
@@ -43,6 +44,10 @@ class VQRecNetwork(nn.Module):
         first = (size + 1) * torch.arange(groups)
         self.register_buffer("flat_codes", first + 1 + codes.long(), persistent=False)
         self.register_buffer("valid", torch.arange(len(codes)) > 0, persistent=False)
+        # The first item with the codes of each item, whose score it gets: a product may give equal vectors other last bits.
+        number = codes.unique(dim=0, return_inverse=True)[1]
+        first_item = torch.full((len(codes),), len(codes)).scatter_reduce_(0, number, torch.arange(len(codes)), "amin")
+        self.register_buffer("alike", first_item[number], persistent=False)
         self.code_embedding = nn.Parameter(torch.empty(groups * (size + 1), config.hidden_size))
         self.encoder = PositionEncoder(config)
         self.reassignment = nn.Parameter(torch.empty(groups, size, size)) if config.reassign == "learned" else None
@@ -142,11 +147,11 @@ class VQRecNetwork(nn.Module):
             table: ``item_table()`` if the caller has it.
 
         Returns:
-            ``[B, N]`` float; -inf for padding.
+            ``[B, N]`` float; -inf for padding. Items of equal codes have equal scores.
         """
         table = self.item_table() if table is None else table
         scores = self._unit(self.states(sequences, lengths, table)) @ self._unit(table).T
-        return scores.masked_fill(~self.valid, -torch.inf)
+        return scores[:, self.alike].masked_fill(~self.valid, -torch.inf)
 
     def _unit(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=1) if self.config.temperature > 0 else vectors
