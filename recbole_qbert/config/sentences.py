@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,7 +38,6 @@ class CollaborativeConfig(Settings):
     """The tree of P5CID's IDs. Property keys carry the prefix ``cid_``."""
 
     prefix: ClassVar[str] = "cid_"
-    keys: ClassVar[Mapping[str, str]] = {}
 
     clusters: int
     leaf: int

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS = (
-    8192  # vectors at a time: memory of larger intermediate results goes back to the system after every use, which is slow
-)
+# Vectors at a time: memory of larger intermediate results goes back to the system after every use, which is slow.
+ROWS = 8192
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from recbole_qbert.data.multi_domain import CODE_TABLES
 from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.quantization import code_sets, semantic_ids
 from recbole_qbert.quantization.code_sets import CodeSet
@@ -29,29 +30,11 @@ class CodeDataset(HistoryDataset):
     code_sets: list[CodeSet]
     identifier_figures: dict[str, Any]
 
-    def build(self) -> list[HistoryDataset]:
-        """Split the data and load or make the codes.
-
-        Raises:
-            FileNotFoundError: ``ids`` is ``given``, and there are no codes.
-            ValueError: the codes do not fit the data.
-        """
-        parts = super().build()
-        self.set_codes([self, *parts])
-        return parts
-
-    def set_codes(self, parts: Sequence[Any]) -> None:
+    def complete(self, parts: Sequence[Any]) -> None:
         """Load or make the codes, and give them to the parts of the data set."""
         sets, figures = load_or_make(self.config, self.catalog())
         for part in parts:
             part.code_sets, part.identifier_figures = sets, figures
-
-    @classmethod
-    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
-        """Update the codes of parts that RecBole has read from a file of loaders to the current settings."""
-        for part in parts:
-            part.config = config
-        parts[0].set_codes(parts)
 
 
 def load_or_make(config: Any, catalog: Catalog) -> tuple[list[CodeSet], dict[str, Any]]:
@@ -109,7 +92,8 @@ def _given(config: Any, catalog: Catalog) -> tuple[list[CodeSet], str] | None:
 
 
 def _tables(catalog: Catalog) -> dict[str, Path]:
-    return {name: catalog.folder / f"{catalog.dataset}.{name}_codes.tsv" for name in code_sets.NAMES}
+    names = zip(code_sets.NAMES, CODE_TABLES, strict=True)
+    return {name: catalog.folder / f"{catalog.dataset}{ending}" for name, ending in names}
 
 
 def _resolved(

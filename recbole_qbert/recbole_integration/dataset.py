@@ -104,14 +104,37 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
             super()._filter_by_inter_num()
 
     def build(self) -> list[HistoryDataset]:
-        """Split the data.
+        """Split the data, and complete its parts.
 
         Raises:
-            ValueError: no user has enough interactions to train, validate and test on.
+            FileNotFoundError: a file that the model reads besides is missing, such as that of ``pretrained``.
+            ValueError: no user has enough interactions to train, validate and test on, or what the model reads besides does
+                not fit the data.
         """
+        require_pretrained(self.config)
         parts = self.split()
         self._require_evaluation(parts)
+        self.complete([self, *parts])
         return parts
+
+    def complete(self, parts: Sequence[Any]) -> None:
+        """Give the parts of the data set what its model reads besides rows: nothing here, item IDs or features in others."""
+
+    @classmethod
+    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
+        """Complete parts that RecBole has read from a file of loaders anew, by the current settings.
+
+        Args:
+            parts: training, validation and test parts.
+            config: RecBole's configuration.
+
+        Raises:
+            FileNotFoundError, ValueError: as of ``build``.
+        """
+        require_pretrained(config)
+        for part in parts:
+            part.config = config
+        parts[0].complete(parts)
 
     def split(self) -> list[HistoryDataset]:
         """Return the training, validation and test parts, as RecBole's ``build`` does."""
@@ -291,19 +314,7 @@ class QBERT4RecDataset(HistoryDataset):
     semantic_ids: SemanticIDs
     identifier_figures: dict[str, Any]
 
-    def build(self) -> list[HistoryDataset]:
-        """Split the data and load or build the semantic IDs.
-
-        Raises:
-            FileNotFoundError: ``pretrained`` is missing.
-            ValueError: the IDs do not fit the data.
-        """
-        require_pretrained(self.config)
-        parts = super().build()
-        self.set_semantic_ids([self, *parts])
-        return parts
-
-    def set_semantic_ids(self, parts: Sequence[QBERT4RecDataset]) -> None:
+    def complete(self, parts: Sequence[Any]) -> None:
         """Load or build the semantic IDs, and give them to the parts of the data set."""
         ids, figures = identifiers.load_or_build(self.config, self.catalog())
         for part in parts:
@@ -317,24 +328,8 @@ class QBERT4RecDataset(HistoryDataset):
         """
         part = copy.copy(self)
         part.config = config
-        part.set_semantic_ids([part])
+        part.complete([part])
         return part
-
-    @classmethod
-    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
-        """Update the semantic IDs of parts that RecBole has read from a file of loaders to the current settings.
-
-        Args:
-            parts: training, validation and test parts.
-            config: RecBole's configuration.
-
-        Raises:
-            ValueError: as of ``build``.
-        """
-        require_pretrained(config)
-        for part in parts:
-            part.config = config
-        parts[0].set_semantic_ids(parts)
 
 
 def require_pretrained(config: Any) -> None:

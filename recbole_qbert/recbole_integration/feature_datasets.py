@@ -15,7 +15,7 @@ from recbole_qbert.config.schema import read
 from recbole_qbert.data.item_features import ItemFeatures
 from recbole_qbert.pipeline import product_codes
 from recbole_qbert.recbole_integration import identifiers
-from recbole_qbert.recbole_integration.dataset import HistoryDataset, require_pretrained
+from recbole_qbert.recbole_integration.dataset import HistoryDataset
 from recbole_qbert.recbole_integration.patches import ConfigValues
 from recbole_qbert.utils.distributed import first_before_others, rank
 
@@ -31,19 +31,7 @@ class ProductCodeDataset(HistoryDataset):
     product_codes: np.ndarray
     product_code_figures: dict[str, Any]
 
-    def build(self) -> list[HistoryDataset]:
-        """Split the data; load or build the codes.
-
-        Raises:
-            FileNotFoundError: ``pretrained`` is missing.
-            ValueError: the data set has no such features, or sizes do not fit.
-        """
-        require_pretrained(self.config)
-        parts = super().build()
-        self.set_product_codes([self, *parts])
-        return parts
-
-    def set_product_codes(self, parts: Sequence[Any]) -> None:
+    def complete(self, parts: Sequence[Any]) -> None:
         """Load or build the codes, and give them to the parts of the data set."""
         config, catalog = self.config, self.catalog()
         features = identifiers.load_modalities(config, catalog)
@@ -57,14 +45,6 @@ class ProductCodeDataset(HistoryDataset):
         for part in parts:
             part.product_codes, part.product_code_figures = codes, figures
 
-    @classmethod
-    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
-        """Update the codes of parts that RecBole has read from a file of loaders to the current settings."""
-        require_pretrained(config)
-        for part in parts:
-            part.config = config
-        parts[0].set_product_codes(parts)
-
 
 class PrefixFeatureDataset(HistoryDataset):
     """A ``HistoryDataset`` with one training row per prefix of a history, as RecBole has, and with item vectors.
@@ -77,28 +57,11 @@ class PrefixFeatureDataset(HistoryDataset):
 
     item_features: ItemFeatures
 
-    def build(self) -> list[HistoryDataset]:
-        """Split the data; load the features.
-
-        Raises:
-            ValueError: the data set has no such features.
-        """
-        parts = super().build()
-        self.set_item_features([self, *parts])
-        return parts
-
-    def set_item_features(self, parts: Sequence[Any]) -> None:
+    def complete(self, parts: Sequence[Any]) -> None:
         """Load the features, and give them to the parts of the data set."""
         features = identifiers.load_modalities(self.config, self.catalog())
         for part in parts:
             part.item_features = features
-
-    @classmethod
-    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
-        """Update the features of parts that RecBole has read from a file of loaders to the current settings."""
-        for part in parts:
-            part.config = config
-        parts[0].set_item_features(parts)
 
     def _training_rows(self, start: Tensor, length: Tensor, width: int) -> Interaction:
         """Make one row per prefix: its newest ``width`` items, and the item after it as the target."""

@@ -13,6 +13,7 @@ from recbole_qbert.config.sentences import CollaborativeConfig, NumberConfig
 from recbole_qbert.data.item_features import one_vector
 from recbole_qbert.data.item_numbers import item_numbers
 from recbole_qbert.pipeline import collaborative_ids
+from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.recbole_integration import identifiers
 from recbole_qbert.recbole_integration.dataset import HistoryDataset
 from recbole_qbert.recbole_integration.patches import ConfigValues
@@ -30,17 +31,7 @@ class CollaborativeIDDataset(HistoryDataset):
     path_ids: np.ndarray
     identifier_figures: dict[str, Any]
 
-    def build(self) -> list[HistoryDataset]:
-        """Split the data; load or make the IDs.
-
-        Raises:
-            ValueError: the settings of the tree do not fit each other.
-        """
-        parts = super().build()
-        self.set_path_ids([self, *parts])
-        return parts
-
-    def set_path_ids(self, parts: Sequence[Any]) -> None:
+    def complete(self, parts: Sequence[Any]) -> None:
         """Load or make the IDs, and give them to the parts of the data set."""
         config, start = self.config, time.perf_counter()
         with first_before_others():
@@ -53,13 +44,6 @@ class CollaborativeIDDataset(HistoryDataset):
         seconds = {"collaborative_ids": round(time.perf_counter() - start, 2)}
         for part in parts:
             part.path_ids, part.identifier_figures = ids, {"collaborative_ids": figures, "seconds": seconds}
-
-    @classmethod
-    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
-        """Update the IDs of parts that RecBole has read from a file of loaders to the current settings."""
-        for part in parts:
-            part.config = config
-        parts[0].set_path_ids(parts)
 
 
 class PictureDataset(HistoryDataset):
@@ -77,30 +61,19 @@ class PictureDataset(HistoryDataset):
     has_picture: np.ndarray
     identifier_figures: dict[str, Any]
 
-    def build(self) -> list[HistoryDataset]:
-        """Split the data; number the items and load their pictures.
-
-        Raises:
-            ValueError: the data set has no such features; names the way out.
-        """
-        parts = super().build()
-        self.set_pictures([self, *parts])
-        return parts
-
-    def set_pictures(self, parts: Sequence[Any]) -> None:
+    def complete(self, parts: Sequence[Any]) -> None:
         """Number the items, load their pictures, and give both to the parts of the data set."""
         catalog, settings = self.catalog(), read(NumberConfig, ConfigValues(self.config))
         numbers = item_numbers(catalog.items, catalog.histories, settings.item_numbers, int(self.config["seed"]))
         pictures, present = None, np.zeros(len(numbers), dtype=bool)
         if settings.visual_tokens:
-            pictures, present = self._load_pictures(settings.image_features)
+            pictures, present = self._load_pictures(catalog, settings.image_features)
         figures = {"pictures": {"width": 0 if pictures is None else pictures.shape[1], "items": int(present.sum())}}
         for part in parts:
             part.item_numbers, part.pictures, part.has_picture = numbers, pictures, present
             part.identifier_figures = {**figures, "item_numbers": settings.item_numbers, "seconds": {}}
 
-    def _load_pictures(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        catalog = self.catalog()
+    def _load_pictures(self, catalog: Catalog, name: str) -> tuple[np.ndarray, np.ndarray]:
         features = identifiers.load_features(self.config, catalog, str(self.config["missing_features"]))
         if name not in features.vectors:
             raise ValueError(
@@ -110,10 +83,3 @@ class PictureDataset(HistoryDataset):
             )
         present = features.present[name]
         return one_vector(features.vectors[name], present), present.any(1)
-
-    @classmethod
-    def update_saved_parts(cls, parts: Sequence[Any], config: Any) -> None:
-        """Update what ``build`` adds to parts that RecBole has read from a file of loaders to the current settings."""
-        for part in parts:
-            part.config = config
-        parts[0].set_pictures(parts)

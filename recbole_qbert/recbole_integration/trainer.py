@@ -238,10 +238,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         for parameter in learning:
             if parameter.grad is None:  # in a process whose share of the batch has no target for it
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = (
-            parameter.grad for parameter in stored_gradients(learning)
-        )  # of a sample: the same rows in every process
-        stored = [values for values in gradients if values is not None]
+        # Of a sample, the same rows in every process.
+        stored = [values for stand_in in stored_gradients(learning) if (values := stand_in.grad) is not None]
         flat = torch.cat([*(values.flatten() for values in stored), loss.reshape(1)])
         distributed.all_reduce(flat)
         for values, summed in zip(stored, flat.split([values.numel() for values in stored] + [1]), strict=False):

@@ -244,12 +244,11 @@ def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) ->
     """List the trainings of a trial in order."""
     data: tuple[str, str] = (request["dataset"], request["data_path"])
     if request["stages"]:
-        named = [(f"stage-{number}", dict(given)) for number, given in enumerate(request["stages"], 1)]
-        places = [_union(request) if given.pop("on_sources", False) else data for _, given in named]
-        return [
-            Stage(name, *place, given, given.pop("checkpoint_as", None))
-            for (name, given), place in zip(named, places, strict=True)
-        ]
+        stages = []
+        for number, given in enumerate(map(dict, request["stages"]), 1):
+            place = _union(request) if given.pop("on_sources", False) else data
+            stages.append(Stage(f"stage-{number}", *place, given, given.pop("checkpoint_as", None)))
+        return stages
     if request["model"] != MODEL:
         return [Stage("train", *data)]
     last = Stage("finetune", *data)
