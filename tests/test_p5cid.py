@@ -407,3 +407,10 @@ def test_it_starts_from_a_backbone_and_says_so(data, t5, tmp_path):
 def test_settings_that_cannot_be_are_refused(data, tmp_path, settings, error, complaint):
     with pytest.raises(error, match=complaint):
         train(data, tmp_path, "P5CID", **settings)
+
+
+@pytest.mark.pipeline
+def test_a_missing_backbone_is_refused_before_ids_are_made(data, tmp_path):
+    with pytest.raises(FileNotFoundError, match="backbone"):
+        train(data, tmp_path, "P5CID", backbone=str(tmp_path / "no-such-folder"), semantic_id_dir=str(tmp_path / "ids"))
+    assert not (tmp_path / "ids").exists()

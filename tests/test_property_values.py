@@ -156,6 +156,10 @@ def test_other_spellings_are_accepted(key: str, value: Any, data: Any) -> None:
         ({"clip_grad_norm": {"max_norm": math.nan}}, "clip_grad_norm is .*max_norm"),
         ({"loss": "cod"}, "did you mean 'code'"),
         ({"loss": "sampled", "learner": "adam"}, "loss is sampled and learner is adam.*learner: adamw or loss: item"),
+        ({"loss": "sampled", "domain_sampling": "balanced", "domains": ["A", "B"]}, "domain_sampling is balanced"),
+        ({"semantic_ids": "none", "use_item_embedding": False}, "semantic_ids is none.*use_item_embedding: true"),
+        ({"semantic_ids": "auto", "train_stage": "pretrain"}, "semantic_ids is auto.*name the kind"),
+        ({"teachers": 2, "views": ["masked"]}, "teachers is 2.*views to causal or both"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(settings: dict[str, Any], named: str, data: Any) -> None:

@@ -271,6 +271,36 @@ def check_all(values: Mapping[str, Any]) -> None:
     for key in OF_OUR_MODELS:
         if key in values:
             check_value(key, values[key])
+    _require_compatible(sequence, training, values)
+
+
+def _require_compatible(sequence: SequenceConfig, training: TrainConfig, values: Mapping[str, Any]) -> None:
+    """Refuse settings that are right one by one and exclude each other.
+
+    Raises:
+        ValueError: names the keys, and which of them to change.
+    """
+    kind, domains = values.get("semantic_ids"), values.get("domains")
+    if kind == "none" and not (sequence.use_item_embedding and sequence.loss != "code"):
+        raise ValueError(
+            "semantic_ids is none: an item is its embedding alone, which needs use_item_embedding: true and a loss over "
+            "items (item or sampled)"
+        )
+    if kind == "auto" and (training.pretrained or training.train_stage == "pretrain"):
+        raise ValueError(
+            "semantic_ids is auto, which compares trainings from the beginning; for pretraining, and for fine-tuning of "
+            "what was pretrained, name the kind: fused, per_modality, both or none"
+        )
+    if training.teachers and (sequence.loss != "item" or "causal" not in sequence.views or domains):
+        raise ValueError(
+            f"teachers is {training.teachers}: a network learns from teachers in the causal view, by a loss over "
+            "the items of one data set; set views to causal or both, loss to item and domains to nothing, or no teachers"
+        )
+    if sequence.loss == "sampled" and domains and training.domain_sampling == "balanced":
+        raise ValueError(
+            "loss is sampled and domain_sampling is balanced: how often an item is in a batch is known for "
+            "proportional sampling alone; set domain_sampling: proportional or loss: item"
+        )
     learner = str(values.get("learner", "adamw"))
     rows_learn = sequence.use_item_embedding and "item_embedding" not in training.freeze
     if sequence.loss == "sampled" and rows_learn and learner.lower() != "adamw":

@@ -43,11 +43,6 @@ class CollaborativeConfig(Settings):
     leaf: int
     levels: int
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.clusters > self.leaf:
-            raise ValueError(f"cid_clusters is {self.clusters} and cid_leaf is {self.leaf}; cid_leaf must not be smaller")
-
 
 @dataclass(frozen=True)
 class NumberConfig(Settings):

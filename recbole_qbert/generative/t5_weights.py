@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,12 @@ def load_backbone(name: str) -> Backbone:
         ImportError: a name is given and transformers is not installed.
         ValueError: it is another architecture; names the key that differs.
     """
+    require_backbone(name)
     folder = Path(name)
     if folder.is_dir():
         return Backbone(name, *read_folder(folder), read_tokenizer(folder))
-    try:
-        from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
-    except ImportError as error:
-        raise ImportError(
-            f"backbone is {name!r}, which is no folder here; a name on the hub needs transformers: pip install "
-            "'recbole-qbert[encoders]'"
-        ) from error
+    from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
+
     try:
         config = _checked(AutoConfig.from_pretrained(name).to_dict(), f"backbone {name}")
         model = T5ForConditionalGeneration.from_pretrained(name)
@@ -84,6 +81,24 @@ def load_backbone(name: str) -> Backbone:
             "name a folder with a saved T5, or leave backbone out to train from scratch"
         ) from error
     return Backbone(name, config, {key: value.float() for key, value in model.state_dict().items()}, tokenizer)
+
+
+def require_backbone(name: str) -> None:
+    """Refuse a ``backbone`` that can be neither a folder of a T5 nor a name on the hub, without reading weights.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as of ``load_backbone``.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        _read_config(folder)
+    elif folder.exists() or folder.is_absolute() or len(folder.parts) > 2 or name.startswith((".", "~")):
+        raise FileNotFoundError(f"backbone is {name!r}, which is no folder; name a folder with a saved T5")
+    elif find_spec("transformers") is None:
+        raise ImportError(
+            f"backbone is {name!r}, which is no folder here; a name on the hub needs transformers: pip install "
+            "'recbole-qbert[encoders]'"
+        )
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -99,15 +114,20 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: there is no such folder, or a file is missing.
         ValueError: the folder holds another architecture; names the key that differs.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"backbone is {str(folder)!r}, which is no folder; name a folder with a saved T5")
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"backbone is {str(folder)!r}, which has no config.json; {WAY_OUT}")
-    config = _checked(read_json(folder / "config.json", WAY_OUT), str(folder / "config.json"))
+    config = _read_config(folder)
     weights = {name: value.float() for name, value in _tensors(folder).items()}
     if TABLE not in weights:
         raise ValueError(f"backbone is {str(folder)!r}, whose weights have no {TABLE}, so they are not of a T5; {WAY_OUT}")
     return config, weights
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read the ``config.json`` of a T5."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"backbone is {str(folder)!r}, which is no folder; name a folder with a saved T5")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"backbone is {str(folder)!r}, which has no config.json; {WAY_OUT}")
+    return _checked(read_json(folder / "config.json", WAY_OUT), str(folder / "config.json"))
 
 
 def _checked(config: dict[str, Any], where: str) -> dict[str, Any]:

@@ -41,32 +41,12 @@ class QBERT4Rec(ScoringRecommender):
         sequence = read(SequenceConfig, values | {"max_length": self.max_seq_length})
         tokens = dataset.item_tokens()
         self.ids, self.identifier_figures = dataset.semantic_ids, dataset.identifier_figures
-        if not self.ids.prefixes and not (sequence.use_item_embedding and sequence.loss != "code"):
-            raise ValueError(
-                "semantic_ids is none: an item is its embedding alone, which needs use_item_embedding: true and a loss over "
-                "items (item or sampled)"
-            )
         codes = torch.full((self.n_items, self.ids.codes.shape[1]), -1)
         codes[1:] = torch.from_numpy(self.ids.aligned(tokens, "the .sid file").astype("int64"))
-        if self.settings.teachers and (sequence.loss != "item" or "causal" not in sequence.views or config["domains"]):
-            raise ValueError(
-                f"teachers is {self.settings.teachers}: a network learns from teachers in the causal view, by a loss over "
-                "the items of one data set; set views to causal or both, loss to item and domains to nothing, or no teachers"
-            )
-        if config["semantic_ids"] == "auto" and (self.settings.pretrained or self.settings.train_stage == "pretrain"):
-            raise ValueError(
-                "semantic_ids is auto, which compares trainings from the beginning; for pretraining, and for fine-tuning of "
-                "what was pretrained, name the kind: fused, per_modality, both or none"
-            )
         domains = None if config["domains"] is None else domains_of(tokens, config["domains"])
         self.network = SemanticSequenceModel(sequence, codes, self.ids.size, domains)
         self.sampler = None
         if sequence.loss == "sampled":
-            if domains is not None and self.settings.domain_sampling == "balanced":
-                raise ValueError(
-                    "loss is sampled and domain_sampling is balanced: how often an item is in a batch is known for "
-                    "proportional sampling alone; set domain_sampling: proportional or loss: item"
-                )
             self.sampler = CandidateSampler(dataset.inter_feat[self.ITEM_SEQ], self.n_items, self.settings.sampled_items)
         self.prior = None
         if self.settings.structural_prior == "cooccurrence":

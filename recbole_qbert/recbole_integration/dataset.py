@@ -111,11 +111,21 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
             ValueError: no user has enough interactions to train, validate and test on, or what the model reads besides does
                 not fit the data.
         """
-        require_pretrained(self.config)
+        self.require_named_files(self.config)
         parts = self.split()
         self._require_evaluation(parts)
         self.complete([self, *parts])
         return parts
+
+    @classmethod
+    def require_named_files(cls, config: Any) -> None:
+        """Refuse a property that names a missing file, before stages 1 and 2 spend their time.
+
+        Raises:
+            FileNotFoundError: names the property and the file.
+        """
+        if (path := config["pretrained"]) and not Path(path).is_file():
+            raise FileNotFoundError(f"pretrained is {str(path)!r}, which is no file; it must name a checkpoint (.pth)")
 
     def complete(self, parts: Sequence[Any]) -> None:
         """Give the parts of the data set what its model reads besides rows: nothing here, item IDs or features in others."""
@@ -131,7 +141,7 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         Raises:
             FileNotFoundError, ValueError: as of ``build``.
         """
-        require_pretrained(config)
+        cls.require_named_files(config)
         for part in parts:
             part.config = config
         parts[0].complete(parts)
@@ -330,16 +340,6 @@ class QBERT4RecDataset(HistoryDataset):
         part.config = config
         part.complete([part])
         return part
-
-
-def require_pretrained(config: Any) -> None:
-    """Refuse a missing checkpoint of ``pretrained`` before stages 1 and 2 spend their time.
-
-    Raises:
-        FileNotFoundError: names the property and the file.
-    """
-    if (path := config["pretrained"]) and not Path(path).is_file():
-        raise FileNotFoundError(f"pretrained is {str(path)!r}, which is no file; it must name a checkpoint (.pth)")
 
 
 def _refuse_other_rows(config: Any) -> None:

@@ -12,6 +12,7 @@ from recbole_qbert.config.schema import read
 from recbole_qbert.config.sentences import CollaborativeConfig, NumberConfig
 from recbole_qbert.data.item_features import one_vector
 from recbole_qbert.data.item_numbers import item_numbers
+from recbole_qbert.generative.t5_weights import require_backbone
 from recbole_qbert.pipeline import collaborative_ids
 from recbole_qbert.pipeline.catalog import Catalog
 from recbole_qbert.recbole_integration import identifiers
@@ -20,8 +21,23 @@ from recbole_qbert.recbole_integration.patches import ConfigValues
 from recbole_qbert.utils.distributed import first_before_others, rank
 
 
-class CollaborativeIDDataset(HistoryDataset):
-    """A ``HistoryDataset`` whose items have IDs of variable length, made of training co-occurrence.
+class SentenceDataset(HistoryDataset):
+    """A ``HistoryDataset`` of a model that may start from a pretrained T5."""
+
+    @classmethod
+    def require_named_files(cls, config: Any) -> None:
+        """Refuse a missing ``backbone``, too; before IDs are made.
+
+        Raises:
+            FileNotFoundError, ImportError, ValueError: name the property and what is wrong with it.
+        """
+        super().require_named_files(config)
+        if config["backbone"]:
+            require_backbone(config["backbone"])
+
+
+class CollaborativeIDDataset(SentenceDataset):
+    """A data set whose items have IDs of variable length, made of training co-occurrence.
 
     Attributes:
         path_ids: ``[N, K]`` int64 tokens from 0 on, without the padding item; -1 behind the end of an ID; set by ``build``.
@@ -46,8 +62,8 @@ class CollaborativeIDDataset(HistoryDataset):
             part.path_ids, part.identifier_figures = ids, {"collaborative_ids": figures, "seconds": seconds}
 
 
-class PictureDataset(HistoryDataset):
-    """A ``HistoryDataset`` whose items have numbers, and vectors of pictures.
+class PictureDataset(SentenceDataset):
+    """A data set whose items have numbers, and vectors of pictures.
 
     Attributes:
         item_numbers: ``[N]`` int64 numbers from 1 on, without the padding item; set by ``build``.
