@@ -54,18 +54,23 @@ def test_k_means_of_a_large_catalog_sees_a_sample_of_it():
     assert torch.cdist(centers, model.codebooks[0].detach()).min(1).values.max() < 0.1
 
 
-def test_neighbors_kept_counts_common_neighbors_by_brute_force():
+@pytest.mark.parametrize("rows", [7, 8192])
+def test_neighbors_kept_counts_common_neighbors_by_brute_force(rows, monkeypatch):
+    monkeypatch.setattr(fidelity, "ROWS", rows)
     torch.manual_seed(0)
     vectors, rebuilt = torch.randn(40, 5), torch.randn(40, 5)
+    model, codes = residual_quantizer.ResidualQuantizer(5, quantizer_config(levels=1, codes=40)), torch.arange(40)[:, None]
+    model.codebooks.data[0] = rebuilt  # every item has a code of its own
 
     def nearest(matrix: torch.Tensor, row: int) -> set[int]:
         similar = torch.nn.functional.cosine_similarity(matrix[row : row + 1], matrix)
         return set(sorted((n for n in range(40) if n != row), key=lambda n: -float(similar[n]))[:10])
 
     by_hand = np.mean([len(nearest(vectors, row) & nearest(rebuilt, row)) / 10 for row in range(40)])
-    assert fidelity.neighbors_kept(vectors, rebuilt) == pytest.approx(by_hand)
-    assert fidelity.neighbors_kept(vectors, 3 * vectors) == 1.0
-    assert fidelity.neighbors_kept(vectors[:11], vectors[:11]) is None
+    assert fidelity.neighbors_kept(model, vectors, codes) == pytest.approx(by_hand)
+    assert fidelity.neighbors_kept(model, vectors[:11], codes[:11]) is None
+    model.codebooks.data[0] = 3 * vectors
+    assert fidelity.neighbors_kept(model, vectors, codes) == 1.0
 
 
 def test_standardization_keeps_the_axes_of_most_variance():

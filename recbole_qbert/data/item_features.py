@@ -66,7 +66,13 @@ class ItemFeatures:
 
 
 def one_vector(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Average the vectors of each item: ``[N, J, D]`` and ``[N, J]`` bool to ``[N, D]`` float32; zeros where it has none."""
+    """Average the vectors of each item: ``[N, J, D]`` and ``[N, J]`` bool to ``[N, D]`` float32; zeros where it has none.
+
+    Of one vector an item, which is zeros where there is none, the result is a view, not to be written to: of a large
+    catalog, copies would be most of the memory.
+    """
+    if vectors.shape[1] == 1 and vectors.dtype == np.float32:
+        return vectors[:, 0]
     return (vectors.sum(1) / np.maximum(present.sum(1, keepdims=True), 1)).astype(np.float32)
 
 

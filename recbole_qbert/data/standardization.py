@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 SAMPLE = 65_536  # rows that the axes are computed from; more change them by less than the noise
+ROWS = 65_536  # rows at a time, so that a large catalog is not held twice
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,18 @@ class Standardization:
             axes = torch.linalg.eigh(sample.T @ sample)[1][:, -width:].flip(1)
             # Eigenvectors have no sign of their own: the largest entry is made positive, on whatever machine.
             axes = (axes * axes.gather(0, axes.abs().argmax(0)[None]).sign()).float()
-        centered = vectors - mean if axes is None else (vectors - mean) @ axes
-        scale = centered.square().sum(1).mean().sqrt() if len(vectors) else mean.new_ones(())
+        unscaled = cls(mean, mean.new_ones(()), axes)
+        squares = torch.cat([unscaled(part).square().sum(1) for part in vectors.split(ROWS)])
+        scale = squares.mean().sqrt() if len(vectors) else mean.new_ones(())
         return cls(mean, scale.clamp(min=1e-6), axes)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Map ``[N, D]`` to ``[N, A]`` (``[N, D]`` without axes)."""
-        centered = vectors - self.mean
-        return (centered if self.axes is None else centered @ self.axes) / self.scale
+        result = vectors.new_empty(len(vectors), self.width)
+        for part, standardized in zip(vectors.split(ROWS), result.split(ROWS), strict=True):
+            centered = part - self.mean
+            torch.div(centered if self.axes is None else centered @ self.axes, self.scale, out=standardized)
+        return result
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the map as named tensors, to be saved."""

@@ -38,8 +38,8 @@ class Concatenation:
         """
         parts = {}
         for name, matrix in vectors.items():
-            described = present[name].any(1)
-            parts[name] = Standardization.fit(torch.from_numpy(one_vector(matrix, present[name])[described]), width)
+            vector, described = one_vector(matrix, present[name]), present[name].any(1)
+            parts[name] = Standardization.fit(torch.from_numpy(vector if described.all() else vector[described]), width)
         return cls(parts)
 
     def __call__(self, vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -49,11 +49,15 @@ class Concatenation:
             vectors: modality -> ``[N, J, D_m]`` float32; several vectors of an item are averaged.
             present: modality -> ``[N, J]`` bool.
         """
-        columns = []
+        count = len(next(iter(present.values())))
+        fused = torch.empty(count, sum(part.width for part in self.parts.values()))
+        start = 0
         for name, part in self.parts.items():
-            described = torch.from_numpy(present[name].any(1))
-            columns.append(part(torch.from_numpy(one_vector(vectors[name], present[name]))) * described[:, None])
-        return torch.cat(columns, 1).numpy()
+            columns = fused[:, start : start + part.width]
+            columns.copy_(part(torch.from_numpy(one_vector(vectors[name], present[name]))))
+            columns[torch.from_numpy(~present[name].any(1))] = 0.0
+            start += part.width
+        return fused.numpy()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the map as named tensors, to be saved: ``<column block>.<modality>.<key>``, since files keep no order."""

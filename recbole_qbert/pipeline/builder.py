@@ -159,7 +159,8 @@ class SemanticIDBuilder:
                 code_set: self._epochs(f"{code_set}.quantizer.progress", inputs, f"stage 2 {code_set}")
                 for code_set in code_sets
             }
-            fused = np.load(fused_file, allow_pickle=False) if fused_file else None
+            # Copy-on-write: of a large catalog, the pages are the file's and not memory of this process alone.
+            fused = np.load(fused_file, mmap_mode="c", allow_pickle=False) if fused_file else None
             quantized = stages.quantize(features, fused, code_sets, config, seed, epochs.__getitem__, self.collisions)
             semantic_ids.require_unique(quantized.ids, str(ids_file))
             tokenizer.save_weights(weights_file, quantized.weights)

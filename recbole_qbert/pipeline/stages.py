@@ -162,7 +162,8 @@ def quantize(
         letters = semantic_ids.prefixes_of(levels, number)
         items = [features.items[row] for row in np.flatnonzero(described)]
         own = epochs(code_set)
-        final, health, tensors = _quantize_set(vectors[described], items, letters, config, seed, own, collisions)
+        vectors = vectors if described.all() else vectors[described]
+        final, health, tensors = _quantize_set(vectors, items, letters, config, seed, own, collisions)
         of_all_items = np.full((len(features.items), levels), -1, dtype=np.int16)
         of_all_items[described] = final
         codes.append(of_all_items)
@@ -204,7 +205,7 @@ def _quantize_set(
     final_codes = torch.from_numpy(final[:, : config.levels]).long()
     health = semantic_ids.health(shared, final, config.codes, prefixes)
     health["explained_per_level"] = fidelity.explained_variance(model, inputs, final_codes)
-    health["neighbors_kept"] = fidelity.neighbors_kept(inputs, model.decode(final_codes))
+    health["neighbors_kept"] = fidelity.neighbors_kept(model, inputs, final_codes)
     health["reseeded_codes"] = reseeded
     return final.astype(np.int16), health, {**standardization.tensors(), **model.state_dict()}
 
@@ -217,9 +218,10 @@ def _vectors_of(code_set: str, features: ItemFeatures, fused: np.ndarray | None)
     vectors, present = features.vectors[code_set], features.present[code_set]
     described = present.any(1)
     mean = one_vector(vectors, present)
-    if code_set == next(iter(features.vectors)):
+    undescribed = ~np.any([there.any(1) for there in features.present.values()], axis=0)
+    if code_set == next(iter(features.vectors)) and undescribed.any():
         # An item without any modality needs an ID, too: it gets the vector of the average item.
-        undescribed = ~np.any([there.any(1) for there in features.present.values()], axis=0)
+        mean = mean.copy()
         mean[undescribed] = mean[described].mean(0) if described.any() else 0.0
         described = described | undescribed
     return mean, described

@@ -6,6 +6,8 @@ however small (docs/decisions.md).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -36,12 +38,13 @@ def explained_variance(model: ResidualQuantizer, vectors: Tensor, codes: Tensor)
 
 
 @torch.no_grad()
-def neighbors_kept(vectors: Tensor, rebuilt: Tensor) -> float | None:
-    """Compute the share of items' 10 nearest neighbors that are among the 10 nearest of the rebuilt vectors.
+def neighbors_kept(model: ResidualQuantizer, vectors: Tensor, codes: Tensor) -> float | None:
+    """Compute the share of items' 10 nearest neighbors that are among the 10 nearest of the vectors that codes give.
 
     Args:
+        model: a trained quantizer.
         vectors: ``[N, D]`` float32.
-        rebuilt: ``[N, D]`` float32, the vectors as their codes give them.
+        codes: ``[N, K]`` int64.
 
     Returns:
         The mean over up to 1,000 items, evenly spaced; ``None`` for fewer than 12 items.
@@ -50,12 +53,26 @@ def neighbors_kept(vectors: Tensor, rebuilt: Tensor) -> float | None:
     if count < NEIGHBORS + 2:
         return None
     rows = torch.linspace(0, count - 1, min(SAMPLE, count)).long().unique()
-    nearest = []
-    for matrix in (vectors, rebuilt):
-        length = matrix.norm(dim=1).clamp(min=1e-12)
-        picked = []
-        for own in rows.split(64):
-            similar = (matrix[own] @ matrix.T) / length  # cosine, but for the length of the row itself
-            picked.append(similar.scatter(1, own[:, None], -torch.inf).topk(NEIGHBORS, 1).indices)
-        nearest.append(torch.cat(picked))
-    return float((nearest[0][:, :, None] == nearest[1][:, None, :]).any(2).float().mean())
+    true = _nearest(rows, vectors[rows], vectors.split(ROWS))
+    kept = _nearest(rows, model.decode(codes[rows]), map(model.decode, codes.split(ROWS)))
+    return float((true[:, :, None] == kept[:, None, :]).any(2).float().mean())
+
+
+def _nearest(rows: Tensor, own: Tensor, parts: Iterable[Tensor]) -> Tensor:
+    """Find the items of most like direction, ``[R, 10]`` rows, for items ``rows [R]`` with vectors ``own [R, D]``.
+
+    Args:
+        rows: row numbers of the items, which are not their own neighbors.
+        own: their vectors.
+        parts: vectors of all items, some rows at a time.
+    """
+    best, nearest, start = own.new_empty(len(rows), 0), rows.new_empty(len(rows), 0), 0
+    for part in parts:
+        similar = (own @ part.T) / part.norm(dim=1).clamp(min=1e-12)  # cosine, but for the length of the row itself
+        itself = ((rows >= start) & (rows < start + len(part))).nonzero()[:, 0]
+        similar[itself, rows[itself] - start] = -torch.inf
+        numbers = torch.arange(start, start + len(part)).expand(len(rows), -1)
+        best, place = torch.cat([best, similar], 1).topk(min(NEIGHBORS, best.shape[1] + len(part)), 1)
+        nearest = torch.cat([nearest, numbers], 1).gather(1, place)
+        start += len(part)
+    return nearest

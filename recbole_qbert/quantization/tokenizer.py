@@ -204,7 +204,7 @@ class Tokenizer:
         vector = one_vector(new.vectors[code_set], new.present[code_set])
         if code_set == next(iter(self.quantizers)):  # an item without any modality gets the mean vector
             featureless = ~np.any([new.present[modality].any(1) for modality in self.quantizers], axis=0)
-            vector[featureless] = mean.numpy()
+            vector = np.where(featureless[:, None], mean.numpy(), vector)
             has_vector = has_vector | featureless
         return vector, has_vector
 
