@@ -317,8 +317,12 @@ class Evidence:
 
     def __init__(self, share):
         self.given, self.weight, self.epsilon = share, torch.tensor(-1.0), torch.tensor(-1.0)
-        self.shrink, self.decay, self.items = torch.tensor(0.0), torch.tensor(1.0), share.shape[1]
+        self.shrink, self.decay, self.items = torch.tensor(0.0), torch.tensor(1.0), max(share.shape)
         self.content_weight, self.likeness = torch.tensor(0.0), torch.zeros(0)
+        self.pair = torch.zeros(2, 0, dtype=torch.long)
+
+    def shrunk(self, shrink):
+        return torch.zeros(0)
 
     def neighbor_pairs(self, sequences, lengths):
         row, item = self.given[sequences[:, 0]].nonzero(as_tuple=True)
@@ -380,6 +384,32 @@ def test_the_grid_holds_no_weight_and_both_edges():
     assert WEIGHTS[0] == 0.0
     assert list(WEIGHTS) == sorted(WEIGHTS)
     assert prior_fitting.WEIGHTS[-1] > 2.4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ranks_by_evidence_alone_equal_those_of_the_evidence_of_every_choice(seed):
+    random = np.random.default_rng(seed)
+    items, users = 40, 60
+    training = [random.integers(1, items, random.integers(1, 8)) for _ in range(50)]
+    content = sp.random(items, items, density=0.1, random_state=seed, dtype=np.float32, format="csr")
+    sequences = torch.from_numpy(random.integers(1, items, (users, 6)))  # with items that occur twice
+    lengths, target = torch.from_numpy(random.integers(1, 7, users)), torch.from_numpy(random.integers(0, items, users))
+    grid = [
+        prior_fitting.Evidence(shrink, decay, weight)
+        for shrink in (0.0, 3.0)
+        for decay in (1.0, 0.7)
+        for weight in (0.0, 0.3)
+    ]
+    prior = CooccurrencePrior(training, items, content=content)
+    ranks = prior_fitting._Channels(prior, grid).ranks(sequences, lengths, target)
+    for choice, found in zip(grid, ranks, strict=True):
+        choice.give_to(prior)
+        evidence = torch.zeros(users, items)
+        row, item, value = prior.evidence(sequences, lengths)
+        evidence[row, item] = value
+        needed = evidence.gather(1, target[:, None])
+        brute = torch.where(needed[:, 0] > 0, (evidence >= needed * (1 - 1e-6)).sum(1), items)
+        assert torch.equal(found, brute)
 
 
 def test_the_fit_is_that_of_all_scores_of_all_points():

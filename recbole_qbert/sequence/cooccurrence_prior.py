@@ -159,10 +159,14 @@ class CooccurrencePrior(nn.Module):
         pair, age = pair[used], age.repeat_interleave(count)[used]
         return NeighborPairs(key // self.items, key % self.items, pair, age, target)
 
+    def shrunk(self, shrink: float | Tensor, pair: Tensor | slice = slice(None)) -> Tensor:
+        """Return ``c_ij / (sqrt(c_ii c_jj) + shrink)`` of the pairs with these numbers, or of all, float32."""
+        size = self.size[pair]  # 0 where an item is in no training history, and then the value is, too
+        return self.value[pair] * (size / (size + shrink).clamp(min=1e-12))
+
     def _evidence(self, pairs: NeighborPairs) -> Tensor:
         """Evidence ``e`` of each entry, ``[E]``, with the present shrink, decay and weight of content."""
-        size = self.size[pairs.pair]  # 0 where an item is in no training history, and then the value is, too
-        value = self.value[pairs.pair] * (size / (size + self.shrink).clamp(min=1e-12))
+        value = self.shrunk(self.shrink, pairs.pair)
         if float(self.content_weight):
             value = value + self.content_weight * self.likeness[pairs.pair]
         return value.new_zeros(len(pairs.row)).index_add_(0, pairs.target, value * self.decay ** pairs.age.float())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior, NeighborPairs
+from recbole_qbert.sequence.kernels.evidence_ranks import ranks_by_evidence
 
 # Models without semantic IDs choose weight 10 on Instruments; 15, 25, 40 and 100 were all worse there (docs/results.md).
 WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
@@ -46,9 +48,10 @@ def fit_prior(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]]) 
     ndcg, users = torch.zeros(len(evidence), len(EPSILONS), len(WEIGHTS)), 0
     for scores, sequences, lengths, target in batches():
         of_model, pairs = scores(), prior.neighbor_pairs(sequences, lengths)
+        no_evidence = _without_evidence(pairs, of_model)
         for number, choice in enumerate(evidence):
             choice.give_to(prior)
-            ndcg[number] += _ndcg_with_scores(prior, pairs, of_model, target)
+            ndcg[number] += _ndcg_with_scores(prior, pairs, of_model, no_evidence, target)
         users += len(target)
     number, row, column = (int(n) for n in torch.unravel_index(ndcg.argmax(), ndcg.shape))
     evidence[number].give_to(prior)
@@ -80,31 +83,58 @@ class Evidence:
 
 def _best_alone(prior: CooccurrencePrior, batches: Callable[[], Iterable[Batch]], grid: Sequence[Evidence]) -> Evidence:
     """Return the choice with which the prior alone ranks best."""
+    channels = _Channels(prior, grid)
     ndcg = torch.zeros(len(grid))
     for _, sequences, lengths, target in batches():
-        ndcg += _ndcg_of_prior(prior, prior.neighbor_pairs(sequences, lengths), grid, target)
+        ndcg += torch.stack([_ndcg(rank) for rank in channels.ranks(sequences, lengths, target)])
     return grid[int(ndcg.argmax())]
 
 
-def _ndcg_of_prior(prior: CooccurrencePrior, pairs: NeighborPairs, grid: Sequence[Evidence], target: Tensor) -> Tensor:
-    """NDCG@10, summed over a batch, of ranking by the shares alone; one for each choice of the grid."""
-    ndcg = []
-    for choice in grid:
-        choice.give_to(prior)
-        share = prior.shares(pairs, len(target))
-        target_share = _target_shares(pairs, share, target)
-        rank = _count_by_row(pairs.row, ~(share < target_share[pairs.row]), len(target))
-        ndcg.append(_ndcg(torch.where(target_share > 0, rank, prior.items)))
-    return torch.stack(ndcg)
+class _Channels:
+    """The evidence of a grid of choices as sums of few channels, so that one pass over the pairs serves all choices.
+
+    Args:
+        prior: the pairs of items.
+        grid: ``K`` choices.
+    """
+
+    def __init__(self, prior: CooccurrencePrior, grid: Sequence[Evidence]) -> None:
+        shrinks, self.decays = sorted({one.shrink for one in grid}), sorted({one.decay for one in grid})
+        values = [prior.shrunk(shrink) for shrink in shrinks] + [prior.likeness] * any(one.content_weight for one in grid)
+        self.values = torch.stack(values, 1).cpu().numpy()
+        self.first = torch.searchsorted(prior.pair[0].cpu(), torch.arange(prior.items + 1)).numpy()
+        self.neighbor = prior.pair[1].cpu().numpy()
+        mixture = np.zeros((len(grid), len(values), len(self.decays)), np.float32)
+        for number, one in enumerate(grid):
+            decay = self.decays.index(one.decay)
+            mixture[number, -1, decay] = one.content_weight  # of the likeness, which is last, or 0
+            mixture[number, shrinks.index(one.shrink), decay] = 1.0
+        self.mixture = mixture.reshape(len(grid), -1)
+
+    def ranks(self, sequences: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        """Return the rank of each target by evidence alone, ``[K, B]`` int64; the number of items without evidence."""
+        powers = np.array(self.decays, np.float32)[:, None] ** np.arange(sequences.shape[1], dtype=np.float32)
+        ranks = np.empty((len(self.mixture), len(target)), np.int64)
+        asked = (one.cpu().numpy() for one in (sequences, lengths, target))
+        ranks_by_evidence(self.first, self.neighbor, self.values, powers, self.mixture, *asked, ranks)
+        return torch.from_numpy(ranks)
 
 
-def _ndcg_with_scores(prior: CooccurrencePrior, pairs: NeighborPairs, scores: Tensor, target: Tensor) -> Tensor:
+def _without_evidence(pairs: NeighborPairs, scores: Tensor) -> Tensor:
+    """Return the best eleven of ``scores [B, N]`` of items without evidence, to which a prior adds the same.
+
+    They tell if the target is in the top ten.
+    """
+    without = scores.index_put((pairs.row, pairs.item), scores.new_tensor(-torch.inf))
+    return without.topk(min(TOP + 1, without.shape[1])).values
+
+
+def _ndcg_with_scores(
+    prior: CooccurrencePrior, pairs: NeighborPairs, scores: Tensor, no_evidence: Tensor, target: Tensor
+) -> Tensor:
     """NDCG@10, summed over a batch, of ``scores [B, N]`` and prior together: ``[epsilons, weights]``."""
     share, target_score = prior.shares(pairs, len(target)), scores.gather(1, target[:, None])[:, 0]
     target_share = _target_shares(pairs, share, target)
-    # The prior adds the same to all items without evidence: the best eleven of them tell if the target is in the top ten.
-    no_evidence = scores.index_put((pairs.row, pairs.item), scores.new_tensor(-torch.inf))
-    no_evidence = no_evidence.topk(min(TOP + 1, no_evidence.shape[1])).values
     # Of the items with evidence, only those that are ahead of the target in one of score and share, but not in both, depend
     # on the weight, and they matter only in rows where at most ten are ahead in both (the target is one of these).
     score = scores[pairs.row, pairs.item]
