@@ -1,7 +1,10 @@
-"""SASRec and BERT4Rec of RecTools, trained in turns; `training.py` starts this file in an environment of its own.
+"""SASRec and BERT4Rec of RecTools and SASRec of RePlay, trained in turns; `training.py` starts this file in an environment of
+its own.
 
-RecTools has the full softmax here, the same width, layers, heads, dropout, maximum length and batch as the other models. An
-epoch is one pass over all users. Validation ranks all items but those of the history, as for the other models.
+They have the full softmax here, the same width, layers, heads, dropout, maximum length and batch as the other models. An
+epoch is one pass over all users. Validation ranks all items but those of the history, as for the other models. RecTools trains
+by its own methods. Of RePlay it is the network and the loss, in a plain loop without its Lightning module and its files, which
+can only be quicker.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import statistics
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 
 from benchmarks.training import EnoughError, Turns, peaks
 
-MODELS = {"RecTools SASRec": "SASRecModel", "RecTools BERT4Rec": "BERT4RecModel"}
-RECTOOLS = "rectools[torch]==0.19.0"
+MODELS = {"RecTools SASRec": "SASRecModel", "RecTools BERT4Rec": "BERT4RecModel", "RePlay SASRec": "SasRec"}
+NEEDED = ("rectools[torch]==0.19.0", "replay-rec[torch]==0.22.0")
+BATCH, RATE, DROPOUT = 256, 0.001, 0.2
 K = 10
 
 
 def main() -> None:
     """Train one model and print its row."""
     parser = argparse.ArgumentParser()
-    for name in ("width", "layers", "heads", "max_length", "threads", "epochs"):
+    for name in ("width", "layers", "heads", "inner", "max_length", "threads", "epochs"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--model", choices=MODELS, required=True)
     parser.add_argument("--dataset", required=True)
@@ -37,41 +42,118 @@ def main() -> None:
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Train epoch by epoch, each after the word to go on."""
-    import rectools.models
     import torch
-    from pytorch_lightning import Trainer, seed_everything
-    from rectools.dataset import Dataset
+    from pytorch_lightning import seed_everything
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
     seed_everything(2026, verbose=False)
     training, valid = split(args.data_path / args.dataset / f"{args.dataset}.inter")
-    dataset = Dataset.construct(training)
-
-    def trainer() -> Any:
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-        return Trainer(max_epochs=args.epochs, accelerator="cpu", devices=1, **quiet)
-
-    model = getattr(rectools.models, MODELS[args.model])(
-        n_factors=args.width, n_blocks=args.layers, n_heads=args.heads, session_max_len=args.max_length, dropout_rate=0.2,
-        batch_size=256, lr=0.001, epochs=args.epochs, loss="softmax", get_trainer_func=trainer, recommend_torch_device="cpu",
-    )  # fmt: skip
+    epoch, score = (of_replay if args.model.startswith("RePlay") else of_rectools)(args, training, valid)
     turns = Turns()
     with contextlib.suppress(EnoughError):
         for _ in range(args.epochs):
             turns.wait()
             with contextlib.redirect_stdout(sys.stderr):
-                model.fit_partial(dataset, min_epochs=1, max_epochs=1)
+                epoch()
             turns.trained()
             with contextlib.redirect_stdout(sys.stderr):
-                found = model.recommend(valid["user_id"].to_numpy(), dataset, k=K, filter_viewed=True)
-            turns.validated(ndcg(found, valid))
+                found = score()
+            turns.validated(found)
     turns.end()
     return {
         "model": args.model, "epochs": len(turns.training), "seconds_an_epoch": statistics.median(turns.training),
         "seconds_of_epochs": turns.training, "seconds_of_turns": turns.total, "valid_of_epochs": turns.scores,
         "valid_ndcg@10": max(turns.scores), "device": "cpu", **peaks(),
     }  # fmt: skip
+
+
+def of_rectools(args: argparse.Namespace, training: Any, valid: Any) -> tuple[Callable[[], Any], Callable[[], float]]:
+    """Return functions that train a model of RecTools for an epoch, and that validate it."""
+    import numpy as np
+    import rectools.models
+    from pytorch_lightning import Trainer
+    from rectools.dataset import Dataset
+
+    dataset = Dataset.construct(training.assign(datetime=training["timestamp"].astype("datetime64[s]"), weight=1.0))
+
+    def trainer() -> Any:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        return Trainer(max_epochs=args.epochs, accelerator="cpu", devices=1, **quiet)
+
+    model = getattr(rectools.models, MODELS[args.model])(
+        n_factors=args.width, n_blocks=args.layers, n_heads=args.heads, session_max_len=args.max_length, dropout_rate=DROPOUT,
+        batch_size=BATCH, lr=RATE, epochs=args.epochs, loss="softmax", get_trainer_func=trainer, recommend_torch_device="cpu",
+    )  # fmt: skip
+
+    def score() -> float:
+        found = model.recommend(valid["user_id"].to_numpy(), dataset, k=K, filter_viewed=True)
+        hits = found.merge(valid[["user_id", "item_id"]], on=["user_id", "item_id"])
+        return float((1 / np.log2(hits["rank"] + 1)).sum() / len(valid))
+
+    return lambda: model.fit_partial(dataset, min_epochs=1, max_epochs=1), score
+
+
+def of_replay(args: argparse.Namespace, training: Any, valid: Any) -> tuple[Callable[[], Any], Callable[[], float]]:
+    """Return functions that train RePlay's SASRec for an epoch, and that validate it."""
+    import pandas as pd
+    import torch
+    from replay.data import FeatureHint, FeatureSource, FeatureType
+    from replay.data.nn import TensorFeatureInfo, TensorFeatureSource, TensorSchema
+    from replay.nn.sequential import SasRec
+
+    names = pd.unique(pd.concat([training["item_id"], valid["item_id"]]))
+    number, padding = {name: place for place, name in enumerate(names)}, len(names)
+    feature = TensorFeatureInfo(
+        "item_id", is_seq=True, feature_type=FeatureType.CATEGORICAL, embedding_dim=args.width, padding_value=padding,
+        cardinality=padding, feature_hint=FeatureHint.ITEM_ID,
+        feature_sources=[TensorFeatureSource(FeatureSource.INTERACTIONS, "item_id")],
+    )  # fmt: skip
+    model = SasRec.from_params(
+        TensorSchema([feature]), embedding_dim=args.width, num_heads=args.heads, num_blocks=args.layers,
+        max_sequence_length=args.max_length, dropout=DROPOUT, hidden_dim=args.inner,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
+    histories = {user: torch.tensor(rows.map(number).to_numpy()) for user, rows in training.groupby("user_id")["item_id"]}
+    target = torch.tensor(valid["item_id"].map(number).to_numpy())
+
+    def padded(of: list[torch.Tensor]) -> torch.Tensor:
+        rows = torch.full((len(of), args.max_length), padding)
+        for row, history in zip(rows, of, strict=True):
+            newest = history[-args.max_length :]
+            row[args.max_length - len(newest) :] = newest
+        return rows
+
+    learned = [history for history in histories.values() if len(history) > 1]
+    inputs, answers = padded([history[:-1] for history in learned]), padded([history[1:] for history in learned])
+    asked = padded([histories[user] for user in valid["user_id"]])
+
+    def epoch() -> None:
+        model.train()
+        for rows in torch.randperm(len(inputs)).split(BATCH):
+            optimizer.zero_grad()
+            real = answers[rows] != padding
+            out = model(
+                {"item_id": inputs[rows]},
+                real,
+                positive_labels=answers[rows][:, :, None],
+                target_padding_mask=real[:, :, None],
+            )
+            out["loss"].backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def score() -> float:
+        model.eval()
+        total = 0.0
+        for rows in torch.arange(len(asked)).split(512):
+            scores = model({"item_id": asked[rows]}, asked[rows] != padding)["logits"]
+            scores = torch.cat([scores, scores.new_zeros(len(rows), 1)], 1).scatter(1, asked[rows], -torch.inf)
+            rank = (scores >= scores.gather(1, target[rows, None])).sum(1)
+            total += float(torch.where(rank <= K, 1 / torch.log2(rank + 1.0), 0.0).sum())
+        return total / len(asked)
+
+    return epoch, score
 
 
 def split(path: Path) -> tuple[Any, Any]:
@@ -84,17 +166,7 @@ def split(path: Path) -> tuple[Any, Any]:
     count = table.groupby("user_id")["item_id"].transform("size")
     left = count - table.groupby("user_id").cumcount() - 1  # interactions after this one
     held = (count - 2).clip(0, 2)
-    table["datetime"] = pd.to_datetime(table["timestamp"], unit="s")
-    table["weight"] = 1.0
-    return table[left >= held].drop(columns="timestamp"), table[(left == 1) & (held == 2)]
-
-
-def ndcg(found: Any, valid: Any) -> float:
-    """Return NDCG@10 of recommendations ``user_id, item_id, rank`` with one relevant item a user."""
-    import numpy as np
-
-    hits = found.merge(valid[["user_id", "item_id"]], on=["user_id", "item_id"])
-    return float((1 / np.log2(hits["rank"] + 1)).sum() / len(valid))
+    return table[left >= held], table[(left == 1) & (held == 2)]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ RecBole's models switches on for the whole process (sine.py) and this package of
 with it, as they do for whoever has RecBole alone. Semantic IDs are made first, in a process that is reported as a row of its
 own: what QBERT4Rec needs besides. On a machine with a GPU all train there, and `peak_gpu_mb` is reported too.
 
-`RecTools SASRec` and `RecTools BERT4Rec` (full softmax, on CPUs) run in an environment of their own, which is made in
-`--peers` where it is missing: a download of PyTorch and RecTools.
+`RecTools SASRec`, `RecTools BERT4Rec` and `RePlay SASRec` (full softmax, on CPUs) run in an environment of their own, which is
+made in `--peers` where it is missing: a download of PyTorch, RecTools and RePlay.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 AS_IT_COMES = "as it comes"
 OURS = {"QBERT4Rec both": ["causal", "masked"], "QBERT4Rec causal": ["causal"], "QBERT4Rec masked": ["masked"]}
 RECBOLES = ("SASRec", "BERT4Rec", "GRU4Rec", *(f"{name} {AS_IT_COMES}" for name in ("SASRec", "BERT4Rec", "GRU4Rec")))
-RECTOOLS = ("RecTools SASRec", "RecTools BERT4Rec")
-THEIRS = (*RECBOLES, *RECTOOLS)
+PEERS = ("RecTools SASRec", "RecTools BERT4Rec", "RePlay SASRec")
+THEIRS = (*RECBOLES, *PEERS)
 IDENTIFIERS = "semantic IDs (stages 1 and 2)"
 COMMON = {
     "seed": 2026, "eval_batch_size": 512, "metrics": ["Hit", "NDCG"], "topk": [1, 5, 10], "valid_metric": "NDCG@10",
@@ -230,27 +230,27 @@ class Child:
 
 def command_of(model: str, args: argparse.Namespace) -> list[str]:
     """The command of the process that trains a model."""
-    if model not in RECTOOLS:
+    if model not in PEERS:
         return [sys.executable, __file__, *sys.argv[1:], "--model", model]
-    names = ("dataset", "data_path", "width", "layers", "heads", "max_length", "threads", "epochs")
+    names = ("dataset", "data_path", "width", "layers", "heads", "inner", "max_length", "threads", "epochs")
     options = [f"--{name}={getattr(args, name)}" for name in names]
     return [str(peer_python(args.peers)), str(Path(__file__).with_name("peer_models.py")), *options, f"--model={model}"]
 
 
 def peer_python(folder: Path) -> Path:
-    """The interpreter of the environment with RecTools, which is made if it is not there."""
-    from benchmarks.peer_models import RECTOOLS as NEEDED
+    """The interpreter of the environment with RecTools and RePlay, which is made if it is not there."""
+    from benchmarks.peer_models import NEEDED
 
     python = folder.resolve() / "bin" / "python"
     ready = folder / "ready"
-    if not ready.exists():
+    if not ready.exists() or ready.read_text() != str(NEEDED):
         from importlib.metadata import version
 
-        print(f"an environment with {NEEDED} in {folder}: downloads PyTorch, once", flush=True)
+        print(f"an environment with {' and '.join(NEEDED)} in {folder}: downloads PyTorch, once", flush=True)
         torch = f"torch=={version('torch').partition('+')[0]}"
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", torch, NEEDED], check=True)
-        ready.touch()
+        subprocess.run([str(python), "-m", "pip", "install", "-q", torch, *NEEDED], check=True)
+        ready.write_text(str(NEEDED))
     return python
 
 
@@ -332,7 +332,9 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/training"), help="for checkpoints and semantic IDs")
-    parser.add_argument("--peers", type=Path, default=Path("runs/peers"), help="environment of the RecTools models")
+    parser.add_argument(
+        "--peers", type=Path, default=Path("runs/peers"), help="environment of the models of RecTools and RePlay"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", choices=[*OURS, *THEIRS, IDENTIFIERS], help=argparse.SUPPRESS)
     args = parser.parse_args()
