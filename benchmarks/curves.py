@@ -3,8 +3,9 @@
     python benchmarks/curves.py --folder docs/results --output docs/results/growth.png
 
 The left panel shows processor seconds against items (an epoch of 1M interactions of `catalog_growth.py`, stages 1 and 2 of
-`identifiers.py`), the middle one milliseconds a user against items (`ranking.py`, one user), the right one processor seconds of
-loading against interactions (`loading.py`). The exponent is the slope of a line through the points: 0 does not grow, 1 is linear.
+`identifiers.py`), the middle one milliseconds a user against items (`ranking.py`, one user), the right one processor seconds
+of loading against interactions (`loading.py`). The exponent is the slope of a line through the points: 0 does not grow, 1 is
+linear.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""SASRec and BERT4Rec of RecTools and SASRec of RePlay, trained in turns; `training.py` starts this file in an environment of
-its own.
+"""SASRec and BERT4Rec of RecTools and SASRec of RePlay, trained in turns, in an environment that `training.py` makes.
 
 They have the full softmax here, the same width, layers, heads, dropout, maximum length and batch as the other models. An
-epoch is one pass over all users. Validation ranks all items but those of the history, as for the other models. RecTools trains
-by its own methods. Of RePlay it is the network and the loss, in a plain loop without its Lightning module and its files, which
-can only be quicker.
+epoch is one pass over all users. Validation ranks all items but those of the history, as for the other models. RecTools
+trains by its own methods. Of RePlay it is the network and the loss, in a plain loop without its Lightning module and its
+files, which can only be quicker.
 """
 
 from __future__ import annotations
@@ -82,8 +81,9 @@ def of_rectools(args: argparse.Namespace, training: Any, valid: Any) -> tuple[Ca
         return Trainer(max_epochs=args.epochs, accelerator="cpu", devices=1, **quiet)
 
     model = getattr(rectools.models, MODELS[args.model])(
-        n_factors=args.width, n_blocks=args.layers, n_heads=args.heads, session_max_len=args.max_length, dropout_rate=DROPOUT,
-        batch_size=BATCH, lr=RATE, epochs=args.epochs, loss="softmax", get_trainer_func=trainer, recommend_torch_device="cpu",
+        n_factors=args.width, n_blocks=args.layers, n_heads=args.heads, session_max_len=args.max_length,
+        dropout_rate=DROPOUT, batch_size=BATCH, lr=RATE, epochs=args.epochs, loss="softmax", get_trainer_func=trainer,
+        recommend_torch_device="cpu",
     )  # fmt: skip
 
     def score() -> float:

@@ -3,10 +3,10 @@
     python benchmarks/systems.py --dataset Amazon_Scientific --data_path ../shared/data --json systems.json
     python benchmarks/systems.py --dataset Amazon_Instruments --data_path ../shared/data --models QBERT4Rec TIGER --share 0.1
 
-Names are those of the suite `table2`, with its settings. Every system has a process of its own, one after the other. Seconds are
-of the process's CPU. The first epoch compiles and is not counted; an epoch is the mean of the next `--epochs`. A user is one of the
-validation set, whose target is ranked among all items. With `--share`, systems of this package learn from that share of the
-users, and the epoch is scaled up.
+Names are those of the suite `table2`, with its settings. Every system has a process of its own, one after the other. Seconds
+are of the process's CPU. The first epoch compiles and is not counted; an epoch is the mean of the next `--epochs`. A user is
+one of the validation set, whose target is ranked among all items. With `--share`, systems of this package learn from that
+share of the users, and the epoch is scaled up.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 from benchmarks import facts
 
 MODELS = (
-    "QBERT4Rec", "SASRec (ours)", "SASRec", "GRU4Rec", "BERT4Rec", "VQRec", "MISSRec", "TIGER (reduced)", "MQL4GRec (reduced)",
-    "P5CID (reduced)", "VIP5 (reduced)",
+    "QBERT4Rec", "SASRec (ours)", "SASRec", "GRU4Rec", "BERT4Rec", "VQRec", "MISSRec", "TIGER (reduced)",
+    "MQL4GRec (reduced)", "P5CID (reduced)", "VIP5 (reduced)",
 )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ RecBole's models switches on for the whole process (sine.py) and this package of
 with it, as they do for whoever has RecBole alone. Semantic IDs are made first, in a process that is reported as a row of its
 own: what QBERT4Rec needs besides. On a machine with a GPU all train there, and `peak_gpu_mb` is reported too.
 
-`RecTools SASRec`, `RecTools BERT4Rec` and `RePlay SASRec` (full softmax, on CPUs) run in an environment of their own, which is
-made in `--peers` where it is missing: a download of PyTorch, RecTools and RePlay.
+`RecTools SASRec`, `RecTools BERT4Rec` and `RePlay SASRec` (full softmax, on CPUs) run in an environment of their own, which
+is made in `--peers` where it is missing: a download of PyTorch, RecTools and RePlay.
 """
 
 from __future__ import annotations
