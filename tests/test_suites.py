@@ -228,7 +228,8 @@ def test_the_key_is_of_what_matters(data, tmp_path):
         return planned(tmp_path, data, {"a": {"model": "QBERT4Rec"} | row}, given).trials[0].request["key"]
 
     plain = key({})
-    assert plain == key({"settings": {"rq_codes": 256}, "note": "said otherwise", "seeds": 1})
+    assert plain == key({"settings": {"rq_codes": 16}, "note": "said otherwise", "seeds": 1})  # what auto means here
+    assert key({"settings": {"semantic_ids": "none"}}) == key({"settings": {"semantic_ids": "none", "rq_codes": 256}})
     assert plain == key({}, {"worker": 0}) == key({"settings": {"checkpoint_dir": "elsewhere"}})
     assert plain != key({"settings": {"rq_codes": 128}})
     assert plain == key({"settings": {"injection_gate": "none"}})  # of a network that does not run

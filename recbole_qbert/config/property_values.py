@@ -213,7 +213,7 @@ OF_OUR_MODELS: Mapping[str, Check] = {
     # stage 2
     "quantizer": one_of("residual_kmeans", "rqvae"),
     "rq_levels": whole(1, 26),
-    "rq_codes": whole(2, 32_000),
+    "rq_codes": either(one_of("auto"), whole(2, 32_000)),
     "rq_dim": _WIDTH,
     "rq_hidden": list_of(_WIDTH),
     "rq_learning_rate": _RATE,

@@ -23,6 +23,9 @@ RUNTIME_PROPERTIES = frozenset(
     "local_rank world_size nproc ip port offset single_spec log_wandb wandb_project data_path".split()
 )
 
+#: ``rq_codes: auto``: the fewest and the most codes of a level, and how many items of the catalog a code is for.
+CODES_OF_AUTO, ITEMS_PER_CODE = (16, 256), 24
+
 #: Properties that had another name before version 0.2: old name, which still works -> new name.
 RENAMED_PROPERTIES = {"item_rows": "use_item_embedding"}
 
@@ -154,6 +157,28 @@ class QuantizerConfig(Settings):
     axes: int
     warmup_epochs: int | None = None
     epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if str(self.codes) == "auto":  # what a property file may say
+            object.__setattr__(self, "codes", 0)
+
+    def for_catalog(self, items: int) -> QuantizerConfig:
+        """Return the settings of a catalog of ``items``: ``codes`` 0, which is ``auto``, becomes a number of codes."""
+        return self if self.codes else dataclasses.replace(self, codes=codes_for(items))
+
+
+def codes_for(items: int) -> int:
+    """Return the codes of a level that ``rq_codes: auto`` means for a catalog: a power of 2, 24 items a code at least.
+
+    Paper silent on small catalogs; chosen because 256 codes for 500 items give every other item a code of its own at the
+    first level, so that items share nothing (docs/findings.md).
+
+    >>> [codes_for(items) for items in (0, 500, 1_600, 6_144, 1_000_000)]
+    [16, 16, 64, 256, 256]
+    """
+    least, most = CODES_OF_AUTO
+    return min(max(1 << (items // ITEMS_PER_CODE).bit_length() >> 1, least), most)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class SemanticIDBuilder:
         collisions: str = stages.REALLOCATE,
     ) -> None:
         require_separate_output(catalog, output)
+        settings = replace(settings, quantizer=settings.quantizer.for_catalog(len(catalog.items)))
         self.catalog, self.settings, self.output, self.rebuild = catalog, settings, output, rebuild
         self.progress, self.collisions = progress, collisions
 

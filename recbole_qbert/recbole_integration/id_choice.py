@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_qbert.config.schema import QuantizerConfig, read
 from recbole_qbert.recbole_integration.identifiers import candidate_files
+from recbole_qbert.recbole_integration.patches import ConfigValues
 from recbole_qbert.recbole_integration.side_training import train_beside
 from recbole_qbert.utils.io import json_lines
 
@@ -75,8 +77,9 @@ def train_best_kind(student: Any, train_data: Any, valid_data: Any, show_progres
 def _kinds(student: Any) -> list[str]:
     """List the kinds that data and settings allow; the first is that of the model as it was built."""
     config, network, modalities = student.config, student.model.network.config, len(_modalities(student))
-    kinds = ["fused"]
-    if modalities > 1 and config["rq_codes"] ** (config["rq_levels"] // modalities) >= student.model.n_items:
+    kinds, items = ["fused"], student.model.n_items - 1
+    codes = read(QuantizerConfig, ConfigValues(config)).for_catalog(items).codes
+    if modalities > 1 and codes ** (config["rq_levels"] // modalities) >= items:
         kinds.append("per_modality")
     if network.use_item_embedding and network.loss != "code":
         kinds.append("none")

@@ -158,7 +158,7 @@ def _ours(name: str, sizes: Sizes) -> Subject:
         values |= read_properties(property_file(file))
     values |= {**changes, "max_length": sizes.max_length}
     config, training = read(SequenceConfig, values), read(TrainConfig, values)
-    quantizer = read(QuantizerConfig, values)
+    quantizer = read(QuantizerConfig, values).for_catalog(sizes.items)
     levels = quantizer.levels * len(read(IdentifierConfig, values).code_sets(("text", "image")))
     drawn = torch.randint(quantizer.codes, (sizes.items, levels), generator=torch.Generator().manual_seed(0))
     network = SemanticSequenceModel(config, torch.cat([torch.full((1, levels), -1), drawn]), quantizer.codes)

@@ -5,6 +5,7 @@ A trial does not depend on suites: models of several suites with the same config
 
 from __future__ import annotations
 
+import csv
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from recbole_qbert.config.property_files import property_file as properties
 from recbole_qbert.config.property_files import read_properties
-from recbole_qbert.config.schema import MODEL, RENAMED_PROPERTIES, RUNTIME_PROPERTIES
+from recbole_qbert.config.schema import MODEL, RENAMED_PROPERTIES, RUNTIME_PROPERTIES, codes_for
 from recbole_qbert.data.atomic_files import AtomicFormat
 from recbole_qbert.data.item_features import available
 from recbole_qbert.data.multi_domain import CODE_TABLES
@@ -251,10 +253,22 @@ def _hashes(data_path: Path, dataset: str, endings: tuple[str, ...]) -> dict[str
     return {path.name: sha256(path) for path in paths if path.name.endswith(endings)}
 
 
-def identity(config: Any) -> dict[str, Any]:
+@functools.lru_cache
+def _item_count(path: Path, column: str, separator: str, encoding: str) -> int:
+    """Count the different items of an ``.inter`` file."""
+    form = {"sep": separator, "encoding": encoding, "quoting": csv.QUOTE_NONE, "dtype": str, "keep_default_na": False}
+    cells = pd.read_csv(path, usecols=lambda name: name.partition(":")[0] == column, **form)
+    return int(cells.iloc[:, 0].nunique())
+
+
+def identity(config: Any, sources: Sequence[str] = ()) -> dict[str, Any]:
     """Return the part of RecBole's configuration that a training depends on besides data and seed.
 
-    Of files their content is returned.
+    Of files their content is returned, of ``rq_codes: auto`` the number that it means.
+
+    Args:
+        config: RecBole's configuration.
+        sources: data sets beside that of ``config`` whose items get semantic IDs, too.
     """
     final = patches.ConfigValues(config)
     first_name = {now: before for before, now in RENAMED_PROPERTIES.items()}  # with which archived trials were hashed
@@ -266,6 +280,13 @@ def identity(config: Any) -> dict[str, Any]:
     if final["fusion"] == "concatenation":
         resolved = {key: value for key, value in resolved.items() if key not in _OF_NETWORK}
         resolved |= {key: value for key, value in _OF_NETWORK.items() if value is not None}
+    if final["rq_codes"] == "auto" and final["semantic_ids"] == "none":
+        resolved["rq_codes"] = 256  # as before there was auto: without IDs it changes nothing
+    elif final["rq_codes"] == "auto":
+        form, folder = AtomicFormat.from_config(config), Path(final["data_path"])
+        names = [folder / f"{final['dataset']}.inter", *(folder.parent / name / f"{name}.inter" for name in sources)]
+        counts = [_item_count(path, form.item_field, form.field_separator, form.encoding) for path in names]
+        resolved["rq_codes"] = codes_for(sum(counts))
     if final["ids"] in ("auto", "given"):  # of a generative model, which may read codes from tables
         tables = sorted(Path(final["data_path"]).glob(f"{final['dataset']}.*_codes.tsv"))
         resolved["code_tables"] = {path.name: sha256(path) for path in tables}
@@ -316,7 +337,7 @@ def _request(
     settings |= {key: str(Path(settings[key]).resolve()) for key in _FILES if settings.get(key)}
     paths = [str(resolve_property_file(file)) for file in files]
     config = experiment.configure(spec.model, dataset, data_path, settings, paths)
-    resolved = identity(config)
+    resolved = identity(config, sources)
     datasets = (dataset, *sources)
     features = digest([fingerprint(data_path, name) for name in datasets]) if reads_features(config) else None
     return {
