@@ -7,6 +7,7 @@ Nothing else in the package reads a configuration mapping. The source of each de
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -23,8 +24,7 @@ RUNTIME_PROPERTIES = frozenset(
     "local_rank world_size nproc ip port offset single_spec log_wandb wandb_project data_path".split()
 )
 
-#: ``rq_codes: auto``: the fewest and the most codes of a level, and how many items of the catalog a code is for.
-CODES_OF_AUTO, ITEMS_PER_CODE = (16, 256), 24
+CODES_OF_AUTO = 16, 256  # the fewest and the most codes of a level that ``rq_codes: auto`` means
 
 #: Properties that had another name before version 0.2: old name, which still works -> new name.
 RENAMED_PROPERTIES = {"item_rows": "use_item_embedding"}
@@ -165,20 +165,26 @@ class QuantizerConfig(Settings):
 
     def for_catalog(self, items: int) -> QuantizerConfig:
         """Return the settings of a catalog of ``items``: ``codes`` 0, which is ``auto``, becomes a number of codes."""
-        return self if self.codes else dataclasses.replace(self, codes=codes_for(items))
+        return self if self.codes else dataclasses.replace(self, codes=codes_for(items, self.levels))
 
 
-def codes_for(items: int) -> int:
-    """Return the codes of a level that ``rq_codes: auto`` means for a catalog: a power of 2, 24 items a code at least.
+def codes_for(items: int, levels: int) -> int:
+    """Return the codes of a level that ``rq_codes: auto`` means: the largest power of 2 up to the root of the items.
 
-    Paper silent on small catalogs; chosen because 256 codes for 500 items give every other item a code of its own at the
-    first level, so that items share nothing (docs/findings.md).
+    So two levels have as many prefixes as there are items; of few levels there are more codes, so that all IDs are at least
+    four times the items. Paper silent on small catalogs; chosen because with its 256 codes two items of 500 share a code of
+    the first level, and hardly any share two (docs/findings.md).
 
-    >>> [codes_for(items) for items in (0, 500, 1_600, 6_144, 1_000_000)]
-    [16, 16, 64, 256, 256]
+    >>> [codes_for(items, 8) for items in (0, 500, 1_600, 6_250, 1_000_000)]
+    [16, 16, 32, 64, 256]
+    >>> codes_for(1_600, 2)
+    128
     """
     least, most = CODES_OF_AUTO
-    return min(max(1 << (items // ITEMS_PER_CODE).bit_length() >> 1, least), most)
+    codes = max(1 << math.isqrt(items).bit_length() >> 1, least)
+    while codes < most and codes**levels < 4 * items:
+        codes *= 2
+    return min(codes, most)
 
 
 @dataclass(frozen=True)

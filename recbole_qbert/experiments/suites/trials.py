@@ -286,7 +286,7 @@ def identity(config: Any, sources: Sequence[str] = ()) -> dict[str, Any]:
         form, folder = AtomicFormat.from_config(config), Path(final["data_path"])
         names = [folder / f"{final['dataset']}.inter", *(folder.parent / name / f"{name}.inter" for name in sources)]
         counts = [_item_count(path, form.item_field, form.field_separator, form.encoding) for path in names]
-        resolved["rq_codes"] = codes_for(sum(counts))
+        resolved["rq_codes"] = codes_for(sum(counts), int(final["rq_levels"]))
     if final["ids"] in ("auto", "given"):  # of a generative model, which may read codes from tables
         tables = sorted(Path(final["data_path"]).glob(f"{final['dataset']}.*_codes.tsv"))
         resolved["code_tables"] = {path.name: sha256(path) for path in tables}
