@@ -169,19 +169,21 @@ class QuantizerConfig(Settings):
 
 
 def codes_for(items: int, levels: int) -> int:
-    """Return the codes of a level that ``rq_codes: auto`` means: the largest power of 2 up to the root of the items.
+    """Return the codes of a level that ``rq_codes: auto`` means: a power of 2.
 
-    So two levels have as many prefixes as there are items; of few levels there are more codes, so that all IDs are at least
-    four times the items. Paper silent on small catalogs; chosen because with its 256 codes two items of 500 share a code of
-    the first level, and hardly any share two (docs/findings.md).
+    A code of the first level is for 24 items at least, up to 64 codes; from there on the codes grow with the root of the
+    catalog. Of few levels there are more, so that all IDs are at least four times the items. Paper silent on small catalogs;
+    chosen on validation because with its 256 codes two items of 500 share a code of the first level, and hardly any share
+    two (docs/findings.md).
 
-    >>> [codes_for(items, 8) for items in (0, 500, 1_600, 6_250, 1_000_000)]
-    [16, 16, 32, 64, 256]
-    >>> codes_for(1_600, 2)
-    128
+    >>> [codes_for(items, 8) for items in (0, 500, 1_600, 10_000, 30_000, 1_000_000)]
+    [16, 16, 64, 64, 128, 256]
+    >>> codes_for(500, 2)
+    64
     """
     least, most = CODES_OF_AUTO
-    codes = max(1 << math.isqrt(items).bit_length() >> 1, least)
+    wanted = min(items // 24, max(64, math.isqrt(items)))
+    codes = max(1 << wanted.bit_length() >> 1, least)
     while codes < most and codes**levels < 4 * items:
         codes *= 2
     return min(codes, most)
