@@ -5,7 +5,6 @@ A trial does not depend on suites: models of several suites with the same config
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from recbole_qbert.config.property_files import property_file as properties
 from recbole_qbert.config.property_files import read_properties
@@ -254,11 +252,9 @@ def _hashes(data_path: Path, dataset: str, endings: tuple[str, ...]) -> dict[str
 
 
 @functools.lru_cache
-def _item_count(path: Path, column: str, separator: str, encoding: str) -> int:
+def _item_count(path: Path, form: AtomicFormat) -> int:
     """Count the different items of an ``.inter`` file."""
-    form = {"sep": separator, "encoding": encoding, "quoting": csv.QUOTE_NONE, "dtype": str, "keep_default_na": False}
-    cells = pd.read_csv(path, usecols=lambda name: name.partition(":")[0] == column, **form)
-    return int(cells.iloc[:, 0].nunique())
+    return len({item for _, (item,) in form.rows(path, [form.item_field])})
 
 
 def identity(config: Any, sources: Sequence[str] = ()) -> dict[str, Any]:
@@ -285,8 +281,8 @@ def identity(config: Any, sources: Sequence[str] = ()) -> dict[str, Any]:
     elif final["rq_codes"] == "auto":
         form, folder = AtomicFormat.from_config(config), Path(final["data_path"])
         names = [folder / f"{final['dataset']}.inter", *(folder.parent / name / f"{name}.inter" for name in sources)]
-        counts = [_item_count(path, form.item_field, form.field_separator, form.encoding) for path in names]
-        resolved["rq_codes"] = codes_for(sum(counts), int(final["rq_levels"]))
+        items = sum(_item_count(path, form) for path in names)
+        resolved["rq_codes"] = codes_for(items, int(final["rq_levels"]))
     if final["ids"] in ("auto", "given"):  # of a generative model, which may read codes from tables
         tables = sorted(Path(final["data_path"]).glob(f"{final['dataset']}.*_codes.tsv"))
         resolved["code_tables"] = {path.name: sha256(path) for path in tables}
