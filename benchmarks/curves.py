@@ -4,8 +4,8 @@
 
 The left panel shows processor seconds against items (an epoch of 1M interactions of `catalog_growth.py`, stages 1 and 2 of
 `identifiers.py`), the middle one milliseconds a user against items (`ranking.py`, one user), the right one processor seconds
-of loading against interactions (`loading.py`). The exponent is the slope of a line through the points: 0 does not grow, 1 is
-linear.
+of loading against interactions (`loading.py`). What has no file is left out. The exponent is the slope of a line through the
+points: 0 does not grow, 1 is linear.
 """
 
 from __future__ import annotations
@@ -37,17 +37,21 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     def rows(name: str) -> list[Row]:
-        return list(json.loads((args.folder / f"{name}.json").read_text(encoding="utf-8"))["rows"])
+        path = args.folder / f"{name}.json"
+        return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
 
     by_items = curves(rows("catalog_growth"), "items", "epoch_seconds", "loss", "an epoch, loss: ")
-    by_items["stages 1 and 2"] = points(rows("identifiers"), "items", "cpu_seconds")
+    by_items |= {"stages 1 and 2": points(rows("identifiers"), "items", "cpu_seconds")}
     one_user = [row for row in rows("ranking_dense") if row["users"] == 1]
     panels = [
         ("items", "processor seconds", by_items),
         ("items", "milliseconds a user", curves(one_user, "items", "ms_per_user", "way")),
         ("interactions", "processor seconds of loading", curves(rows("loading"), "interactions", "cpu_seconds", "way")),
     ]
-    write(args.output, panels)
+    panels = [(x, y, {name: curve for name, curve in shown.items() if curve}) for x, y, shown in panels]
+    if not (drawn := [panel for panel in panels if panel[2]]):
+        parser.error(f"{args.folder} has no catalog_growth.json, identifiers.json, ranking_dense.json or loading.json")
+    write(args.output, drawn)
 
 
 def curves(rows: Sequence[Row], x: str, y: str, name: str, prefix: str = "") -> dict[str, Points]:
@@ -75,7 +79,7 @@ def write(path: Path, panels: Sequence[tuple[str, str, dict[str, Points]]]) -> N
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
-    for axes, (x, y, shown) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    for axes, (x, y, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, (name, curve) in enumerate(shown.items()):
             label = f"{name} ({exponent(curve):.2f})" if len(curve) > 1 else name
             axes.plot(

@@ -377,7 +377,8 @@ def test_a_cyclic_language_is_learned(tmp_path, model):
     settings |= {"lr_schedule": "constant", "checkpoint_dir": str(tmp_path / "saved")}
     settings |= {
         "TIGER": {"user_tokens": 0},
-        "P5CID": {"cid_clusters": 3, "cid_leaf": 10},
+        # A ring has equal eigenvalues, so the clusters and how hard they are to learn depend on the machine's LAPACK.
+        "P5CID": {"cid_clusters": 3, "cid_leaf": 10, "epochs": 40, "learning_rate": 0.003},
         "VIP5": {"visual_tokens": 0, "target_draw": "every", "draws": 4},
     }[model]
     with experiment.working_directory(tmp_path):
