@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
 from benchmarks import facts
+from benchmarks.memory import peak_kb
 from benchmarks.steps import config
 from recbole_qbert.recbole_integration.optimizer import WarmupAdamW, stored_gradients
 from recbole_qbert.sequence.candidates import CandidateSampler
@@ -105,10 +105,9 @@ def measure(items: int, loss: str, args: argparse.Namespace) -> dict[str, Any]:
         if number >= 2:
             seconds.append(time.process_time() - before)
     step = statistics.median(seconds)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {
         "loss": loss, "items": items, "step_seconds": step, "epoch_seconds": step * math.ceil(USERS / BATCH),
-        "peak_rss_mb": peak,
+        "peak_rss_mb": peak_kb() // 1024,
     }  # fmt: skip
 
 

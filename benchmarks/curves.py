@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
-from recbole_qbert.experiments.report.plots import DASHES, LIGHT, MARKERS, RESOLUTION
+from recbole_qbert.experiments.report import plots
 from recbole_qbert.utils.io import atomic_write
 
 Row = dict[str, Any]
@@ -56,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def curves(rows: Sequence[Row], x: str, y: str, name: str, prefix: str = "") -> dict[str, Points]:
     """Group rows into curves by the value of ``name``."""
-    return {prefix + str(key): points((row for row in rows if row[name] == key), x, y) for key in {r[name]: 0 for r in rows}}
+    keys = dict.fromkeys(row[name] for row in rows)
+    return {prefix + key: points((row for row in rows if row[name] == key), x, y) for key in keys}
 
 
 def points(rows: Iterable[Row], x: str, y: str) -> Points:
@@ -65,35 +65,32 @@ def points(rows: Iterable[Row], x: str, y: str) -> Points:
 
 
 def exponent(curve: Points) -> float:
-    """Return the slope of a straight line through the points, in logarithms of both.
+    """Return the slope of a straight line through two points or more, in logarithms of both.
 
     >>> round(exponent([(1, 1), (10, 100), (100, 10_000)]), 3)
     2.0
     """
     x, y = np.log([place for place, _ in curve]), np.log([value for _, value in curve])
-    return float(np.polyfit(x, y, 1)[0]) if len(curve) > 1 else math.nan
+    return float(np.polyfit(x, y, 1)[0])
 
 
 def write(path: Path, panels: Sequence[tuple[str, str, dict[str, Points]]]) -> None:
     """Draw panels side by side, each ``(x label, y label, curves)``, and write them as PNG."""
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
-    for axes, (x, y, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for number, (name, curve) in enumerate(shown.items()):
-            label = f"{name} ({exponent(curve):.2f})" if len(curve) > 1 else name
-            axes.plot(
-                *zip(*curve, strict=True),
-                color=LIGHT.series[number % len(LIGHT.series)],
-                marker=MARKERS[number % len(MARKERS)],
-                linestyle=DASHES[number % len(DASHES)],
-                label=label,
-            )
-        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
-        axes.grid(color=LIGHT.faint, linewidth=0.5)
-        axes.legend(title="(exponent)", fontsize=8, title_fontsize=8, frameon=False)
+    def paint(figure: Any, theme: plots.Theme) -> None:
+        for axes, (x, y, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for number, (name, curve) in enumerate(shown.items()):
+                label = f"{name} ({exponent(curve):.2f})" if len(curve) > 1 else name
+                axes.plot(*zip(*curve, strict=True), label=label, **plots.look(theme, number))
+            axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+            for axis in (axes.xaxis, axes.yaxis):  # reports' plots take text as it is, so no powers of ten as formulas
+                axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+                axis.set_minor_formatter(lambda *_: "")
+            axes.legend(title="(exponent)")
+
+    picture = plots.draw(path.stem, "how costs grow", paint, (4.2 * len(panels), 3.8)).light
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=RESOLUTION)
+        temporary.write_bytes(picture)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
 from benchmarks import facts
+from benchmarks.memory import peak_kb
 
 NAME = "Made"
 MODALITIES = ("text", "image")
@@ -100,7 +101,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "seconds_stage_2": figures["seconds"]["quantization"],
         "cpu_seconds": user + system,
         "system_share": system / (user + system),
-        "peak_rss_mb": after.ru_maxrss // 1024,
+        "peak_rss_mb": peak_kb() // 1024,
         "unique": len(np.unique(ids.codes, axis=0)),
         "unique_before": health["unique_before"],
     }

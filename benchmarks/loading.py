@@ -26,6 +26,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
 from benchmarks import facts
+from benchmarks.memory import peak_kb
 
 NAME, LENGTH = "Made", 8
 WAYS = ("RecBole", "patched", "ours")
@@ -95,15 +96,9 @@ def measure(way: str, folder: Path) -> dict[str, float]:
             setattr(np, name, value)
         config = importlib.import_module("recbole.config").Config(model="SASRec", dataset=NAME, config_dict=settings)
     create = importlib.import_module("recbole.data").create_dataset
-    before, start = peak(), time.process_time()
+    before, start = peak_kb(), time.process_time()
     create(config).build()
-    return {"cpu_seconds": time.process_time() - start, "peak_mb": (peak() - before) / 1024}
-
-
-def peak() -> int:
-    """Return the largest resident size of the process so far, in KB; not ``ru_maxrss``, which begins with the parent's."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0])
+    return {"cpu_seconds": time.process_time() - start, "peak_mb": (peak_kb() - before) / 1024}
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
-from benchmarks.training import EnoughError, Turns, peaks
+from benchmarks.training import PEERS, EnoughError, Turns, peaks
 
-MODELS = {"RecTools SASRec": "SASRecModel", "RecTools BERT4Rec": "BERT4RecModel", "RePlay SASRec": "SasRec"}
 NEEDED = ("rectools[torch]==0.19.0", "replay-rec[torch]==0.22.0")
 BATCH, RATE, DROPOUT = 256, 0.001, 0.2
 K = 10
@@ -33,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("width", "layers", "heads", "inner", "max_length", "threads", "epochs"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--model", choices=MODELS, required=True)
+    parser.add_argument("--model", choices=PEERS, required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data_path", type=Path, required=True)
     print(json.dumps(train(parser.parse_known_args()[0])), flush=True)
@@ -80,7 +79,7 @@ def of_rectools(args: argparse.Namespace, training: Any, valid: Any) -> tuple[Ca
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         return Trainer(max_epochs=args.epochs, accelerator="cpu", devices=1, **quiet)
 
-    model = getattr(rectools.models, MODELS[args.model])(
+    model = getattr(rectools.models, f"{args.model.removeprefix('RecTools ')}Model")(
         n_factors=args.width, n_blocks=args.layers, n_heads=args.heads, session_max_len=args.max_length,
         dropout_rate=DROPOUT, batch_size=BATCH, lr=RATE, epochs=args.epochs, loss="softmax", get_trainer_func=trainer,
         recommend_torch_device="cpu",

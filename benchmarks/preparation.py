@@ -27,6 +27,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
+from benchmarks.memory import peak_kb
+
 VERSIONS = ("convert", "pandas")
 LINE = 575  # bytes of an average line
 
@@ -113,11 +115,11 @@ def measure_here(version: str, reviews: Path, output: Path) -> dict[str, Any]:
     started = time.perf_counter()
     inter = {"convert": by_convert, "pandas": by_pandas}[version](reviews, output)
     seconds = time.perf_counter() - started
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = peak_kb() / 1000
     content = inter.read_bytes()
     shutil.rmtree(output)
     cpu = time.process_time()
-    result = {"seconds": seconds, "cpu_seconds": cpu, "peak_rss_mb": int(peak.split()[1]) / 1000}
+    result = {"seconds": seconds, "cpu_seconds": cpu, "peak_rss_mb": peak}
     return {**result, "rows": content.count(b"\n") - 1, "sha256": sha256(content).hexdigest()}
 
 

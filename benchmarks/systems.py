@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
 from benchmarks import facts
+from benchmarks.memory import peak_kb
 
 MODELS = (
     "QBERT4Rec", "SASRec (ours)", "SASRec", "GRU4Rec", "BERT4Rec", "VQRec", "MISSRec", "TIGER (reduced)",
@@ -116,7 +116,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             "epoch_seconds": epoch_seconds,
             "ms_per_user": 1000 * ranking / len(valid_data._dataset),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_mb": peak_kb() // 1024,
             "share": share,
         }
 

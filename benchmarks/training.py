@@ -40,6 +40,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks in benchmarks/ only
 
+from benchmarks.memory import peak_kb
+
 AS_IT_COMES = "as it comes"
 OURS = {"QBERT4Rec both": ["causal", "masked"], "QBERT4Rec causal": ["causal"], "QBERT4Rec masked": ["masked"]}
 RECBOLES = ("SASRec", "BERT4Rec", "GRU4Rec", *(f"{name} {AS_IT_COMES}" for name in ("SASRec", "BERT4Rec", "GRU4Rec")))
@@ -181,10 +183,8 @@ def peaks() -> dict[str, float | None]:
     """Peak memory of this process, and of the GPU's."""
     import torch
 
-    # Not getrusage: its figure starts from that of the process that started this one.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
-    return {"peak_rss_mb": int(line.split()[1]) * 1024 / 1e6, "peak_gpu_mb": gpu}
+    return {"peak_rss_mb": peak_kb() * 1024 / 1e6, "peak_gpu_mb": gpu}
 
 
 class Child:

@@ -125,7 +125,8 @@ def _with_palette(stream: io.BytesIO) -> bytes:
     return small.getvalue()
 
 
-def _look(theme: Theme, number: int) -> dict[str, Any]:
+def look(theme: Theme, number: int) -> dict[str, Any]:
+    """Return colour, marker and dashes of a series, as arguments of ``Axes.plot``."""
     round_ = number // len(theme.series)
     return {
         "color": theme.series[number % len(theme.series)],
@@ -162,14 +163,14 @@ def learning_curves(name: str, caption: str, curves: Mapping[str, Sequence[Curve
     def paint(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         for number, (row, runs) in enumerate(curves.items()):
-            look = _look(theme, number)
+            style = look(theme, number)
             for place, run in enumerate(runs):
                 x, y, stage = np.array(run.x, float), np.array(run.y, float), np.array(run.stage)
                 last = stage == stage.max(initial=0)
-                axes.plot(x[~last], y[~last], color=look["color"], linestyle=look["linestyle"], alpha=0.35)
-                axes.plot(x[last], y[last], color=look["color"], linestyle=look["linestyle"], alpha=0.8, linewidth=1.1)
+                axes.plot(x[~last], y[~last], color=style["color"], linestyle=style["linestyle"], alpha=0.35)
+                axes.plot(x[last], y[last], color=style["color"], linestyle=style["linestyle"], alpha=0.8, linewidth=1.1)
                 best = np.flatnonzero(last)[np.argmax(y[last])]
-                axes.plot(x[best], y[best], label=None if place else row, **{**look, "linestyle": "none"})
+                axes.plot(x[best], y[best], label=None if place else row, **{**style, "linestyle": "none"})
         axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, None), xlim=(0, None))
         axes.locator_params("x", integer=True)
         _legend(axes, len(curves))
@@ -202,7 +203,7 @@ def sweep(
                 yerr=[spread.sd or 0.0 for spread in spreads],
                 label=line,
                 capsize=3,
-                **_look(theme, number),
+                **look(theme, number),
             )
         axes.set_xticks(places, [f"{value:g}" if isinstance(value, float) else value for value in values])
         axes.set(xlabel=x_label, ylabel=y_label)
@@ -226,14 +227,14 @@ def seeds(name: str, caption: str, rows: Mapping[str, Mapping[str, Sequence[floa
     def paint(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         for number, setting in enumerate(settings):
-            look = {**_look(theme, number), "linestyle": "none"}
+            style = {**look(theme, number), "linestyle": "none"}
             labelled = False
             for place, row in enumerate(rows.values()):
                 values = row.get(setting, ())
                 if not values:
                     continue
                 height = place + (number - (len(settings) - 1) / 2) * 0.28
-                axes.plot(values, [height] * len(values), alpha=0.75, label=None if labelled else setting, **look)
+                axes.plot(values, [height] * len(values), alpha=0.75, label=None if labelled else setting, **style)
                 axes.plot([float(np.mean(values))] * 2, [height - 0.14, height + 0.14], color=theme.ink, linewidth=1.4)
                 labelled = True
         axes.set_yticks(range(len(rows)), list(rows))
@@ -298,7 +299,7 @@ def planes(name: str, caption: str, rows: Mapping[str, Mapping[str, Any]]) -> Pl
                 )
             for number, (kind, places) in enumerate(reversed(points.items())):  # the fused ones first, and so always blue
                 axes.plot(
-                    *places.T, **{**_look(theme, number), "linestyle": "none", "markersize": 3, "alpha": 0.85}, label=kind
+                    *places.T, **{**look(theme, number), "linestyle": "none", "markersize": 3, "alpha": 0.85}, label=kind
                 )
             axes.set(title=row, xlabel=known["axes"][0], ylabel=known["axes"][1])
             axes.set_aspect("equal", adjustable="datalim")
