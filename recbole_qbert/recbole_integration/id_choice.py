@@ -78,9 +78,10 @@ def _kinds(student: Any) -> list[str]:
     """List the kinds that data and settings allow; the first is that of the model as it was built."""
     config, network, modalities = student.config, student.model.network.config, len(_modalities(student))
     kinds, items = ["fused"], student.model.n_items - 1
-    codes = read(QuantizerConfig, ConfigValues(config)).for_catalog(items).codes
-    if modalities > 1 and codes ** (config["rq_levels"] // modalities) >= items:
-        kinds.append("per_modality")
+    if modalities > 1 and (levels := config["rq_levels"] // modalities):
+        quantizer = read(QuantizerConfig, {**ConfigValues(config), "rq_levels": levels}).for_catalog(items)
+        if quantizer.codes**levels >= items:
+            kinds.append("per_modality")
     if network.use_item_embedding and network.loss != "code":
         kinds.append("none")
     return kinds
