@@ -65,10 +65,10 @@ def load_backbone(name: str) -> Backbone:
         ImportError: a name is given and transformers is not installed.
         ValueError: it is another architecture; names the key that differs.
     """
-    require_backbone(name)
     folder = Path(name)
     if folder.is_dir():
         return Backbone(name, *read_folder(folder), read_tokenizer(folder))
+    require_backbone(name)
     from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
 
     try:

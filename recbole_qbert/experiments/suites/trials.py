@@ -277,7 +277,7 @@ def identity(config: Any, sources: Sequence[str] = ()) -> dict[str, Any]:
         resolved = {key: value for key, value in resolved.items() if key not in _OF_NETWORK}
         resolved |= {key: value for key, value in _OF_NETWORK.items() if value is not None}
     if final["rq_codes"] == "auto" and final["semantic_ids"] == "none":
-        resolved["rq_codes"] = 256  # as before there was auto: without IDs it changes nothing
+        resolved["rq_codes"] = 256  # what archived trials have in their key; without IDs it changes nothing
     elif final["rq_codes"] == "auto":
         form, folder = AtomicFormat.from_config(config), Path(final["data_path"])
         names = [folder / f"{final['dataset']}.inter", *(folder.parent / name / f"{name}.inter" for name in sources)]

@@ -9,7 +9,7 @@ from numba import njit
 
 from recbole_qbert.utils.jit import compiled
 
-Array = Any
+Array = np.ndarray
 HELD, PASSED, REACHED = range(3)  # rows of the marks of items
 
 
