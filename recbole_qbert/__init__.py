@@ -73,7 +73,7 @@ else:
         dataset=QBERT4RecDataset,
         trainer=QBERT4RecTrainer,
         properties=property_file("model/QBERT4Rec.yaml"),
-        reset_on_load={"pretrained": None, "rebuild": False},
+        reset_on_load={"pretrained": None, "rebuild": False, "code_init": "random"},
         check_values=check_all,
     )
     registry.register(

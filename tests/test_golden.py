@@ -265,6 +265,7 @@ def run_product(folder: Path) -> tuple[dict[str, list[int]], float]:
         "injection_gate": "paper",
         "injection_attention": "aligned",
         "injection_reconstruction": 0.0,
+        "code_init": "random",
         "injection_dropout": 0.0,
         "hidden_dropout_prob": 0.1,
         "attn_dropout_prob": 0.1,

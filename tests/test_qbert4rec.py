@@ -1,6 +1,7 @@
 """QBERT4Rec inside RecBole: contracts, data, determinism, tuning, reload, bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,35 @@ def test_predict_is_full_sort_predict(trained):
 def test_recboles_metrics_equal_ranks_counted_by_hand(trained):
     by_hand = metrics_from_ranks(experiment.target_ranks(trained, trained.test_data, exclude_history=False))
     assert trained.test() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_untrained_codes_know_what_items_are_like(data, tmp_path):
+    """With ``code_init: content`` items that stand near each other on the ring have near vectors before any training."""
+    near = {}
+    for code_init in ("content", "random"):
+        with experiment.working_directory(tmp_path):
+            run = experiment.train(configure(data, tmp_path, epochs=0, code_init=code_init, semantic_ids="fused"))
+        table = torch.nn.functional.normalize(run.model.network.item_table()[1:].detach(), dim=1)
+        place = torch.tensor([int(token[1:]) for token in run.model.ids.items])
+        distance = (place[:, None] - place).abs()
+        distance = torch.minimum(distance, 40 - distance)
+        alike = table @ table.T
+        near[code_init] = float(alike[(distance > 0) & (distance < 4)].mean() - alike[distance > 12].mean())
+    assert near["content"] > near["random"] + 0.3
+
+
+def test_a_checkpoint_is_loaded_without_features(data, tmp_path):
+    copy = tmp_path / "data" / NAME
+    shutil.copytree(data / NAME, copy)
+    with experiment.working_directory(tmp_path):
+        run = experiment.train(configure(copy.parent, tmp_path, epochs=1), checkpoint_file=tmp_path / "model.pth")
+    ids = tmp_path / "ids" / f"{NAME}.sid"
+    for file in copy.glob("*"):
+        if file.suffix != ".inter":
+            file.unlink()
+    shutil.copy(ids, copy)
+    model = checkpoint_io.load_data_and_model(tmp_path / "model.pth")[1]
+    assert torch.equal(model.network.codebook, run.model.network.codebook)
 
 
 def test_same_seed_same_metrics_other_seed_other_weights(data, tmp_path, trained):

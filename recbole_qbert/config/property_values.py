@@ -164,6 +164,7 @@ OF_OUR_MODELS: Mapping[str, Check] = {
     "hidden_dropout_prob": number(0, 0.95),
     "attn_dropout_prob": number(0, 0.95),
     "initializer_range": number(0, 10),
+    "code_init": one_of("content", "random"),
     "views": list_of(one_of("causal", "masked"), least=1, different=True),
     "score_views": optional(
         either(one_of("auto"), list_of(one_of("auto", "causal", "masked"), least=1, different=True)),

@@ -210,6 +210,7 @@ class TrainConfig(Settings):
     sampled_items: int = 4096
     teachers: int = 0
     teacher_weight: float = 2.0
+    code_init: str = "random"
     pretrained: str | None = None
     pretrained_parts: tuple[str, ...] = ("encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty")
 

@@ -13,6 +13,7 @@ from recbole_qbert.config.schema import SequenceConfig, TrainConfig, read
 from recbole_qbert.recbole_integration import checkpoint_io, patches
 from recbole_qbert.recbole_integration.scoring_model import ScoringRecommender
 from recbole_qbert.sequence.candidates import CandidateSampler
+from recbole_qbert.sequence.code_initialization import SPREAD, content_codebook
 from recbole_qbert.sequence.cooccurrence_prior import CooccurrencePrior
 from recbole_qbert.sequence.model import SemanticSequenceModel
 from recbole_qbert.sequence.soft_targets import SoftTargets
@@ -56,6 +57,9 @@ class QBERT4Rec(ScoringRecommender):
         self.catalog, self.vocabulary = digest(tokens), self.ids.vocabulary
         self.other_parameter_name = ["catalog", "vocabulary"]
         self.histories = digest([history.tolist() for history in dataset.histories])
+        takes_codes = self.settings.pretrained and "codebook" in self.settings.pretrained_parts
+        if self.settings.code_init == "content" and self.ids.codes.shape[1] and not takes_codes:
+            self._start_from_content(dataset)
         if self.settings.pretrained:
             self._start_from(self.settings.pretrained)
         # The same in every process, and int16, which process groups cannot send.
@@ -102,6 +106,17 @@ class QBERT4Rec(ScoringRecommender):
         """Return a digest of what training starts from besides the settings: data, IDs, pretrained weights."""
         start = self.settings.pretrained and sha256(Path(self.settings.pretrained))
         return digest([self.catalog, self.histories, self.ids.codes.tobytes().hex(), start])
+
+    def _start_from_content(self, dataset: Any) -> None:
+        """Start the embeddings of codes from the features of the items that have them; without features they stay random."""
+        vectors = dataset.content_vectors()
+        if vectors is None:
+            self.logger.info("code_init is content, but the data set has no features: code embeddings start at random")
+            return
+        codes, codebook = self.network.codes[1:].long(), self.network.codebook
+        embeddings, known = content_codebook(torch.from_numpy(vectors), codes, *codebook.shape[1:])
+        with torch.no_grad():
+            codebook[known] = embeddings[known] * (SPREAD * self.network.config.initializer_range)
 
     def _start_from(self, path: str) -> None:
         """Load pretrained weights of ``pretrained_parts``; the item embedding only if the catalog is the same.

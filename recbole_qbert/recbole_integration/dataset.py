@@ -170,6 +170,10 @@ class HistoryDataset(SequentialDataset):  # type: ignore[misc]
         """Return how alike the content of items is, ``[n_items, n_items]``; ``None`` without features."""
         return identifiers.content_likeness(self.config, self.catalog())
 
+    def content_vectors(self) -> np.ndarray | None:
+        """Return the standardized features of the items, ``[n_items - 1, D]`` without padding; ``None`` without features."""
+        return identifiers.content_vectors(self.config, self.catalog())
+
     def data_augmentation(self) -> None:
         """Make one row per user and part in place of RecBole's prefix rows."""
         self._aug_presets()

@@ -91,18 +91,27 @@ def content_likeness(config: Any, catalog: Catalog) -> sp.csr_matrix | None:
     Returns:
         ``[N + 1, N + 1]`` over RecBole's item ids; ``None`` without features, and for a union of several data sets.
     """
-    if config["domains"]:
-        return None
-    features = load_features(config, catalog).without(STRUCTURE)  # co-occurrence is evidence of its own
-    if not features.vectors:
-        return None
-    fusion = Concatenation.fit(features.vectors, features.present, stage_settings(with_defaults(config)).injection.dim)
-    likeness = content_neighbors.nearest(fusion(features.vectors, features.present))
+    vectors = None if config["domains"] else content_vectors(config, catalog)
+    likeness = None if vectors is None else content_neighbors.nearest(vectors)
     if likeness is None:
         return None
     count = len(catalog.items) + 1
     rows = np.concatenate([[0], likeness.indptr])  # no row and no column at 0, RecBole's padding
     return sp.csr_matrix((likeness.data, likeness.indices + 1, rows), shape=(count, count))
+
+
+def content_vectors(config: Any, catalog: Catalog) -> np.ndarray | None:
+    """Return the standardized features of the items side by side, ``[N, D]`` float32; ``None`` without features.
+
+    Args:
+        config: RecBole's configuration, of QBERT4Rec or of another model.
+        catalog: items and training histories.
+    """
+    features = load_features(config, catalog).without(STRUCTURE)  # co-occurrence is evidence of its own
+    if not features.vectors:
+        return None
+    fusion = Concatenation.fit(features.vectors, features.present, stage_settings(with_defaults(config)).injection.dim)
+    return fusion(features.vectors, features.present)
 
 
 def load_features(config: Any, catalog: Catalog, missing: str = "mask") -> ItemFeatures:

@@ -33,6 +33,7 @@ _FILES = ("semantic_id_file", "pretrained", "pre_model_path")  # properties that
 #: property does not enter the key: a new property makes no trial anew.
 LATER_PROPERTIES: Mapping[str, Any] = {
     "annealing": 0,
+    "code_init": "random",
     "train_users": 1.0,
     "pretrained_parts": ["encoder", "codebook", "item_embedding", "mask_vector", "repeat_penalty"],
     "text_vectors": "joined",

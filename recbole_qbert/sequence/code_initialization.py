@@ -1,0 +1,43 @@
+"""Code embeddings that start from what items are like, so that a network knows the content of items before it is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Standard deviation that the sum of an item's code embeddings has, relative to that of random embeddings.
+SPREAD = 5.0
+
+
+@torch.no_grad()
+def content_codebook(vectors: Tensor, codes: Tensor, size: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Compute code embeddings whose sum over an item's levels is near to the item's vector.
+
+    Level by level, a code gets the mean of what the levels before it leave of its items' vectors. These are first projected
+    on ``width`` principal axes and turned at random, which changes no likeness and gives every column the same share. The
+    paper is silent; chosen because the network then knows from the first step on which items are alike (docs/findings.md).
+
+    Args:
+        vectors: ``[N, D']`` float, what is known of the items.
+        codes: ``[N, K]`` int64, -1 where an item has no code at a level.
+        size: ``M``, codes per level.
+        width: ``D``, columns of the embeddings.
+        seed: seed of the turn.
+
+    Returns:
+        ``(embeddings [K, M, D], known [K, M])``: embeddings in which the mean square of an item's sum is 1, and which codes
+        have items. Codes without items have zeros.
+    """
+    vectors = vectors - vectors.mean(0)
+    axes = torch.linalg.eigh(vectors.T @ vectors)[1].flip(1)[:, :width]
+    turn = torch.linalg.qr(torch.randn(width, axes.shape[1], generator=torch.Generator().manual_seed(seed)))[0]
+    residual = vectors @ (axes @ turn.T)
+    residual /= residual.square().mean().sqrt().clamp(min=1e-12)
+    embeddings, counts = torch.zeros(codes.shape[1], size, width), torch.zeros(codes.shape[1], size)
+    for level, code in enumerate(codes.unbind(1)):
+        has_code = code >= 0
+        code, rest = code[has_code], residual[has_code]
+        counts[level] = torch.bincount(code, minlength=size)
+        embeddings[level].index_add_(0, code, rest).div_(counts[level].clamp(min=1)[:, None])
+        residual[has_code] = rest - embeddings[level, code]
+    return embeddings, counts > 0
