@@ -1,6 +1,7 @@
 """recbole_qbert.utils.environment: with which code and on what a result was made."""
 
 import subprocess
+import sys
 
 from recbole_qbert.utils import environment
 
@@ -27,3 +28,27 @@ def test_the_revision_is_of_the_code_and_results_in_the_repository_do_not_change
     assert environment.revision() == first
     (tmp_path / "recbole_qbert/utils/environment.py").write_text("changed = True")
     assert environment.revision() == f"{first}+"
+
+
+PEAKS = """
+import subprocess, sys
+import numpy as np
+from recbole_qbert.utils.environment import peak_memory_mb
+
+before = peak_memory_mb()
+if sys.argv[1:]:
+    print(before)
+    sys.exit()
+held = np.ones(300 * 2**17)
+child = subprocess.run([sys.executable, __file__, "child"], capture_output=True, text=True, check=True)
+print(before, peak_memory_mb(), child.stdout)
+"""
+
+
+def test_peak_memory_is_of_the_process_itself_and_not_of_the_one_that_started_it(tmp_path):
+    script = tmp_path / "peaks.py"
+    script.write_text(PEAKS)
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    before, after, child = map(int, run.stdout.split())
+    assert 290 < after - before < 320
+    assert child < before + 60

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,19 @@ def machine() -> dict[str, Any]:
         "load_1_min": round(os.getloadavg()[0], 2),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def peak_memory_mb() -> int:
+    """Return the largest resident size of this process so far, in MB of 2^20 bytes.
+
+    On Linux not by ``getrusage``, whose figure starts from that of the process that started this one.
+    """
+    if high_water := _first_value(Path("/proc/self/status"), "VmHWM"):
+        return round(int(high_water.split()[0]) / 2**10)
+    import resource  # not on Windows
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 def versions() -> dict[str, str | None]:

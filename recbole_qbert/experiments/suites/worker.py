@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -48,7 +47,6 @@ from recbole_qbert.utils.io import atomic_write, digest, file_lock, read_json, w
 from recbole_qbert.utils.metrics import metrics_from_ranks
 
 LOG_LINES = 40
-A_MB = 2**20 if sys.platform == "darwin" else 2**10  # what getrusage counts in: bytes there, KiB elsewhere
 
 
 def main() -> int:
@@ -167,7 +165,7 @@ def _run(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarr
         "curve": epochs,
         "epochs": len(trained.trainer.train_loss_dict),
         "seconds": seconds,
-        "peak_memory_mb": max(peak, _peak_mb()),
+        "peak_memory_mb": max(peak, environment.peak_memory_mb()),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "items": rows.item_num - 1,
         "users": len(ranks["users"]),
@@ -215,13 +213,8 @@ def _train(folder: Path, stage: Stage, config: Any) -> tuple[experiment.Run, dic
         "seconds": trained.seconds,
         "identifiers": getattr(trained.model, "identifier_figures", None),
         "checkpoint": os.path.abspath(trained.trainer.saved_model_file),
-        "peak_memory_mb": _peak_mb(),
+        "peak_memory_mb": environment.peak_memory_mb(),
     }
-
-
-def _peak_mb() -> int:
-    """Return the peak of this process's memory so far; a stage of another process has its own."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / A_MB)
 
 
 def _revision(file: Path) -> str | None:
