@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recbole_qbert.data.standardization import Standardization
+
 #: Standard deviation that the sum of an item's code embeddings has, relative to that of random embeddings.
 SPREAD = 5.0
 
@@ -28,11 +30,9 @@ def content_codebook(vectors: Tensor, codes: Tensor, size: int, width: int, seed
         ``(embeddings [K, M, D], known [K, M])``: embeddings in which the mean square of an item's sum is 1, and which codes
         have items. Codes without items have zeros.
     """
-    vectors = vectors - vectors.mean(0)
-    axes = torch.linalg.eigh(vectors.T @ vectors)[1].flip(1)[:, :width]
-    turn = torch.linalg.qr(torch.randn(width, axes.shape[1], generator=torch.Generator().manual_seed(seed)))[0]
-    residual = vectors @ (axes @ turn.T)
-    residual /= residual.square().mean().sqrt().clamp(min=1e-12)
+    standardization = Standardization.fit(vectors, width)
+    columns = torch.randn(width, standardization.width, generator=torch.Generator().manual_seed(seed))
+    residual = standardization(vectors) @ torch.linalg.qr(columns)[0].T * width**0.5
     embeddings, counts = torch.zeros(codes.shape[1], size, width), torch.zeros(codes.shape[1], size)
     for level, code in enumerate(codes.unbind(1)):
         has_code = code >= 0
