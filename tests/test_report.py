@@ -439,6 +439,31 @@ def test_a_sweep_is_drawn_over_its_values(tmp_path: Path, monkeypatch: pytest.Mo
     assert {"sweep_hit_10.png", "sweep_ndcg_10.png"} < {path.name for path in folder.glob("*.png")}
 
 
+def test_models_of_a_value_and_a_line_are_drawn_as_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that one of the lines lacks is left out."""
+    of = {"1 %, kNN": 0.1, "1 %, network": 0.2, "5 %, kNN": 0.3, "5 %, network": 0.4, "9 %, kNN": 0.5}
+    rows = tuple(
+        ResultRow(name, name, "QBERT4Rec", seeds=(1,), planned=1, figures=figures_of(0.0, figure))
+        for name, figure in of.items()
+    )
+    suite = Suite(
+        "few", "Few", "quality", metrics=METRICS, lines="users", models=tuple(ModelSpec(name, "QBERT4Rec") for name in of)
+    )
+    folder = write_suite(tmp_path, suite, comparison(rows, ""), [write_cell(tmp_path, name, 1) for name in of])
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "sweep", lambda *arguments: drawn.append(arguments))
+    figures.lines(read(folder))
+    (_, _, values, spreads, label, _), *others = drawn
+    assert (values, label, others) == (["1 %", "5 %"], "users", [])
+    assert {line: [spread.mean for spread in both] for line, both in spreads.items()} == {
+        "kNN": [0.1, 0.3],
+        "network": [0.2, 0.4],
+    }
+    monkeypatch.undo()
+    report.write(folder)
+    assert (folder / "lines.png").exists()
+
+
 def test_without_matplotlib_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'recbole-qbert[report]'")):

@@ -42,6 +42,7 @@ def write(results: Path, data_path: Path | None = None) -> Path:
         Section("results", "Results", "Results", own_table(suite)),
         Section("embeddings", "Embeddings", "Item vectors in one plane", sections.embeddings(suite, drawn["embeddings"])),
         Section("sweep", "Sweep", f"What {suite.spec['sweep']} changes", gallery(drawn["sweep"])),
+        Section("lines", "Lines", f"Results over {suite.spec.get('lines')}", gallery(drawn["lines"])),
         Section("seeds", "Seeds", "Every seed", gallery(drawn["seeds"])),
         Section("curves", "Learning", "Learning curves", gallery(drawn["curves"])),
         Section("depth", "Fusion depth", "Layers of fusion", sections.depth(suite, drawn["depth"])),

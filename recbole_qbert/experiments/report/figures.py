@@ -1,4 +1,4 @@
-"""Choose the plots of a suite: learning curves, seeds, sweep, embeddings in a plane, fusion depth."""
+"""Choose the plots of a suite: learning curves, seeds, sweep, lines, embeddings in a plane, fusion depth."""
 
 from __future__ import annotations
 
@@ -47,6 +47,22 @@ def sweep(suite: Suite) -> list[Plot]:
         caption = f"Test {name} over {label}: mean over seeds; bars are one standard deviation."
         made.append(plots.sweep(f"sweep_{metric.replace('@', '_')}", caption, values, spreads, label, f"test {name}"))
     return made
+
+
+def lines(suite: Suite) -> list[Plot]:
+    """Plot the models named ``<value>, <line>`` line by line over the values that all lines have (few users)."""
+    label = suite.spec.get("lines")  # which files of earlier versions do not have
+    found: dict[str, dict[str, Spread]] = {}
+    for row in suite.rows if label else ():
+        value, _, line = row["name"].partition(", ")
+        if row["figures"] and line:
+            found.setdefault(line, {})[value] = Spread(**row["figures"]["history_excluded"]["ndcg@10"])
+    values = [value for value in next(iter(found.values()), {}) if all(value in line for line in found.values())]
+    if not label or not values:
+        return []
+    spreads = {line: [by_value[value] for value in values] for line, by_value in found.items()}
+    caption = f"Test NDCG@10 over {label}, history left out: mean over seeds; bars are one standard deviation."
+    return [plots.sweep("lines", caption, values, spreads, label, "test NDCG@10")]
 
 
 def curves(suite: Suite) -> list[Plot]:
@@ -120,7 +136,7 @@ def embeddings(suite: Suite) -> list[Plot]:
 
 
 #: What a report draws, each where the suite has it.
-ALL = (seeds, sweep, curves, depth, embeddings)
+ALL = (seeds, sweep, lines, curves, depth, embeddings)
 
 
 def _points(curve: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float, float]]:

@@ -28,7 +28,7 @@ _RENAMED_KEYS = {"rows": "models", "against": "reference"}  # of a suite file
 _Types = tuple[type, ...]
 _SUITE: dict[str, _Types] = {
     "title": (str,), "paper": (str,), "kind": (str,), "metrics": (list,), "seeds": (list,), "reference": (str,),
-    "shared": (dict, str), "sweep": (dict,), "transfer": (bool,), "options": (dict,), "models": (dict,),
+    "shared": (dict, str), "sweep": (dict,), "lines": (str,), "transfer": (bool,), "options": (dict,), "models": (dict,),
 }  # fmt: skip
 _MODEL: dict[str, _Types] = {
     "model": (str,), "files": (list,), "settings": (dict,), "stages": (list,), "seeds": (int,), "note": (str,),
@@ -87,6 +87,7 @@ class Suite:
         shared: properties of every model: the evaluation protocol stands here, in one place.
         models: in the order of the table.
         sweep: label of the property that varies from model to model, if one does.
+        lines: what varies between models that are named ``<value>, <line>``; each line is drawn over the values.
         transfer: models may be pretrained on other data sets (``--sources``).
         options: further options of the kind.
     """
@@ -101,6 +102,7 @@ class Suite:
     shared: Mapping[str, Any] = field(default_factory=dict)
     models: tuple[ModelSpec, ...] = ()
     sweep: str = ""
+    lines: str = ""
     transfer: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -166,7 +168,7 @@ def load(name: str) -> Suite:
         other = path.with_name(f"{shared}.yaml")
         other = other if other.exists() or shared not in names() else property_file(f"benchmark/{shared}.yaml")
         shared = _checked(_read(other), _SUITE, str(other), ("shared",))["shared"]
-    copied = {key: content[key] for key in ("title", "kind", "paper", "transfer", "options") if key in content}
+    copied = {key: content[key] for key in ("title", "kind", "paper", "lines", "transfer", "options") if key in content}
     metrics = tuple(content.get("metrics", METRICS))
     return Suite(
         path.stem, **copied, metrics=metrics, seeds=tuple(seeds), reference=reference, shared=shared,
