@@ -476,14 +476,16 @@ def test_transfer_rows_share_one_vocabulary(data, tmp_path):
         "plain": {"model": "QBERT4Rec", "settings": plain},
         "few": {"model": "QBERT4Rec", "settings": plain | {"train_users": 0.2}},
         "zero": {"model": "QBERT4Rec", "settings": plain | {"epochs": 0}},
+        "random": {"model": "QBERT4Rec", "settings": plain | {"code_init": "random"}},
         "alone": {"model": "QBERT4Rec", "settings": OURS | {"pretrain_epochs": 0}, "sources": 0},
         "kNN": {"model": "CooccurrenceKNN"},
     }
     plan = run_here(planned(tmp_path, data, rows, {"epochs": 1}, sources=["Other"], transfer=True))
-    none, plain, few, zero, alone, knn = plan.trials
+    none, plain, few, zero, random, alone, knn = plan.trials
     assert [epoch["stage"] for epoch in zero.result()["curve"]] == ["pretrain"]
     assert few.result()["curve"][0] == plain.result()["curve"][0]  # the same pretraining, which was run once
-    assert len(list((tmp_path / "out" / "pretrained").rglob("stage.json"))) == 1
+    assert random.result()["curve"][0]["train_loss"] != plain.result()["curve"][0]["train_loss"]  # a pretraining of its own
+    assert len(list((tmp_path / "out" / "pretrained").rglob("stage.json"))) == 2
     assert few.result()["test"] != plain.result()["test"] != zero.result()["test"]
     assert alone.request["sources"] == knn.request["sources"] == []
     untouched = planned(tmp_path, data, {"kNN": {"model": "CooccurrenceKNN"}}, {"epochs": 1}).trials[0]

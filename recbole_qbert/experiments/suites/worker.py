@@ -47,6 +47,9 @@ from recbole_qbert.utils.io import atomic_write, digest, file_lock, read_json, w
 from recbole_qbert.utils.metrics import metrics_from_ranks
 
 LOG_LINES = 40
+#: Properties of training on the target, with the values that stages 1 and 2 and pretraining on the sources have in every
+#: trial: whatever a trial varies of the target, its pretraining is that of the other trials, and shared with them.
+SHARED_PRETRAINING = {name: LATER_PROPERTIES[name] for name in ("annealing", "train_users", "pretrained_parts")}
 
 
 def main() -> int:
@@ -249,8 +252,7 @@ def _stages(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]) ->
     if request["sources"]:
         union, ids = _vocabulary(request, config, base)
         before.dataset, before.data_path = union.dataset, str(union.data_path)
-        # Whatever a trial varies of the target, its pretraining is that of the other trials, and shared with them.
-        before.settings |= {**LATER_PROPERTIES, **{key: union.properties[key] for key in ("semantic_id_file", "domains")}}
+        before.settings |= SHARED_PRETRAINING | {key: union.properties[key] for key in ("semantic_id_file", "domains")}
         last.settings["semantic_id_file"] = str(ids)
     pretrained = config["pretrain_epochs"] > 0 and not config["pretrained"]
     return [before, last] if pretrained else [last]
@@ -296,7 +298,7 @@ def _vocabulary(request: Mapping[str, Any], config: Any, base: Mapping[str, Any]
     settings = asdict(stage_settings(patches.ConfigValues(config)))
     folder = Path(request["vocabularies"]) / digest([sources, data, settings])[:12]
     files = [resolve_property_file(file) for file in request["files"]]
-    job = Job.of("", request["data_path"], folder, {**base, **LATER_PROPERTIES}, files)
+    job = Job.of("", request["data_path"], folder, {**base, **SHARED_PRETRAINING}, files)
     with file_lock(folder):
         vocabulary = build_vocabulary(job, sources, [target])
     return vocabulary.pretraining, vocabulary.folder / f"{target}.sid"
