@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from recbole_qbert.data.standardization import Standardization
 
@@ -16,8 +17,9 @@ def content_codebook(vectors: Tensor, codes: Tensor, size: int, width: int, seed
     """Compute code embeddings whose sum over an item's levels is near to the item's vector.
 
     Level by level, a code gets the mean of what the levels before it leave of its items' vectors. These are first projected
-    on ``width`` principal axes and turned at random, which changes no likeness and gives every column the same share. The
-    paper is silent; chosen because the network then knows from the first step on which items are alike (docs/findings.md).
+    on ``width`` principal axes, given the same length, so that none is preferred, and turned at random, which changes no
+    likeness and gives every column the same share. The paper is silent; chosen because the network then knows from the first
+    step on which items are alike (docs/findings.md).
 
     Args:
         vectors: ``[N, D']`` float, what is known of the items.
@@ -32,7 +34,7 @@ def content_codebook(vectors: Tensor, codes: Tensor, size: int, width: int, seed
     """
     standardization = Standardization.fit(vectors, width)
     columns = torch.randn(width, standardization.width, generator=torch.Generator().manual_seed(seed))
-    residual = standardization(vectors) @ torch.linalg.qr(columns)[0].T * width**0.5
+    residual = F.normalize(standardization(vectors), dim=1) @ torch.linalg.qr(columns)[0].T * width**0.5
     embeddings, counts = torch.zeros(codes.shape[1], size, width), torch.zeros(codes.shape[1], size)
     for level, code in enumerate(codes.unbind(1)):
         has_code = code >= 0
