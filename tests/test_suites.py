@@ -232,6 +232,8 @@ def test_the_key_is_of_what_matters(data, tmp_path):
     assert key({"settings": {"semantic_ids": "none"}}) == key({"settings": {"semantic_ids": "none", "rq_codes": 256}})
     assert plain == key({}, {"worker": 0}) == key({"settings": {"checkpoint_dir": "elsewhere"}})
     assert plain != key({"settings": {"rq_codes": 128}})
+    assert plain != key({"settings": {"code_init": "random"}})
+    assert key({"settings": {"semantic_ids": "none"}}) == key({"settings": {"semantic_ids": "none", "code_init": "random"}})
     assert plain == key({"settings": {"injection_gate": "none"}})  # of a network that does not run
     network = {"fusion": "injection"}
     assert key({"settings": network | {"injection_gate": "none"}}) != key({"settings": network | {"injection_gate": "auto"}})

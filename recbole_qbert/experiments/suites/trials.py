@@ -277,6 +277,8 @@ def identity(config: Any, sources: Sequence[str] = ()) -> dict[str, Any]:
     if final["fusion"] == "concatenation":
         resolved = {key: value for key, value in resolved.items() if key not in _OF_NETWORK}
         resolved |= {key: value for key, value in _OF_NETWORK.items() if value is not None}
+    if final["semantic_ids"] == "none":
+        resolved.pop("code_init", None)  # there are no codes
     if final["rq_codes"] == "auto" and final["semantic_ids"] == "none":
         resolved["rq_codes"] = 256  # what archived trials have in their key; without IDs it changes nothing
     elif final["rq_codes"] == "auto":
