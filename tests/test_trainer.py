@@ -462,3 +462,13 @@ def test_annealing_goes_on_from_the_best_weights_with_the_ranking_view_and_resum
         assert [line["loss"] for line in json_lines(folder / "f.jsonl")] == [line["loss"] for line in logs[1]]
     finished = train(tmp_path / "annealed")
     assert torch.equal(finished.model.network.item_embedding, annealed.model.network.item_embedding)
+
+
+@pytest.mark.parametrize(("batch", "patience", "warned"), [(64, 1, True), (8, 1, False), (64, 0, False)])
+def test_epochs_of_few_steps_are_warned_of(configure, tmp_path, caplog, batch, patience, warned):
+    """Early stopping counts epochs, of which one may be a single step."""
+    train(configure(epochs=2, train_batch_size=batch, stopping_step=patience, state="WARNING"), tmp_path)
+    found = [record.message for record in caplog.records if "train_batch_size" in record.message]
+    assert bool(found) == warned
+    if warned:
+        assert "1 step " in found[0] and "60 users" in found[0]

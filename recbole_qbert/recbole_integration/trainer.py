@@ -25,6 +25,9 @@ from recbole_qbert.sequence import prior_fitting
 from recbole_qbert.sequence.soft_targets import SoftTargets
 from recbole_qbert.utils.distributed import barrier
 
+#: Steps of an epoch below which a warning is given: early stopping counts epochs.
+FEW_STEPS = 4
+
 
 class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
     """RecBole's ``Trainer`` with its own epochs, evaluation and resuming.
@@ -161,6 +164,17 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             self._save_checkpoint(len(self.train_loss_dict) - 1, verbose=False)
         return self._with_prior(valid_data, saved)
 
+    def _warn_of_few_steps(self, users: int) -> None:
+        """Say that early stopping may come before anything is learned, where an epoch has only a few steps."""
+        batch, patience = self.config["train_batch_size"], self.stopping_step
+        steps = -(-users // batch)
+        if steps < FEW_STEPS and self.rank == 0 and 0 < patience < self.epochs:
+            self.logger.warning(
+                f"An epoch has {steps} step{'s' * (steps > 1)} ({users} users, train_batch_size {batch}), so stopping_step "
+                f"{patience} may end training before anything is learned: lower train_batch_size to about "
+                f"{max(users // 8, 1)}, or raise stopping_step"
+            )
+
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
         """Train on all users once; return the summed loss of the batches."""
         del loss_func
@@ -173,6 +187,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
         masks = torch.Generator(self.device).manual_seed(seed + 1)
         torch.manual_seed(seed + 2 + self.rank)  # dropout; a process drops its own
         order = self._users(rows, torch.Generator().manual_seed(seed))
+        if epoch_idx == 0:
+            self._warn_of_few_steps(len(order))
         at_hand = self._training_rows(rows)
         total = 0.0
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
