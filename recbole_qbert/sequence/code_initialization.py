@@ -13,7 +13,7 @@ SPREAD = 5.0
 
 
 @torch.no_grad()
-def content_codebook(vectors: Tensor, codes: Tensor, size: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def content_codebook(vectors: Tensor, codes: Tensor, size: int, width: int) -> tuple[Tensor, Tensor]:
     """Compute code embeddings whose sum over an item's levels is near to the item's vector.
 
     Level by level, a code gets the mean of what the levels before it leave of its items' vectors. These are first projected
@@ -26,14 +26,13 @@ def content_codebook(vectors: Tensor, codes: Tensor, size: int, width: int, seed
         codes: ``[N, K]`` int64, -1 where an item has no code at a level.
         size: ``M``, codes per level.
         width: ``D``, columns of the embeddings.
-        seed: seed of the turn.
 
     Returns:
         ``(embeddings [K, M, D], known [K, M])``: embeddings in which the mean square of an item's sum is 1, and which codes
         have items. Codes without items have zeros.
     """
     standardization = Standardization.fit(vectors, width)
-    columns = torch.randn(width, standardization.width, generator=torch.Generator().manual_seed(seed))
+    columns = torch.randn(width, standardization.width, generator=torch.Generator().manual_seed(0))
     residual = F.normalize(standardization(vectors), dim=1) @ torch.linalg.qr(columns)[0].T * width**0.5
     embeddings, counts = torch.zeros(codes.shape[1], size, width), torch.zeros(codes.shape[1], size)
     for level, code in enumerate(codes.unbind(1)):
