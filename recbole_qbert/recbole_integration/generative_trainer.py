@@ -46,6 +46,8 @@ class GenerativeTrainer(QBERT4RecTrainer):
     not interrupted. With ``valid_users`` the epoch is chosen on a seeded sample of the validation users.
     """
 
+    rows_are = "examples"
+
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self._samples: dict[int, tuple[Any, Any]] = {}  # loaders and their samples, by id

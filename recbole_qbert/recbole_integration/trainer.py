@@ -43,6 +43,8 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
     count against the model. With several processes each ranks a share of the users, and all receive all ranks.
     """
 
+    rows_are = "users"  # what an epoch goes through
+
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.parallel = not config["single_spec"]
@@ -164,15 +166,15 @@ class QBERT4RecTrainer(Trainer):  # type: ignore[misc]
             self._save_checkpoint(len(self.train_loss_dict) - 1, verbose=False)
         return self._with_prior(valid_data, saved)
 
-    def _warn_of_few_steps(self, users: int) -> None:
+    def _warn_of_few_steps(self, rows: int) -> None:
         """Say that early stopping may come before anything is learned, where an epoch has only a few steps."""
         batch, patience = self.config["train_batch_size"], self.stopping_step
-        steps = -(-users // batch)
+        steps = -(-rows // batch)
         if steps < FEW_STEPS and self.rank == 0 and 0 < patience < self.epochs:
             self.logger.warning(
-                f"An epoch has {steps} step{'s' * (steps > 1)} ({users} users, train_batch_size {batch}), so stopping_step "
-                f"{patience} may end training before anything is learned: lower train_batch_size to about "
-                f"{max(users // 8, 1)}, or raise stopping_step"
+                f"An epoch has {steps} step{'s' * (steps > 1)} ({rows} {self.rows_are}, train_batch_size {batch}), so "
+                f"stopping_step {patience} may end training before anything is learned: lower train_batch_size to about "
+                f"{max(rows // 8, 1)}, or raise stopping_step"
             )
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:

@@ -52,17 +52,17 @@ def sweep(suite: Suite) -> list[Plot]:
 def lines(suite: Suite) -> list[Plot]:
     """Plot the models named ``<value>, <line>`` line by line over the values that all lines have (few users)."""
     label = suite.spec.get("lines")  # which files of earlier versions do not have
+    if not label:
+        return []
     found: dict[str, dict[str, Spread]] = {}
-    for row in suite.rows if label else ():
+    for row in suite.rows:
         value, _, line = row["name"].partition(", ")
         if row["figures"] and line:
             found.setdefault(line, {})[value] = Spread(**row["figures"]["history_excluded"]["ndcg@10"])
     values = [value for value in next(iter(found.values()), {}) if all(value in line for line in found.values())]
-    if not label or not values:
-        return []
     spreads = {line: [by_value[value] for value in values] for line, by_value in found.items()}
     caption = f"Test NDCG@10 over {label}, history left out: mean over seeds; bars are one standard deviation."
-    return [plots.sweep("lines", caption, values, spreads, label, "test NDCG@10")]
+    return [plots.sweep("lines", caption, values, spreads, label, "test NDCG@10")] if values else []
 
 
 def curves(suite: Suite) -> list[Plot]:

@@ -277,10 +277,10 @@ def identity(config: Any, sources: Sequence[str] = ()) -> dict[str, Any]:
     if final["fusion"] == "concatenation":
         resolved = {key: value for key, value in resolved.items() if key not in _OF_NETWORK}
         resolved |= {key: value for key, value in _OF_NETWORK.items() if value is not None}
-    if final["semantic_ids"] == "none":
-        resolved.pop("code_init", None)  # there are no codes
-    if final["rq_codes"] == "auto" and final["semantic_ids"] == "none":
-        resolved["rq_codes"] = 256  # what archived trials have in their key; without IDs it changes nothing
+    if final["semantic_ids"] == "none":  # in the key as in that of archived trials: without IDs neither changes anything
+        resolved.pop("code_init", None)
+        if final["rq_codes"] == "auto":
+            resolved["rq_codes"] = 256
     elif final["rq_codes"] == "auto":
         form, folder = AtomicFormat.from_config(config), Path(final["data_path"])
         names = [folder / f"{final['dataset']}.inter", *(folder.parent / name / f"{name}.inter" for name in sources)]
